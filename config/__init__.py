@@ -1,0 +1,1 @@
+"""Settings and logs: the only place where the environment is read."""

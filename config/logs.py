@@ -1,0 +1,90 @@
+"""Structured logs on standard error: structlog in front, the standard library's loggers through the same door."""
+
+import logging
+import os
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+# Characters of one value. An error that quotes a message of a megabyte must not fill the log with it.
+_VALUE_MAX = 10_000
+_PASSWORD = re.compile(r"(?P<start>[a-z][a-z0-9+.-]*://[^\s:/@]*):[^\s@]*@", re.IGNORECASE)
+
+# Loggers of libraries that say in many lines what the worker says in one.
+_NOISY = ("aio_pika", "aiormq", "alembic", "sqlalchemy", "uvicorn", "asyncio")
+
+Record = MutableMapping[str, Any]
+
+
+def configure_logs(level: str, log_format: str) -> None:
+    """Log records of *level* and above as JSON lines (``json``) or for people (``console``)."""
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                tidy,
+                _renderer(log_format),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    # aiormq reports as an error each close that the worker handles, and says itself in words.
+    logging.getLogger("aiormq.connection").setLevel(logging.CRITICAL)
+    # Warnings become records too; without this they reach the terminal unformatted.
+    logging.captureWarnings(capture=True)
+
+
+def tidy(_logger: object, _method: str, record: Record) -> Record:
+    """Mask the password of every URL in *record* and shorten what is too long; never raises."""
+    for name, value in record.items():
+        if isinstance(value, bool | int | float | None):
+            continue
+        text = value if isinstance(value, str) else _as_text(value)
+        # Half of a surrogate pair cannot be written to any terminal or file.
+        text = text.encode("utf-8", "backslashreplace").decode()
+        text = _PASSWORD.sub(r"\g<start>:***@", text)
+        record[name] = text if len(text) <= _VALUE_MAX else text[:_VALUE_MAX] + f"… ({len(text)} characters)"
+    return record
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    try:
+        return str(value)
+    except Exception as error:  # noqa: BLE001 - a value that cannot be printed must not cost the record
+        return f"<{type(value).__name__} that cannot be printed: {type(error).__name__}>"
+
+
+def _renderer(log_format: str) -> structlog.types.Processor:
+    if log_format == "console":
+        colors = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+        return structlog.dev.ConsoleRenderer(colors=colors)
+    return structlog.processors.JSONRenderer(ensure_ascii=False)

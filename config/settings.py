@@ -1,0 +1,216 @@
+"""The settings, read from the environment once and checked all together. Contract section 6.
+
+A fault names the variable, what was found and what would be right; a secret's value is never part of it.
+"""
+
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_core import PydanticUndefined
+
+_SECRETS = ("database_url", "amqp_url")
+# Stands for a URL that a command does not need and nobody gave.
+_UNSET = {"database_url": "postgresql://unset", "amqp_url": "amqp://unset"}
+
+
+class SettingsError(Exception):
+    """The environment is not as it must be; the text has one line a fault."""
+
+
+def _words(value: object) -> object:
+    if isinstance(value, str):
+        return frozenset(word.strip() for word in value.split(",") if word.strip())
+    return value
+
+
+def _database_url(value: SecretStr) -> SecretStr:
+    url = value.get_secret_value()
+    scheme, separator, rest = url.partition("://")
+    if scheme not in {"postgresql", "postgres", "postgresql+asyncpg"} or not separator:
+        raise ValueError("not a PostgreSQL URL")
+    return SecretStr(f"postgresql://{rest}")
+
+
+def _amqp_url(value: SecretStr) -> SecretStr:
+    parts = urlsplit(value.get_secret_value())
+    if parts.scheme not in {"amqp", "amqps"} or not parts.hostname:
+        raise ValueError("not an AMQP URL")
+    return value
+
+
+Names = Annotated[frozenset[str], BeforeValidator(_words)]
+
+
+class Settings(BaseModel):
+    """All settings; each field is the variable of the same name in upper case."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    database_url: Annotated[SecretStr, AfterValidator(_database_url)] = Field(
+        description="PostgreSQL, as libpq writes it; or DATABASE_URL_FILE, a mounted secret"
+    )
+    amqp_url: Annotated[SecretStr, AfterValidator(_amqp_url)] = Field(
+        description="RabbitMQ, amqp:// or amqps://; or AMQP_URL_FILE, a mounted secret"
+    )
+    transaction_coordinator_enabled: bool = Field(False, description="atomic transactions; set it to true")
+    transaction_coordinator_tenants: Names = Field(
+        frozenset(), description="gradual rollout: these tenants are atomic, the rest legacy; empty: all"
+    )
+    legacy_fallback_enabled: bool = Field(
+        False, description="after a failed transaction, fall back to the legacy non-atomic writes"
+    )
+    # Memory is prefetch times MESSAGE_MAX_BYTES at the worst.
+    prefetch_count: int = Field(200, ge=1, le=65_535, description="deliveries a worker holds at once")
+    batch_max_runs: int = Field(50, ge=1, le=5_000, description="runs a transaction, at most")
+    max_concurrent_transactions: int = Field(2, ge=1, le=100, description="transactions at once")
+    delivery_max_attempts: int = Field(
+        5,
+        ge=1,
+        le=1_000,
+        description="tries at a message that fails for a reason of its own, before it is parked",
+    )
+    # RabbitMQ itself refuses more than 128 MiB (4.x: 16 MiB unless raised).
+    message_max_bytes: int = Field(
+        1_048_576, ge=1_024, le=134_217_728, description="bytes of a message's body"
+    )
+    trusted_publishers: Names = Field(
+        frozenset(), description="broker users whose verified user_id is accepted; empty: any"
+    )
+    require_event_subscribers: bool = Field(
+        False, description="an event that no queue takes stays in the outbox instead of counting as published"
+    )
+    http_host: str = Field("0.0.0.0", description="where /metrics, /livez and /readyz are served")
+    http_port: int = Field(9464, ge=0, le=65_535, description="0: any free port")
+    shutdown_grace_seconds: float = Field(
+        25.0, gt=0, le=3_600, description="seconds to finish what was taken, on SIGTERM"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="the least that is logged"
+    )
+    log_format: Literal["json", "console"] = Field("json", description="console for people")
+    # What is allowed and probably not meant; filled by load_settings.
+    warnings: tuple[str, ...] = Field((), exclude=True, repr=False)
+
+
+_VARIABLES = tuple(name for name in Settings.model_fields if name != "warnings")
+
+
+def load_settings(
+    environ: Mapping[str, str] | None = None, *, need_amqp: bool = True, need_database: bool = True
+) -> Settings:
+    """Return the settings that *environ* (by default the process's) describes; raise :class:`SettingsError`.
+
+    A command that talks to one server only says which it does not need; that URL is then empty where none is given.
+    An empty variable counts as not set, as deployment templates often write it.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {name: environ[name.upper()] for name in _VARIABLES if environ.get(name.upper())}
+    needed = {"database_url": need_database, "amqp_url": need_amqp}
+    faults: dict[str, str] = {}
+    for name in _SECRETS:
+        fault = _read_secret(name, environ, values)
+        if fault:
+            faults[name] = fault
+        if name not in values and (fault or not needed[name]):
+            values[name] = _UNSET[name]
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        for fault_found in error.errors(include_url=False):
+            name = str(fault_found["loc"][0])
+            faults.setdefault(name, _in_words(name, fault_found))
+    if faults:
+        raise SettingsError("\n".join(faults.values()))
+    return settings.model_copy(update={"warnings": _warnings(settings, environ)})
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """Return variable, default and meaning of each setting, for the README."""
+    return [
+        (name.upper(), _default(name), Settings.model_fields[name].description or "") for name in _VARIABLES
+    ]
+
+
+def _default(name: str) -> str:
+    default = Settings.model_fields[name].default
+    if default is PydanticUndefined:
+        return "required"
+    if isinstance(default, bool):
+        return str(default).lower()
+    return (
+        "empty" if default == frozenset() else f"{default:g}" if isinstance(default, float) else str(default)
+    )
+
+
+def _read_secret(name: str, environ: Mapping[str, str], values: dict[str, Any]) -> str | None:
+    """Take the secret from the file that ``<NAME>_FILE`` names, if it does; return what is wrong with that."""
+    variable = f"{name.upper()}_FILE"
+    path = environ.get(variable)
+    if not path:
+        return None
+    if name in values:
+        return f"{name.upper()}: set, and {variable} too; set one of them"
+    try:
+        secret = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        return f"{variable}: cannot read {path}: {reason}; it must hold the URL and nothing else"
+    if not secret:
+        return f"{variable}: {path} is empty; it must hold the URL"
+    values[name] = secret
+    return None
+
+
+def _in_words(name: str, fault: Mapping[str, Any]) -> str:
+    variable = name.upper()
+    if fault["type"] == "missing":
+        return f"{variable}: not set; expected {_EXPECTED[name]}"
+    found = "a value that is kept secret" if name in _SECRETS else repr(fault["input"])[:80]
+    return f"{variable}: found {found}; expected {_EXPECTED.get(name) or _expected(fault)}"
+
+
+_EXPECTED = {
+    "database_url": "postgresql://user:password@host/database, with libpq's parameters such as ?sslmode=require",
+    "amqp_url": "amqp://user:password@host:5672/vhost, or amqps:// for TLS",
+}
+
+
+def _expected(fault: Mapping[str, Any]) -> str:
+    kind, context = str(fault["type"]), fault.get("ctx", {})
+    if kind.startswith("bool"):
+        return "true or false"
+    if kind.startswith("int"):
+        return "a whole number"
+    if kind.startswith("float"):
+        return "a number"
+    if kind == "literal_error":
+        return f"one of {context['expected']}"
+    bounds = {
+        "greater_than_equal": ("at least", "ge"),
+        "less_than_equal": ("at most", "le"),
+        "greater_than": ("above", "gt"),
+    }
+    if kind in bounds:
+        words, key = bounds[kind]
+        return f"{words} {context[key]}"
+    return str(fault["msg"])
+
+
+def _warnings(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]:
+    found = []
+    if settings.batch_max_runs > settings.prefetch_count:
+        found.append(
+            f"BATCH_MAX_RUNS={settings.batch_max_runs} is never reached: PREFETCH_COUNT is {settings.prefetch_count}"
+        )
+    known = {name.upper() for name in _VARIABLES} | {f"{name.upper()}_FILE" for name in _SECRETS}
+    for variable in sorted(set(environ) - known):
+        # A near miss of a long name is a slip of the pen; short names belong to others too often.
+        near = get_close_matches(variable, known, n=1, cutoff=0.9)
+        if near and len(variable) > 8:
+            found.append(f"{variable} is not a setting; did you mean {near[0]}?")
+    return tuple(found)

@@ -1,0 +1,204 @@
+"""Settings in, a worker out: the only file that knows everything."""
+
+import asyncio
+import signal
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncEngine
+from yarl import URL
+
+from config.settings import Settings, load_settings
+from consumer.broker import BrokerConnection
+from consumer.database import create_engine, probe
+from consumer.dispatch import Dispatcher, Rollout
+from consumer.health import Health
+from consumer.http import HttpService, application
+from consumer.inbox import Arrival
+from consumer.intake import Delivery, Intake
+from consumer.legacy import LegacyCloseOut
+from consumer.message import decode
+from consumer.metrics import Metrics, installed_version
+from consumer.publisher import ConfirmedChannel, EventPublisher
+from consumer.relay import Relay
+from consumer.settling import Settler
+from consumer.transaction import RunCompletionTransaction
+from consumer.worker import Worker
+from domains.policies.book import PolicyBook
+
+log = structlog.get_logger(__name__)
+
+# Connections beside one a transaction: the relay's, the probe's, and the record of a rollback.
+_SPARE_CONNECTIONS = 3
+
+
+@dataclass(slots=True)
+class Service:
+    """The whole process: worker, relay and HTTP, and what they stand on."""
+
+    worker: Worker
+    relay: Relay
+    http: HttpService
+    engine: AsyncEngine
+    publishing: BrokerConnection
+
+    async def run(self) -> None:
+        """Work until SIGTERM or SIGINT, drain, and close everything; a second signal ends the process at once."""
+        async with AsyncExitStack() as closing:
+            closing.push_async_callback(self.engine.dispose)
+            closing.push_async_callback(self.publishing.close)
+            self._listen_for_signals()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.http.run())
+                group.create_task(self.relay.run(self.worker.stopping))
+                await self.worker.run()
+                self.http.stop()
+        log.info("stopped")
+
+    def _listen_for_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+
+        def on_signal(number: signal.Signals) -> None:
+            if self.worker.stopping.is_set():
+                log.warning("second signal: ending at once", signal=number.name)
+                # The default action, so that the exit status says which signal it was.
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            log.info("stopping", signal=number.name)
+            self.worker.stop()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal, number)
+
+
+def build_service(settings: Settings) -> Service:
+    """Assemble the worker that *settings* describe. Needs a running loop; nothing is connected yet."""
+    metrics = Metrics()
+    metrics.coordinator_enabled.set(settings.transaction_coordinator_enabled)
+    health = Health(metrics)
+    engine = create_engine(
+        settings.database_url.get_secret_value(),
+        pool_size=settings.max_concurrent_transactions + _SPARE_CONNECTIONS,
+    )
+    amqp_url = settings.amqp_url.get_secret_value()
+    # Two connections: a broker in alarm blocks publishers, and acks must still flow.
+    consuming = BrokerConnection(amqp_url, name="closeout consume")
+    publishing = BrokerConnection(amqp_url, name="closeout publish")
+    publisher = partial(
+        EventPublisher, metrics=metrics, require_subscribers=settings.require_event_subscribers
+    )
+    policies = PolicyBook()
+    events = publisher(ConfirmedChannel(publishing))
+    dispatcher = Dispatcher(
+        coordinator=RunCompletionTransaction(
+            engine=engine, policies=policies, publisher=events, metrics=metrics
+        ),
+        legacy=LegacyCloseOut(engine=engine, policies=policies, publisher=events, metrics=metrics),
+        rollout=Rollout(
+            settings.transaction_coordinator_enabled,
+            settings.transaction_coordinator_tenants,
+            settings.legacy_fallback_enabled,
+        ),
+        metrics=metrics,
+    )
+    worker = Worker(
+        connection=consuming,
+        decode=partial(decode_delivery, settings=settings, own_user=URL(amqp_url).user),
+        close_out=dispatcher.close_out,
+        settler=Settler(
+            channel=ConfirmedChannel(publishing), metrics=metrics, max_attempts=settings.delivery_max_attempts
+        ),
+        probe=partial(probe, engine),
+        intake=Intake(metrics),
+        health=health,
+        prefetch_count=settings.prefetch_count,
+        batch_max_runs=settings.batch_max_runs,
+        max_concurrent_transactions=settings.max_concurrent_transactions,
+        grace_seconds=settings.shutdown_grace_seconds,
+    )
+    # The relay has a channel of its own: an event that both publish at once must not share a message id's bookkeeping.
+    relay = Relay(engine=engine, publisher=publisher(ConfirmedChannel(publishing)), metrics=metrics)
+    http = HttpService(application(metrics, health), host=settings.http_host, port=settings.http_port)
+    _announce(settings, http)
+    return Service(worker, relay, http, engine, publishing)
+
+
+def decode_delivery(delivery: Delivery, *, settings: Settings, own_user: str | None) -> Arrival:
+    """Return the arrival in *delivery*; raise ``MessageRefusedError`` as :func:`consumer.message.decode` does.
+
+    A copy that came back from the retry queue was published by this worker's own user, which the broker verified.
+    """
+    properties = delivery.message.header.properties
+    trusted = settings.trusted_publishers
+    run, digest = decode(
+        delivery.message.body,
+        max_bytes=settings.message_max_bytes,
+        content_type=properties.content_type,
+        content_encoding=properties.content_encoding,
+        user_id=properties.user_id,
+        trusted_publishers=trusted | {own_user} if trusted and own_user else trusted,
+    )
+    return Arrival(run, digest, delivery.received_at, properties.message_id)
+
+
+def _announce(settings: Settings, http: HttpService) -> None:
+    log.info(
+        "starting",
+        version=installed_version(),
+        coordinator=settings.transaction_coordinator_enabled,
+        http=f"{settings.http_host}:{http.port}",
+        prefetch=settings.prefetch_count,
+        batch_max_runs=settings.batch_max_runs,
+        transactions=settings.max_concurrent_transactions,
+    )
+    if not settings.transaction_coordinator_enabled:
+        log.warning(
+            "TRANSACTION_COORDINATOR_ENABLED IS FALSE: runs are closed out with three separate writes. A crash between "
+            "them leaves a run half closed out until its message is delivered again. Set it to true."
+        )
+    elif settings.transaction_coordinator_tenants:
+        log.warning(
+            "the coordinator is on for some tenants only; all others are closed out without atomicity",
+            tenants=sorted(settings.transaction_coordinator_tenants),
+        )
+
+
+def create_transaction_coordinator(
+    *,
+    database_url: str | None = None,
+    engine: AsyncEngine | None = None,
+    amqp_url: str | None = None,
+    metrics: Metrics | None = None,
+) -> RunCompletionTransaction:
+    """Return a fresh coordinator on *engine*, or on a new one for *database_url*; for tests and embedding.
+
+    With *amqp_url* it publishes a run's events after the commit; without, they stay in the outbox for a worker's relay.
+    Raises ``ValueError`` unless exactly one of *database_url* and *engine* is given.
+    """
+    if (database_url is None) == (engine is None):
+        raise ValueError("give either database_url or engine")
+    metrics = metrics or Metrics()
+    publisher = None
+    if amqp_url is not None:
+        connection = BrokerConnection(amqp_url, name="closeout coordinator")
+        publisher = EventPublisher(ConfirmedChannel(connection), metrics=metrics)
+    return RunCompletionTransaction(
+        engine=engine or create_engine(database_url or ""),
+        policies=PolicyBook(),
+        publisher=publisher,
+        metrics=metrics,
+    )
+
+
+@lru_cache(maxsize=1)
+def get_transaction_coordinator() -> RunCompletionTransaction:
+    """Return the coordinator that the environment configures (contract section 6), the same one at every call.
+
+    Its connections belong to the event loop that uses it first. Raises ``SettingsError``.
+    """
+    settings = load_settings()
+    return create_transaction_coordinator(
+        database_url=settings.database_url.get_secret_value(), amqp_url=settings.amqp_url.get_secret_value()
+    )

@@ -1,0 +1,94 @@
+"""One plain AMQP connection that is made anew, from nothing, as often as needed.
+
+Not aio-pika's robust mode: after a lost connection it restores through weak references and may come back without its
+consumer (aio-pika #231, #536, #563, #626). Here nothing is restored; what broke is thrown away and built again.
+"""
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import cast
+
+import aio_pika
+import structlog
+from aiormq.abc import AbstractChannel as AmqpChannel
+from aiormq.exceptions import AMQPError
+from yarl import URL
+
+from consumer.errors import UnavailableError, one_line
+
+log = structlog.get_logger(__name__)
+
+# Seconds. A dead line is noticed after 3 x (heartbeat + 1): 33 s, where the client's default of 60 takes three minutes.
+HEARTBEAT_SECONDS = 10
+# Seconds to connect and to open a channel. A broker that is still booting accepts and stays silent.
+OPEN_TIMEOUT_SECONDS = 10.0
+# Seconds between two attempts to connect, so that many callers cannot make a storm of them.
+RECONNECT_PAUSE_SECONDS = 1.0
+
+BROKER_ERRORS = (AMQPError, ConnectionError, OSError, TimeoutError, asyncio.IncompleteReadError, RuntimeError)
+
+
+class BrokerConnection:
+    """A connection to RabbitMQ, opened by the first :meth:`channel` and again after it was lost."""
+
+    def __init__(self, url: str, *, name: str) -> None:
+        self._url = str(URL(url).update_query(heartbeat=HEARTBEAT_SECONDS))
+        self._name = name
+        self._connection: aio_pika.abc.AbstractConnection | None = None
+        self._lock = asyncio.Lock()
+        self._failed_at = float("-inf")
+        self._failure = ""
+
+    async def channel(self, *, confirms: bool) -> AmqpChannel:
+        """Open a channel, connecting first where need be; raise :class:`UnavailableError` if the broker is away."""
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT_SECONDS):
+                connection = await self._connected()
+                # A mandatory message that is returned is reported by its confirmation, not raised.
+                channel = connection.channel(publisher_confirms=confirms, on_return_raises=False)
+                await channel.initialize()
+                return cast(AmqpChannel, await channel.get_underlay_channel())
+        except BROKER_ERRORS as error:
+            raise UnavailableError(f"RabbitMQ is not available: {one_line(error)}") from error
+
+    async def _connected(self) -> aio_pika.abc.AbstractConnection:
+        async with self._lock:
+            if self._connection is not None and not self._connection.is_closed:
+                return self._connection
+            if time.monotonic() < self._failed_at + RECONNECT_PAUSE_SECONDS:
+                raise UnavailableError(self._failure)
+            try:
+                self._connection = await aio_pika.connect(
+                    self._url, client_properties={"connection_name": self._name}
+                )
+            except BaseException as error:
+                self._failed_at = time.monotonic()
+                self._failure = one_line(error)
+                raise
+            return self._connection
+
+    async def is_blocked(self) -> bool:
+        """Say whether the broker, in a memory or disk alarm, has stopped reading what is published here."""
+        connection = self._connection
+        if connection is None or connection.is_closed or connection.transport is None:
+            return False
+        try:
+            async with asyncio.timeout(0):  # ready() returns without a pause unless the connection is blocked
+                await connection.transport.ready()
+        except TimeoutError:
+            return True
+        return False
+
+    @property
+    def is_open(self) -> bool:
+        """Say whether there is a connection; a dead line counts as one until its heartbeat is missed."""
+        return self._connection is not None and not self._connection.is_closed
+
+    async def close(self) -> None:
+        """Close the connection, at most a few seconds long; never raises for a broker that is gone."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(*BROKER_ERRORS):
+                async with asyncio.timeout(3):
+                    await connection.close()

@@ -1,0 +1,119 @@
+"""The command line, contract section 7: thin, one function a command."""
+
+from typing import Annotated
+
+import typer
+
+from consumer.commands import policies, publish, runs, schema
+from consumer.commands.output import fail, print_json
+from consumer.commands.session import in_words, settings_for, with_database
+from consumer.errors import one_line
+from consumer.metrics import installed_version
+
+app = typer.Typer(
+    help="Closes out agent runs: incident, policy evaluation and trace in one transaction, events after the commit.",
+    epilog="Settings come from the environment; see the README's table. Exit 0: done, 1: found something wrong, "
+    "2: used wrongly.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("publish")(publish.publish)
+app.command("schema")(schema.schema)
+app.add_typer(runs.app, name="runs")
+app.add_typer(policies.app, name="policies")
+
+
+def _version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
+    if wanted:
+        typer.echo(installed_version())
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Say what all commands have in common."""
+
+
+@app.command()
+def worker() -> None:
+    """Consume run-completed messages until SIGTERM or SIGINT, then drain and exit 0.
+
+    Needs DATABASE_URL and AMQP_URL, a migrated schema (closeout migrate) and a declared topology (closeout topology);
+    while one of them is missing it waits, and /readyz says for what.
+    """
+    # Imported here: the other commands start faster without the server.
+    import uvloop  # noqa: PLC0415
+
+    from consumer.assembly import build_service  # noqa: PLC0415
+
+    settings = settings_for()
+
+    async def work() -> None:
+        await build_service(settings).run()
+
+    try:
+        uvloop.run(work())
+    except* OSError as group:
+        fail(one_line(group.exceptions[0]))
+
+
+@app.command()
+def migrate(
+    *,
+    check: Annotated[
+        bool, typer.Option(help="Change nothing; exit 1 if schema and tables disagree.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Bring the database's schema to this version. Several may start it at once; one works, the others wait."""
+    from domains.migrate import differences, migrate  # noqa: PLC0415
+
+    if check:
+        found = with_database(differences)
+        if as_json:
+            print_json({"differences": found})
+        if found:
+            fail("the schema is not what this version expects:\n" + "\n".join(found))
+        typer.echo("schema and tables agree", err=as_json)
+        return
+    before, after = with_database(migrate)
+    if as_json:
+        print_json({"before": before, "after": after})
+    else:
+        typer.echo(
+            f"schema is at {after}" if before == after else f"schema migrated: {before or 'empty'} -> {after}"
+        )
+
+
+@app.command()
+def topology(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Declare exchanges, queues and bindings. Safe to repeat; what exists with other properties is named, not changed."""
+    from consumer.broker import BrokerConnection  # noqa: PLC0415
+    from consumer.topology import TopologyMismatchError, declare  # noqa: PLC0415
+
+    settings = settings_for(need_database=False)
+
+    async def run() -> None:
+        connection = BrokerConnection(settings.amqp_url.get_secret_value(), name="closeout topology")
+        try:
+            stands = await declare(connection)
+        except TopologyMismatchError as error:
+            fail(str(error))
+        finally:
+            await connection.close()
+        if as_json:
+            print_json({"declared": stands})
+        else:
+            typer.echo("\n".join(stands))
+
+    in_words(run())
+
+
+def main() -> None:
+    """Run the command line; the installed ``closeout`` starts here."""
+    app()

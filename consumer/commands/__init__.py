@@ -1,0 +1,1 @@
+"""The commands that are more than a call: what they print is their work."""

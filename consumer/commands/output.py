@@ -1,0 +1,29 @@
+"""How commands speak: results on standard output, everything else on standard error."""
+
+import sys
+from typing import NoReturn
+
+import msgspec
+import typer
+from rich.console import Console
+
+EXIT_FOUND = 1
+EXIT_USAGE = 2
+
+_encoder = msgspec.json.Encoder(decimal_format="number", enc_hook=str)
+
+# rich respects NO_COLOR and the absence of a terminal by itself.
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def print_json(value: object) -> None:
+    """Print *value* as one JSON document, dates in RFC 3339 and decimals as numbers."""
+    encoded = _encoder.encode(value)
+    sys.stdout.write(msgspec.json.format(encoded, indent=2).decode() + "\n")
+
+
+def fail(message: str, *, status: int = EXIT_FOUND) -> NoReturn:
+    """Say *message* on standard error and end with *status*."""
+    typer.echo(message, err=True)
+    raise typer.Exit(status)

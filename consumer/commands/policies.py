@@ -1,0 +1,81 @@
+"""``closeout policies``: putting rules into force, and seeing which are."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from consumer.commands.output import EXIT_USAGE, fail, out, print_json
+from consumer.commands.session import with_database
+from domains.policies.apply import AppliedChange, apply_policies, list_policies
+from domains.policies.files import PolicyFileError, read_policies
+
+app = typer.Typer(help="Rules over completed runs, written in CEL.", no_args_is_help=True)
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def apply(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML or JSON; - is standard input.")],
+    *,
+    as_json: _Json = False,
+) -> None:
+    """Put the policies of FILE into force; all of them, or none if one is faulty.
+
+    A changed policy becomes a new version, the old one is kept. Workers take it up within five seconds.
+
+    FILE is a list of {name, effect: flag | suppress_incident, severity, condition, tenant_id?, enabled?}.
+    A condition is CEL over run, for example: run.status == "failed" && run.usage.cost_usd > 5.0
+    """
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+        drafts = read_policies(text, source=str(file))
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"FILE: cannot read {file}: {error}", status=EXIT_USAGE)
+    except PolicyFileError as error:
+        fail(str(error))
+
+    async def work(engine: AsyncEngine) -> list[AppliedChange]:
+        async with engine.begin() as conn:
+            return await apply_policies(conn, drafts)
+
+    changes = with_database(work)
+    if as_json:
+        print_json(changes)
+        return
+    for change in changes:
+        owner = f" ({change.tenant_id})" if change.tenant_id else ""
+        typer.echo(f"{change.name}{owner}: {change.change}, version {change.version}")
+    if not changes:
+        typer.echo("the file names no policy")
+
+
+@app.command("list")
+def list_(
+    *,
+    tenant: Annotated[str | None, typer.Option(help="Only those that apply to this tenant.")] = None,
+    all_versions: Annotated[bool, typer.Option("--all-versions", help="Old versions too.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """List the policies, those for all tenants first."""
+
+    async def work(engine: AsyncEngine) -> list[dict[str, Any]]:
+        async with engine.connect() as conn:
+            return await list_policies(conn, tenant_id=tenant, all_versions=all_versions)
+
+    found = with_database(work)
+    if as_json:
+        print_json(found)
+        return
+    table = Table("tenant", "name", "version", "effect", "severity", "enabled", "condition", box=None)
+    for policy in found:
+        table.add_row(
+            Text(policy["tenant_id"] or "all"), Text(policy["name"]), str(policy["version"]), policy["effect"],
+            policy["severity"], "yes" if policy["enabled"] else "no", Text(" ".join(policy["condition"].split())),
+        )  # fmt: skip
+    out.print(table)
+    out.print(f"{len(found)} policies")

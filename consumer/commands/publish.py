@@ -1,0 +1,117 @@
+"""``closeout publish``: run-completed messages from a file of JSON Lines, confirmed and mandatory."""
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import IO, Annotated
+
+import typer
+from aiormq import spec
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from consumer.broker import BrokerConnection
+from consumer.commands.output import EXIT_USAGE, err, fail, print_json
+from consumer.commands.session import settings_for
+from consumer.errors import MessageRefusedError, UnavailableError
+from consumer.message import CONTENT_TYPE, decode
+from consumer.publisher import PERSISTENT, ConfirmedChannel
+from consumer.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
+
+# Messages on their way at once: the confirms of a quorum queue come in groups, waiting for each would be 10 times slower.
+_WINDOW = 200
+# Faulty lines that are named one by one.
+_NAMED_FAULTS = 20
+
+
+def publish(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSON Lines, one message a line; - is standard input.")
+    ],
+    *,
+    raw: Annotated[bool, typer.Option(help="Publish every line as it is, valid or not.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+) -> None:
+    """Publish run-completed messages and wait for the broker's confirm of each.
+
+    A line that breaks the contract is named and not published (--raw publishes it all the same); the others are.
+    Exit 1 if any line was refused or not confirmed. Publishing a file twice is harmless: runs are closed out once.
+
+    Example: closeout publish runs.jsonl
+    """
+    settings = settings_for(need_database=False)
+    if str(file) != "-" and not file.is_file():
+        fail(f"FILE: {file} is not a file", status=EXIT_USAGE)
+    with nullcontext(sys.stdin.buffer) if str(file) == "-" else file.open("rb") as lines:
+        counts = asyncio.run(
+            _publish(lines, settings.amqp_url.get_secret_value(), settings.message_max_bytes, raw=raw)
+        )
+    if as_json:
+        print_json(counts)
+    else:
+        typer.echo(f"{counts['published']} published and confirmed, {counts['refused']} refused")
+    if counts["refused"]:
+        raise typer.Exit(1)
+
+
+async def _publish(lines: IO[bytes], amqp_url: str, max_bytes: int, *, raw: bool) -> dict[str, int]:
+    counts = {"published": 0, "refused": 0}
+    connection = BrokerConnection(amqp_url, name="closeout publish")
+    channel = ConfirmedChannel(connection)
+    window = asyncio.Semaphore(_WINDOW)
+    progress = Progress(
+        TextColumn("publishing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+    )
+
+    async def send(body: bytes) -> None:
+        try:
+            await channel.send(
+                exchange=RUNS_EXCHANGE,
+                routing_key=RUN_COMPLETED_KEY,
+                body=body,
+                properties=spec.Basic.Properties(content_type=CONTENT_TYPE, delivery_mode=PERSISTENT),
+            )
+        finally:
+            window.release()
+        counts["published"] += 1
+        progress.advance(shown)
+
+    try:
+        with progress if err.is_terminal else nullcontext():
+            shown = progress.add_task("publishing", total=None)
+            async with asyncio.TaskGroup() as group:
+                for number, body in _messages(lines):
+                    fault = None if raw else _fault_in(body, max_bytes)
+                    if fault:
+                        counts["refused"] += 1
+                        if counts["refused"] <= _NAMED_FAULTS:
+                            typer.echo(f"line {number}: {fault}", err=True)
+                        continue
+                    await window.acquire()
+                    group.create_task(send(body))
+    except* UnavailableError as group_error:
+        fail(f"{counts['published']} published and confirmed, then: {group_error.exceptions[0]}")
+    finally:
+        await connection.close()
+    return counts
+
+
+def _messages(lines: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    for number, line in enumerate(lines, start=1):
+        body = line.strip()
+        if body:
+            yield number, body
+
+
+def _fault_in(body: bytes, max_bytes: int) -> str | None:
+    try:
+        decode(body, max_bytes=max_bytes)
+    except MessageRefusedError as error:
+        return f"{error.reason}: {error}"
+    return None

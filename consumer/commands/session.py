@@ -1,0 +1,57 @@
+"""What every command that talks to a server needs: settings, an engine, and errors in words."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from config.logs import configure_logs
+from config.settings import Settings, SettingsError, load_settings
+from consumer.commands.output import EXIT_USAGE, fail
+from consumer.database import DATABASE_ERRORS, create_engine
+from consumer.errors import UnavailableError, one_line
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+def settings_for(*, need_amqp: bool = True, need_database: bool = True) -> Settings:
+    """Return the settings, with logs set up; end with status 2 and every fault in words where they are wrong."""
+    try:
+        settings = load_settings(need_amqp=need_amqp, need_database=need_database)
+    except SettingsError as error:
+        fail(str(error), status=EXIT_USAGE)
+    configure_logs(settings.log_level, settings.log_format)
+    for warning in settings.warnings:
+        log.warning(warning)
+    return settings
+
+
+def with_database(work: Callable[[AsyncEngine], Awaitable[T]]) -> T:
+    """Run *work* with an engine for DATABASE_URL; end with status 1 and the reason where the database is away."""
+    settings = settings_for(need_amqp=False)
+
+    async def run() -> T:
+        engine = create_engine(settings.database_url.get_secret_value(), pool_size=1)
+        try:
+            return await work(engine)
+        finally:
+            await engine.dispose()
+
+    return in_words(run())
+
+
+def in_words(work: Awaitable[T]) -> T:
+    """Run *work* to its end; a server that is away ends the command with status 1 and the reason."""
+
+    async def run() -> T:
+        return await work
+
+    try:
+        return asyncio.run(run())
+    except UnavailableError as error:
+        fail(str(error))
+    except DATABASE_ERRORS as error:
+        fail(f"PostgreSQL: {one_line(error)}")

@@ -1,0 +1,83 @@
+"""The engine: SQLAlchemy over asyncpg, with every wait bounded."""
+
+from typing import Any
+
+import asyncpg
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from consumer.errors import UnavailableError, one_line
+
+# Seconds to connect, one host; a host that is down refuses at once, one that is cut off stays silent.
+CONNECT_TIMEOUT_SECONDS = 5.0
+# Seconds that a statement may take by the server's clock, then by ours: the second one notices a stalled line.
+STATEMENT_TIMEOUT_SECONDS = 15.0
+COMMAND_TIMEOUT_SECONDS = 20.0
+# Seconds to wait for a row or a table that somebody else holds: another worker's commit takes milliseconds.
+LOCK_TIMEOUT_SECONDS = 5.0
+# Seconds after which the server ends a transaction whose worker has stopped, and frees what it locked.
+IDLE_TRANSACTION_SECONDS = 30.0
+# Seconds to wait for a connection of the pool.
+POOL_TIMEOUT_SECONDS = 10.0
+
+_SERVER_SETTINGS = {
+    "application_name": "closeout",
+    "statement_timeout": f"{STATEMENT_TIMEOUT_SECONDS:.0f}s",
+    "lock_timeout": f"{LOCK_TIMEOUT_SECONDS:.0f}s",
+    "idle_in_transaction_session_timeout": f"{IDLE_TRANSACTION_SECONDS:.0f}s",
+    # A plan for 50 rows is right for one row too, and planning costs more than running these statements.
+    "plan_cache_mode": "force_generic_plan",
+    "jit": "off",
+}
+
+DATABASE_ERRORS = (
+    DBAPIError,
+    PoolTimeoutError,
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+)
+
+
+def create_engine(url: str, *, pool_size: int = 5) -> AsyncEngine:
+    """Return an engine for a libpq-style *url*; nothing is connected yet.
+
+    asyncpg reads the URL itself, so sslmode, several hosts and target_session_attrs mean what libpq says they mean.
+    """
+
+    async def connect(**_ignored: Any) -> asyncpg.Connection:  # noqa: ANN401 - SQLAlchemy's own arguments
+        return await asyncpg.connect(
+            url,
+            timeout=CONNECT_TIMEOUT_SECONDS,
+            command_timeout=COMMAND_TIMEOUT_SECONDS,
+            server_settings=_SERVER_SETTINGS,
+        )
+
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=connect,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=POOL_TIMEOUT_SECONDS,
+        # The last used connection is the one whose statements are prepared and warm.
+        pool_use_lifo=True,
+    )
+
+
+async def probe(engine: AsyncEngine) -> None:
+    """Return if the database can take a close-out; raise :class:`UnavailableError` saying why it cannot."""
+    try:
+        async with engine.connect() as conn:
+            read_only = (await conn.execute(text("SHOW transaction_read_only"))).scalar_one()
+            table = (
+                await conn.execute(text("SELECT to_regclass('governance.run_completions')"))
+            ).scalar_one()
+    except DATABASE_ERRORS as error:
+        raise UnavailableError(f"PostgreSQL is not available: {one_line(error)}") from error
+    if read_only == "on":
+        raise UnavailableError("PostgreSQL is read-only: a standby, or a primary that was told to be")
+    if table is None:
+        raise UnavailableError("PostgreSQL has no table governance.run_completions: run closeout migrate")

@@ -1,0 +1,156 @@
+"""What can go wrong, by who must act: the sender, nobody (the weather), or us.
+
+Client libraries' errors are placed by :func:`fault_of`, the only function that knows their classes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from enum import Enum
+from typing import TYPE_CHECKING, Literal
+
+import aiormq.exceptions
+import asyncpg
+from sqlalchemy import exc as sa
+
+if TYPE_CHECKING:
+    from consumer.phases import TransactionPhase
+    from domains.result import DomainResult
+
+ParkReason = Literal[
+    "invalid_json",
+    "schema_violation",
+    "unsupported_schema_version",
+    "unsupported_content_type",
+    "too_large",
+    "untrusted_publisher",
+    "conflicting_duplicate",
+    "attempts_exhausted",
+]
+
+
+class MessageRefusedError(Exception):
+    """The sender must act: the message can never be processed as it is. ``str()`` says what is wrong, and where."""
+
+    def __init__(self, reason: ParkReason, error: str) -> None:
+        super().__init__(error)
+        self.reason: ParkReason = reason
+
+
+class UnavailableError(Exception):
+    """The weather: a server is away, or does not answer in time. Nobody is to blame and nothing is counted."""
+
+
+class TransactionFailed(Exception):  # noqa: N818 - the contract's name
+    """An attempt to close out runs was rolled back.
+
+    ``phase`` is the phase that was reached, ``results`` what the domains had done by then, ``operations`` the same
+    last first, as the ROLLBACK undid it. The cause is ``__cause__``, and ``rolled_back`` is false where the server
+    did not confirm the rollback.
+    """
+
+    def __init__(
+        self,
+        *,
+        phase: TransactionPhase,
+        results: tuple[DomainResult, ...],
+        operations: tuple[str, ...],
+        rolled_back: bool,
+        cause: BaseException,
+    ) -> None:
+        super().__init__(f"rolled back at {phase}: {type(cause).__name__}: {one_line(cause)}")
+        self.phase = phase
+        self.results = results
+        self.operations = operations
+        self.rolled_back = rolled_back
+        self.cause = cause
+
+
+class Fault(Enum):
+    """Whose fault an error is; it decides what happens to the delivery."""
+
+    MESSAGE = "message"
+    MOMENT = "moment"
+    UNKNOWN = "unknown"
+
+
+# SQLSTATE classes and codes that pass by themselves. PostgreSQL 18, appendix A.
+_MOMENT_CLASSES = (
+    "08",  # connection exception
+    "40",  # serialization failure, deadlock
+    "53",  # insufficient resources: too many connections, disk full
+    "57",  # operator intervention: shutdown, starting up, statement timeout
+    "58",  # system error: an I/O error below PostgreSQL
+)
+_MOMENT_CODES = frozenset(
+    {
+        "25006",  # read_only_sql_transaction: a standby after failover
+        "25P03",  # idle_in_transaction_session_timeout: the worker or the machine stood still
+        "25P04",  # transaction_timeout
+        "28000", "28P01",  # authorization: a password or role that is being rotated; an outage until it is put right
+        "3D000", "3F000",  # the database or schema is not there (yet)
+        "42501",  # insufficient privilege: revoked; no message is to blame
+        "42P01", "42703",  # table or column not there (yet): migrations are behind
+        "55P03",  # lock_not_available: lock_timeout
+        "55006",  # object in use
+        "XX000",  # internal error
+    }
+)  # fmt: skip
+
+_MOMENT_ERRORS = (
+    UnavailableError,
+    TimeoutError,
+    ConnectionError,
+    OSError,
+    sa.TimeoutError,  # no connection became free in the pool
+    asyncpg.InterfaceError,  # the connection was closed under the statement
+    aiormq.exceptions.AMQPError,
+    asyncio.IncompleteReadError,
+)
+
+
+def fault_of(error: BaseException) -> Fault:
+    """Say whose fault *error* is; its causes count, and what nobody foresaw is unknown."""
+    for link in _chain(error):
+        if isinstance(link, MessageRefusedError):
+            return Fault.MESSAGE
+        state = sqlstate_of(link)
+        if state is not None:
+            moment = state.startswith(_MOMENT_CLASSES) or state in _MOMENT_CODES
+            return Fault.MOMENT if moment else Fault.UNKNOWN
+        if isinstance(link, sa.DBAPIError) and link.connection_invalidated:
+            return Fault.MOMENT
+        if isinstance(link, _MOMENT_ERRORS):
+            return Fault.MOMENT
+    return Fault.UNKNOWN
+
+
+def lies_in_data(error: BaseException) -> bool:
+    """Say whether *error* may be the fault of one run among several, so that isolating it helps."""
+    return fault_of(error) is Fault.UNKNOWN
+
+
+def sqlstate_of(error: BaseException) -> str | None:
+    """Return the SQLSTATE that *error* carries, if the server sent one."""
+    if isinstance(error, sa.DBAPIError):
+        state = getattr(error.orig, "sqlstate", None)
+    else:
+        state = getattr(error, "sqlstate", None)
+    return state if isinstance(state, str) else None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = getattr(link, "cause", None) or getattr(link, "orig", None) or link.__cause__
+
+
+def one_line(error: BaseException, limit: int = 500) -> str:
+    """Return *error*'s own words on one line, without SQLAlchemy's statement and parameters (they hold run data)."""
+    origin = error.orig if isinstance(error, sa.DBAPIError) and error.orig is not None else error
+    words = " ".join(str(origin).split()) or type(origin).__name__
+    return words if len(words) <= limit else words[: limit - 1] + "…"

@@ -1,0 +1,178 @@
+"""What to tell downstream once a run is closed out: pure. Contract section 4.
+
+An event is a CloudEvent 1.0 in structured JSON. It is built once, inside the transaction, and stored as the text
+that goes out; publishing again sends the same text under the same id.
+"""
+
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct
+from uuid_utils.compat import uuid7
+
+from domains.incidents.rules import Finding, Incident, severity_of
+from domains.policies.rules import Evaluation, Violation
+from domains.run import CompletedRun, RunKey
+
+SOURCE = "/closeout"
+CONTENT_TYPE = "application/cloudevents+json"
+
+EventType = Literal["incident.created", "incident.suppressed", "policy.evaluated", "run.finalized"]
+
+
+class About(Struct, frozen=True, kw_only=True):
+    """Which run the event is about."""
+
+    tenant_id: str
+    run_id: UUID
+    agent_id: str | None
+    is_synthetic: bool
+
+
+class IncidentCreated(About, frozen=True, kw_only=True):
+    """An incident was recorded; every run gets one, success included."""
+
+    incident_id: UUID
+    outcome: str
+    severity: str
+    category: str
+    error_code: str | None
+
+
+class IncidentSuppressed(About, frozen=True, kw_only=True):
+    """A policy kept an incident from being raised; a prevention record stands in its place."""
+
+    prevention_record_id: UUID
+    policy_id: UUID
+    error_code: str | None
+
+
+class PolicyEvaluated(About, frozen=True, kw_only=True):
+    """The policies were evaluated over the run."""
+
+    policy_evaluation_id: UUID
+    outcome: str
+    policies_checked: int
+    violations: tuple[Violation, ...]
+
+
+class RunFinalized(About, frozen=True, kw_only=True):
+    """All three domains are done with the run; the last event of a run."""
+
+    status: str
+    incident_id: UUID | None
+    prevention_record_id: UUID | None
+    policy_evaluation_id: UUID
+    trace_id: UUID | None
+    completed_at: datetime
+
+
+class CloudEvent(Struct, frozen=True, kw_only=True):
+    """The envelope, CloudEvents 1.0."""
+
+    specversion: Literal["1.0"] = "1.0"
+    id: UUID
+    source: Literal["/closeout"] = "/closeout"
+    type: EventType
+    subject: str
+    time: datetime
+    datacontenttype: Literal["application/json"] = "application/json"
+    data: IncidentCreated | IncidentSuppressed | PolicyEvaluated | RunFinalized
+
+
+class OutboxEvent(Struct, frozen=True, kw_only=True):
+    """One row of the outbox: an event as it is stored and as it is published."""
+
+    tenant_id: str
+    run_id: UUID
+    sequence: int
+    event_id: UUID
+    type: str
+    routing_key: str
+    body: str
+
+    @property
+    def key(self) -> RunKey:
+        """The run whose event this is."""
+        return RunKey(self.tenant_id, self.run_id)
+
+
+def events_for(
+    run: CompletedRun, finding: Finding, evaluation: Evaluation, *, now: datetime
+) -> tuple[OutboxEvent, OutboxEvent, OutboxEvent]:
+    """Return *run*'s three events in the order in which they are published."""
+    about = {
+        "tenant_id": run.tenant_id,
+        "run_id": run.run_id,
+        "agent_id": run.agent_id,
+        "is_synthetic": run.is_synthetic,
+    }
+    return (
+        _incident_event(run, finding, about, now),
+        _event(
+            run, 2, "policy.evaluated", evaluation.outcome, now,
+            PolicyEvaluated(
+                policy_evaluation_id=evaluation.policy_evaluation_id,
+                outcome=evaluation.outcome,
+                policies_checked=evaluation.policies_checked,
+                violations=evaluation.violations,
+                **about,
+            ),
+        ),
+        _event(
+            run, 3, "run.finalized", run.status, now,
+            RunFinalized(
+                status=run.status,
+                incident_id=finding.incident_id if isinstance(finding, Incident) else None,
+                prevention_record_id=None if isinstance(finding, Incident) else finding.prevention_record_id,
+                policy_evaluation_id=evaluation.policy_evaluation_id,
+                trace_id=run.trace_id,
+                completed_at=run.completed_at,
+                **about,
+            ),
+        ),
+    )  # fmt: skip
+
+
+def _incident_event(
+    run: CompletedRun, finding: Finding, about: dict[str, object], now: datetime
+) -> OutboxEvent:
+    if isinstance(finding, Incident):
+        created = IncidentCreated(
+            incident_id=finding.incident_id,
+            outcome=finding.outcome,
+            severity=finding.severity,
+            category=finding.category,
+            error_code=finding.error_code,
+            **about,
+        )
+        return _event(run, 1, "incident.created", finding.severity, now, created)
+    suppressed = IncidentSuppressed(
+        prevention_record_id=finding.prevention_record_id,
+        policy_id=finding.policy_id,
+        error_code=finding.error_code,
+        **about,
+    )
+    # The severity that the incident would have had.
+    severity, _ = severity_of(run)
+    return _event(run, 1, "incident.suppressed", severity, now, suppressed)
+
+
+def _event(
+    run: CompletedRun, sequence: int, kind: EventType, last_word: str, now: datetime, data: About
+) -> OutboxEvent:
+    event_id = uuid7()
+    envelope = CloudEvent(
+        id=event_id, type=kind, subject=f"{run.tenant_id}/{run.run_id}", time=now, data=data
+    )
+    return OutboxEvent(
+        tenant_id=run.tenant_id,
+        run_id=run.run_id,
+        sequence=sequence,
+        event_id=event_id,
+        type=kind,
+        routing_key=f"{kind}.{last_word.lower()}",
+        body=msgspec.json.encode(envelope).decode(),
+    )

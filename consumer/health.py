@@ -1,0 +1,36 @@
+"""Whether the worker does its work: what /livez and /readyz answer from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from consumer.metrics import Metrics
+
+
+@dataclass(slots=True)
+class Health:
+    """Ready means that deliveries can arrive, not that a socket is open; otherwise why not, and since when."""
+
+    metrics: Metrics
+    clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
+    reason: str | None = "starting"
+    since: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def consuming(self) -> None:
+        """Say that a consumer is registered at the broker and the database answers."""
+        self._change(None)
+
+    def paused(self, reason: str) -> None:
+        """Say why nothing is consumed; the time of the first of several reasons in a row is kept."""
+        self._change(reason)
+
+    def _change(self, reason: str | None) -> None:
+        if (reason is None) != (self.reason is None):
+            self.since = self.clock()
+        self.reason = reason
+        self.metrics.paused.set(reason is not None)
+
+    @property
+    def is_ready(self) -> bool:
+        """Say whether the worker consumes."""
+        return self.reason is None

@@ -1,0 +1,80 @@
+"""Deliveries that have arrived and wait for a transaction: natural batches, never a wait for more."""
+
+import asyncio
+from collections import deque
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from aiormq.abc import DeliveredMessage
+
+from consumer.metrics import Metrics
+
+
+class Delivery(NamedTuple):
+    """A message as the broker handed it over, and when."""
+
+    message: DeliveredMessage
+    received_at: datetime
+
+
+class Intake:
+    """A queue between the consumer's callback and the transactions; bounded by the broker's prefetch."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._waiting: deque[Delivery] = deque()
+        self._arrived = asyncio.Event()
+        self._metrics = metrics
+        self._taken = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed = False
+
+    def put(self, message: DeliveredMessage) -> None:
+        """Take in one delivery."""
+        self._waiting.append(Delivery(message, datetime.now(UTC)))
+        self._arrived.set()
+        self._changed()
+
+    async def take(self, at_most: int) -> list[Delivery]:
+        """Wait for the first delivery and return it with what else is there; empty once closed and drained.
+
+        Every batch that is taken must be :meth:`settled`.
+        """
+        while not self._waiting:
+            if self._closed:
+                return []
+            self._arrived.clear()
+            await self._arrived.wait()
+        batch = [self._waiting.popleft() for _ in range(min(at_most, len(self._waiting)))]
+        self._taken += len(batch)
+        self._changed()
+        return batch
+
+    def settled(self, batch: list[Delivery]) -> None:
+        """Say that a batch which was taken is done with, however it went."""
+        self._taken -= len(batch)
+        self._changed()
+
+    def give_back(self) -> list[Delivery]:
+        """Return, and forget, what waits and was not taken."""
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        self._changed()
+        return waiting
+
+    async def idle(self) -> None:
+        """Wait until nothing waits and nothing is being worked on."""
+        await self._idle.wait()
+
+    def close(self) -> None:
+        """Let every :meth:`take` end once nothing waits any more."""
+        self._closed = True
+        self._arrived.set()
+
+    def _changed(self) -> None:
+        held = len(self._waiting) + self._taken
+        self._metrics.inflight.set(held)
+        if held:
+            self._idle.clear()
+        else:
+            self._idle.set()

@@ -1,0 +1,113 @@
+"""The outbox: events that are committed and not yet confirmed. A row lives from the commit until its confirm."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from operator import attrgetter
+from typing import Any
+
+from sqlalchemy import Row, Select, delete, func, select, update
+from sqlalchemy.dialects.postgresql import INTERVAL
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from consumer.events import OutboxEvent
+from consumer.phases import TransactionPhase
+from domains.columns import columns_of, insert_many, unnest
+from domains.completions import EVENTS_PER_RUN, outbox_events, run_completions
+from domains.run import RunKey
+
+_EVENT = ("tenant_id", "run_id", "sequence", "event_id", "type", "routing_key", "body")
+_INSERT = insert_many(outbox_events, _EVENT)
+_event_row = attrgetter(*_EVENT)
+
+_KEYS = ("tenant_id", "run_id")
+_runs = unnest(outbox_events, _KEYS)
+_of_these_runs = (outbox_events.c.tenant_id == _runs.c.tenant_id) & (outbox_events.c.run_id == _runs.c.run_id)
+_columns = [outbox_events.c[name] for name in _EVENT]
+_UNPUBLISHED = select(*_columns).join(_runs, _of_these_runs).order_by(*_columns[:3])
+
+
+def _mark_statement() -> Any:  # noqa: ANN401 - an UPDATE with a DELETE in its WITH
+    """Delete the confirmed rows; a run whose last row goes has had all its events published."""
+    confirmed = unnest(outbox_events, (*_KEYS, "sequence"))
+    gone = (
+        delete(outbox_events)
+        .where(
+            outbox_events.c.tenant_id == confirmed.c.tenant_id,
+            outbox_events.c.run_id == confirmed.c.run_id,
+            outbox_events.c.sequence == confirmed.c.sequence,
+        )
+        .returning(outbox_events.c.tenant_id, outbox_events.c.run_id, outbox_events.c.sequence)
+        .cte("gone")
+    )
+    return (
+        update(run_completions)
+        .values(phase=TransactionPhase.EVENTS_PUBLISHED.value, events_published_at=func.clock_timestamp())
+        .where(
+            gone.c.sequence == EVENTS_PER_RUN,
+            run_completions.c.tenant_id == gone.c.tenant_id,
+            run_completions.c.run_id == gone.c.run_id,
+            run_completions.c.phase == TransactionPhase.COMMITTED.value,
+        )
+        .returning(run_completions.c.tenant_id, run_completions.c.run_id)
+    )
+
+
+_MARK = _mark_statement()
+
+
+async def stage(conn: AsyncConnection, events: Sequence[OutboxEvent]) -> None:
+    """Write *events* into the outbox, in one statement. It leans on the claim in the same transaction."""
+    await conn.execute(_INSERT, columns_of(_EVENT, map(_event_row, events)))
+
+
+async def unpublished(conn: AsyncConnection, keys: Iterable[RunKey]) -> list[OutboxEvent]:
+    """Return what the outbox still holds of the runs *keys*, in order within each run."""
+    return _events(await conn.execute(_UNPUBLISHED, columns_of(_KEYS, keys)))
+
+
+async def mark(conn: AsyncConnection, confirmed: Sequence[OutboxEvent]) -> set[RunKey]:
+    """Delete the *confirmed* events; return the runs whose last event that was, now EVENTS_PUBLISHED.
+
+    Rows are named one by one, never by a range: a range would delete what committed in between. *confirmed* must be
+    a prefix of each run's events, so that a run's last row going means that all of them went.
+    """
+    rows = ((event.tenant_id, event.run_id, event.sequence) for event in confirmed)
+    done = await conn.execute(_MARK, columns_of((*_KEYS, "sequence"), rows))
+    return {RunKey(*row) for row in done}
+
+
+def left_behind(older_than_seconds: float, limit: int, *, after: datetime | None = None) -> Select[Any]:
+    """Select the runs whose events have waited longer than *older_than_seconds*, oldest first, locking each.
+
+    Rows are tenant, run and the time they were staged, all later than *after*. A run is locked through its last
+    event's row, which is there until all are gone; a run that another relay holds is passed over.
+    """
+    waited = func.make_interval(0, 0, 0, 0, 0, 0, older_than_seconds, type_=INTERVAL)
+    created_at = outbox_events.c.created_at
+    query = (
+        select(outbox_events.c.tenant_id, outbox_events.c.run_id, created_at)
+        # now(), not clock_timestamp(): a volatile function would keep the index from being used.
+        .where(outbox_events.c.sequence == EVENTS_PER_RUN, created_at < func.now() - waited)
+        .order_by(created_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return query if after is None else query.where(created_at > after)
+
+
+async def backlog(conn: AsyncConnection, *, at_most: int = 10_000) -> tuple[int, float]:
+    """Return how many runs have events in the outbox (counted up to *at_most*), and the age of the oldest, seconds."""
+    last = (
+        select(outbox_events.c.created_at)
+        .where(outbox_events.c.sequence == EVENTS_PER_RUN)
+        .order_by(outbox_events.c.created_at)
+        .limit(at_most)
+        .subquery()
+    )
+    age = func.extract("epoch", func.clock_timestamp() - func.min(last.c.created_at))
+    count, oldest = (await conn.execute(select(func.count(), func.coalesce(age, 0)).select_from(last))).one()
+    return count, max(float(oldest), 0.0)
+
+
+def _events(rows: Iterable[Row[Any]]) -> list[OutboxEvent]:
+    return [OutboxEvent(**row._mapping) for row in rows]  # noqa: SLF001 - SQLAlchemy's public, underscored name

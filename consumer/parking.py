@@ -1,0 +1,112 @@
+"""What nobody can process, kept whole; and what must be tried again later. Contract section 5.
+
+Both are copies of a delivery, published confirmed before the delivery is acked: never lost, never looping.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from aiormq import spec
+from aiormq.abc import DeliveredMessage
+from pamqp import encode
+
+from consumer.errors import ParkReason
+from consumer.publisher import PERSISTENT, ConfirmedChannel
+
+PARKED_QUEUE = "closeout.parked"
+RETRY_QUEUE = "closeout.run-completed.retry"
+
+REASON = "x-closeout-reason"
+ERROR = "x-closeout-error"
+ATTEMPTS = "x-closeout-attempts"
+PARKED_AT = "x-closeout-parked-at"
+FIRST_SEEN = "x-closeout-first-seen"
+EXCHANGE = "x-closeout-exchange"
+ROUTING_KEY = "x-closeout-routing-key"
+DROPPED = "x-closeout-dropped-headers"
+
+# Properties that the broker acts on. A copy that carried them would be refused (user_id is checked against the
+# connection), expire (expiration) or fan out (CC, BCC), so they travel as headers of these names instead.
+_SET_ASIDE = {"user_id": "x-closeout-user-id", "expiration": "x-closeout-expiration"}
+_SET_ASIDE_HEADERS = {"CC": "x-closeout-cc", "BCC": "x-closeout-bcc"}
+
+# Bytes. Headers travel in one frame of at most 131,072 bytes (frame_max); ours must fit beside the sender's own.
+_HEADER_BYTES_MAX = 120_000
+
+
+def attempts_of(message: DeliveredMessage) -> int:
+    """Return how often the message has failed for a reason of its own; 0 where nothing, or nonsense, is said."""
+    attempts = headers_of(message).get(ATTEMPTS)
+    return attempts if isinstance(attempts, int) and not isinstance(attempts, bool) and attempts > 0 else 0
+
+
+def headers_of(message: DeliveredMessage) -> dict[str, Any]:
+    """Return the message's headers, empty where there are none."""
+    return dict(message.header.properties.headers or {})
+
+
+async def park(
+    channel: ConfirmedChannel, message: DeliveredMessage, *, reason: ParkReason, error: str, attempts: int
+) -> None:
+    """Publish a copy of *message* to the parked queue; raise ``UnavailableError`` unless it is confirmed."""
+    headers = {
+        REASON: reason,
+        ERROR: error.replace("\x00", "\\u0000"),
+        ATTEMPTS: attempts,
+        PARKED_AT: datetime.now(UTC).isoformat(),
+    }
+    await _copy(channel, message, PARKED_QUEUE, headers)
+
+
+async def retry_later(
+    channel: ConfirmedChannel, message: DeliveredMessage, *, attempts: int, error: str
+) -> None:
+    """Publish a copy of *message* to the retry queue, which hands it back after its delay; raises as :func:`park`."""
+    first_seen = headers_of(message).get(FIRST_SEEN, datetime.now(UTC).isoformat())
+    headers = {ATTEMPTS: attempts, FIRST_SEEN: first_seen, ERROR: error.replace("\x00", "\\u0000")}
+    await _copy(channel, message, RETRY_QUEUE, headers)
+
+
+async def _copy(
+    channel: ConfirmedChannel, message: DeliveredMessage, queue: str, ours: dict[str, str | int]
+) -> None:
+    await channel.send(
+        exchange="", routing_key=queue, body=message.body, properties=_copied_properties(message, ours)
+    )
+
+
+def _copied_properties(message: DeliveredMessage, ours: dict[str, str | int]) -> spec.Basic.Properties:
+    original = message.header.properties
+    kept = {name: getattr(original, name) for name in spec.Basic.Properties.attributes()}
+    headers = headers_of(message)
+    for name, header in _SET_ASIDE.items():
+        if kept[name] is not None:
+            headers[header] = kept[name]
+            kept[name] = None
+    for name, header in _SET_ASIDE_HEADERS.items():
+        if name in headers:
+            headers[header] = headers.pop(name)
+    # A message that comes back from the retry queue says where it first came from.
+    headers.setdefault(EXCHANGE, message.exchange or "")
+    headers.setdefault(ROUTING_KEY, message.routing_key or "")
+    headers.update(ours)
+    kept["headers"] = _fitted(headers, ours)
+    kept["delivery_mode"] = PERSISTENT
+    return spec.Basic.Properties(**kept)
+
+
+def _fitted(headers: dict[str, Any], ours: dict[str, str | int]) -> dict[str, Any]:
+    """Leave out the sender's largest headers where ours would no longer fit beside them, and name what is missing.
+
+    A copy with too large a frame closes the connection, and the message would come back and do so again.
+    """
+    sizes = {name: len(encode.field_table({name: value})) for name, value in headers.items()}
+    dropped: list[str] = []
+    for name in sorted(set(headers) - set(ours), key=sizes.__getitem__, reverse=True):
+        if sum(sizes.values()) <= _HEADER_BYTES_MAX:
+            break
+        del headers[name], sizes[name]
+        dropped.append(name)
+    if dropped:
+        headers[DROPPED] = ", ".join(dropped)[:1000]
+    return headers

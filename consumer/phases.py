@@ -1,0 +1,85 @@
+"""The phases of a close-out: one table of legal moves.
+
+Theory. A close-out is a straight line of five steps. Each phase is named in the past tense: it says what is already
+done, so a phase that is stored is a statement of fact. From any phase before COMMITTED the attempt may end in
+ROLLED_BACK; after COMMITTED nothing can be taken back, and the only move left is that the events went out.
+
+The ugly parts. FAILED is not "the run failed" but "we do not know": the connection was lost before the server said
+that it rolled back, or a COMMIT was sent and no answer came. The run's next delivery finds out, because the claim
+looks. And NOT_STARTED is stored by the legacy path only: there the inbox row is committed before any domain write.
+"""
+
+from enum import StrEnum
+from types import MappingProxyType
+
+
+class TransactionPhase(StrEnum):
+    """How far a close-out has come."""
+
+    NOT_STARTED = "NOT_STARTED"
+    INCIDENT_CREATED = "INCIDENT_CREATED"
+    POLICY_EVALUATED = "POLICY_EVALUATED"
+    TRACE_COMPLETED = "TRACE_COMPLETED"
+    COMMITTED = "COMMITTED"
+    EVENTS_PUBLISHED = "EVENTS_PUBLISHED"
+    ROLLED_BACK = "ROLLED_BACK"
+    FAILED = "FAILED"
+
+
+_P = TransactionPhase
+_UNDO = frozenset({_P.ROLLED_BACK, _P.FAILED})
+
+LEGAL_MOVES: MappingProxyType[TransactionPhase, frozenset[TransactionPhase]] = MappingProxyType(
+    {
+        _P.NOT_STARTED: _UNDO | {_P.INCIDENT_CREATED},
+        _P.INCIDENT_CREATED: _UNDO | {_P.POLICY_EVALUATED},
+        _P.POLICY_EVALUATED: _UNDO | {_P.TRACE_COMPLETED},
+        _P.TRACE_COMPLETED: _UNDO | {_P.COMMITTED},
+        _P.COMMITTED: frozenset({_P.EVENTS_PUBLISHED}),
+        _P.EVENTS_PUBLISHED: frozenset(),
+        _P.ROLLED_BACK: frozenset(),
+        _P.FAILED: frozenset(),
+    }
+)
+
+
+class IllegalMoveError(RuntimeError):
+    """A move that the table does not have: a bug of ours, never the weather."""
+
+    def __init__(self, current: TransactionPhase, target: TransactionPhase) -> None:
+        allowed = ", ".join(sorted(LEGAL_MOVES[current])) or "nothing, it is final"
+        super().__init__(f"cannot move from {current} to {target}; from there: {allowed}")
+        self.current = current
+        self.target = target
+
+
+class PhaseMachine:
+    """Where one attempt stands. It starts at NOT_STARTED unless a stored phase is resumed."""
+
+    __slots__ = ("_current",)
+
+    def __init__(self, start: TransactionPhase = TransactionPhase.NOT_STARTED) -> None:
+        self._current = start
+
+    @property
+    def current(self) -> TransactionPhase:
+        """The phase that was reached last."""
+        return self._current
+
+    def advance(self, target: TransactionPhase) -> TransactionPhase:
+        """Move to *target* and return it; raise :class:`IllegalMoveError` and stay where we are if it is illegal."""
+        if target not in LEGAL_MOVES[self._current]:
+            raise IllegalMoveError(self._current, target)
+        self._current = target
+        return target
+
+
+def diagram() -> str:
+    """Return the table of moves as a Mermaid state diagram, for the README."""
+    moves = [
+        f"    {current} --> {target}"
+        for current, targets in LEGAL_MOVES.items()
+        for target in sorted(targets)
+    ]
+    finals = [f"    {phase} --> [*]" for phase, targets in LEGAL_MOVES.items() if not targets]
+    return "\n".join(["stateDiagram-v2", "    [*] --> NOT_STARTED", *moves, *finals])

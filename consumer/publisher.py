@@ -1,0 +1,148 @@
+"""The confirmed channel: messages go out mandatory and persistent, and count only once the broker confirmed them."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import structlog
+from aiormq import spec
+from aiormq.abc import AbstractChannel as AmqpChannel
+from aiormq.abc import DeliveredMessage
+
+from consumer.broker import BROKER_ERRORS, BrokerConnection
+from consumer.errors import UnavailableError, one_line
+from consumer.events import CONTENT_TYPE, OutboxEvent
+from consumer.metrics import Metrics
+from domains.run import RunKey
+
+log = structlog.get_logger(__name__)
+
+EVENTS_EXCHANGE = "governance.events"
+# Seconds until a confirm is given up. A healthy quorum queue confirms in milliseconds; a leader election takes under
+# one second, a node restart a few. What is given up stays in the outbox.
+CONFIRM_TIMEOUT_SECONDS = 10.0
+PERSISTENT = 2
+
+
+@dataclass(slots=True)
+class Published:
+    """What became of a batch of events: the confirmed ones, and why the others were not, if any."""
+
+    confirmed: list[OutboxEvent] = field(default_factory=list)
+    failure: str | None = None
+
+
+class ConfirmedChannel:
+    """A channel in confirm mode, opened anew after the broker closed it."""
+
+    def __init__(self, connection: BrokerConnection) -> None:
+        self._connection = connection
+        self._channel: AmqpChannel | None = None
+        self._lock = asyncio.Lock()
+
+    async def opened(self) -> AmqpChannel:
+        """Return an open channel; raise :class:`UnavailableError` if the broker is away or takes nothing now."""
+        async with self._lock:
+            if await self._connection.is_blocked():
+                raise UnavailableError("RabbitMQ is in a memory or disk alarm and takes no messages")
+            if self._channel is None or self._channel.is_closed:
+                self._channel = await self._connection.channel(confirms=True)
+            return self._channel
+
+    async def send(
+        self, *, exchange: str, routing_key: str, body: bytes, properties: spec.Basic.Properties
+    ) -> None:
+        """Publish one message and wait for its confirm; raise :class:`UnavailableError` if it does not come.
+
+        A message that no queue took counts as unconfirmed.
+        """
+        channel = await self.opened()
+        try:
+            answer = await channel.basic_publish(
+                body, exchange=exchange, routing_key=routing_key, properties=properties, mandatory=True,
+                timeout=CONFIRM_TIMEOUT_SECONDS, wait=False,
+            )  # fmt: skip
+        except BROKER_ERRORS as error:
+            raise UnavailableError(f"not confirmed by RabbitMQ: {one_line(error)}") from error
+        except asyncio.CancelledError:
+            # aiormq rejects what waits on a closing channel with CancelledError; only ours may pass as one.
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+            raise UnavailableError("not confirmed by RabbitMQ: the channel was closed") from None
+        if isinstance(answer, DeliveredMessage):
+            raise UnavailableError(f"no queue took a message for {exchange or 'queue'} {routing_key}")
+
+
+class EventPublisher:
+    """Publishes outbox events. The worker's fast path and its relay have one each, on one connection."""
+
+    def __init__(
+        self, channel: ConfirmedChannel, *, metrics: Metrics, require_subscribers: bool = False
+    ) -> None:
+        self._channel = channel
+        self._metrics = metrics
+        self._require_subscribers = require_subscribers
+
+    async def publish(self, events: Sequence[OutboxEvent]) -> Published:
+        """Publish *events*, in order within each run, and wait for their confirms; never raises for the broker.
+
+        Of each run only a prefix counts as confirmed: after an event that failed, the run's later ones are left to
+        be sent again behind it, so that a subscriber that remembers ids sees the run's order.
+        """
+        try:
+            channel = await self._channel.opened()
+        except UnavailableError as error:
+            return Published(failure=one_line(error))
+        started = perf_counter()
+        # basic_publish takes the channel's lock before it writes, and the lock is fair: frames leave in this order.
+        answers = await asyncio.gather(
+            *(self._send(channel, event) for event in events), return_exceptions=True
+        )
+        self._metrics.publish_duration.observe(perf_counter() - started)
+        return self._count(events, answers)
+
+    async def _send(self, channel: AmqpChannel, event: OutboxEvent) -> object:
+        properties = spec.Basic.Properties(
+            content_type=CONTENT_TYPE,
+            delivery_mode=PERSISTENT,
+            correlation_id=str(event.run_id),
+            message_id=str(event.event_id),
+            message_type=event.type,
+        )
+        return await channel.basic_publish(
+            event.body.encode(),
+            exchange=EVENTS_EXCHANGE,
+            routing_key=event.routing_key,
+            properties=properties,
+            mandatory=True,
+            timeout=CONFIRM_TIMEOUT_SECONDS,
+            wait=False,
+        )
+
+    def _count(self, events: Sequence[OutboxEvent], answers: Sequence[object]) -> Published:
+        outcome = Published()
+        broken: set[RunKey] = set()
+        for event, answer in zip(events, answers, strict=True):
+            failure = self._failure(event, answer)
+            if failure is not None:
+                broken.add(event.key)
+                outcome.failure = outcome.failure or failure
+            elif event.key not in broken:
+                outcome.confirmed.append(event)
+                self._metrics.events_published.labels(event.type).inc()
+        return outcome
+
+    def _failure(self, event: OutboxEvent, answer: object) -> str | None:
+        if isinstance(answer, asyncio.CancelledError):
+            # Ours would have cancelled the gather; this one is aiormq's way of saying that the channel closed.
+            return "the channel was closed"
+        if isinstance(answer, BROKER_ERRORS):
+            return one_line(answer)
+        if isinstance(answer, BaseException):
+            raise answer
+        if isinstance(answer, DeliveredMessage):
+            self._metrics.events_unroutable.labels(event.type).inc()
+            if self._require_subscribers:
+                return f"no queue is bound for {event.routing_key} (REQUIRE_EVENT_SUBSCRIBERS)"
+        return None

@@ -1,0 +1,120 @@
+"""The words of a refusal: which field, what was found there, and what would be right.
+
+Only refused messages come here, so it may be slow; it must never raise. What was found is cut short, and it goes
+into the parked message's header, beside the body it was taken from, never into a log.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+# Characters of a found value that are shown: enough to recognise it, little enough for a header.
+_SHOWN_CHARACTERS = 80
+# Bytes of x-closeout-error in all: headers travel in one AMQP frame, which the sender's own headers share.
+MAX_ERROR_CHARACTERS = 500
+
+_EXPECTED = {
+    "status": "one of succeeded, failed, halted, aborted",
+    "steps[].status": "one of succeeded, failed, skipped",
+    "tenant_id": "1 to 128 characters of A-Z a-z 0-9 . _ -",
+    "run_id": "a UUID such as 01890a5d-ac96-774b-bcce-b302099a8057",
+    "trace_id": "a UUID such as 01890a5d-ac96-774b-bcce-b302099a8057, or null",
+    "error_code": "upper-case letters, digits and _, starting with a letter, at most 64, or null",
+    "steps[].error_code": "upper-case letters, digits and _, starting with a letter, at most 64, or null",
+    "started_at": "RFC 3339 with an offset such as 2026-11-01T12:00:00Z",
+    "completed_at": "RFC 3339 with an offset such as 2026-11-01T12:00:00Z",
+    "usage.cost_usd": "a decimal >= 0 or null",
+    "steps[].cost_usd": "a decimal >= 0 or null",
+    "metadata": "an object of at most 64 strings, numbers, booleans or nulls",
+    "steps": "a list of at most 1000 steps",
+    "steps[].index": "an integer from 0, unique in the run",
+    "usage": "an object of cost_usd, input_tokens and output_tokens",
+    "usage.input_tokens": "an integer from 0 to 9223372036854775807, or null",
+    "usage.output_tokens": "an integer from 0 to 9223372036854775807, or null",
+}
+_PATH = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`\$(?P<path>[^`]*)`)?$", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(?P<name>[^`]+)`")
+_LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+
+
+class Numeral(str):
+    """A JSON number with a fraction or an exponent, as it was written."""
+
+    __slots__ = ()
+
+
+def shown(value: object) -> str:
+    """Return *value* in a few words that are safe in one line, whatever it is."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, dict):
+        return f"an object of {len(value)} keys"
+    if isinstance(value, list):
+        return f"a list of {len(value)} items"
+    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to print the largest of them
+        return "an integer of hundreds of digits"
+    quoted = isinstance(value, str) and not isinstance(value, Numeral)
+    text = json.dumps(value[: _SHOWN_CHARACTERS + 1]) if quoted else str(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
+
+
+def explain_malformed(body: bytes, error: Exception) -> str:
+    """Say where *body* stops being JSON, or UTF-8."""
+    if isinstance(error, RecursionError):
+        return "the body is nested too deeply; expected one JSON object with at most a list of objects in it"
+    try:
+        body.decode()
+    except UnicodeDecodeError as fault:
+        return f"byte {fault.start} (0x{body[fault.start]:02x}) is not UTF-8; expected a JSON object in UTF-8"
+    if not body.strip():
+        return "the body is empty; expected one JSON object"
+    if _LONE_SURROGATE.search(body) and "JSON is malformed" not in str(error):
+        return "a string holds half of a surrogate pair (\\ud800 to \\udfff alone), or ends early; expected Unicode text"
+    words = str(error).removeprefix("JSON is malformed: ")
+    return f"not JSON: {words}; expected one JSON object in UTF-8"[:MAX_ERROR_CHARACTERS]
+
+
+def explain_violation(document: Mapping[str, Any], complaint: str) -> str:
+    """Turn msgspec's *complaint* about *document* into field, what was found, and what would be right."""
+    match = _PATH.match(complaint)
+    what, path = (match["what"], match["path"] or "") if match else (complaint, "")
+    missing = _MISSING.search(what)
+    if missing:
+        path = f"{path}.{missing['name']}"
+    trail, name = _locate(document, path)
+    found = "missing" if missing else f"found {shown(trail)}"
+    expected = _EXPECTED.get(re.sub(r"\[\d+\]", "[]", name)) or _expectation(what)
+    return f"{name or 'the body'}: {found}; expected {expected}"[:MAX_ERROR_CHARACTERS]
+
+
+def _locate(document: object, path: str) -> tuple[object, str]:
+    """Follow a path such as ``.steps[3].index``; ``[...]`` stands for the first key whose value is not a scalar."""
+    value, name = document, ""
+    for part in re.findall(r"\.[^.\[]+|\[\d+\]|\[\.\.\.\]", path):
+        if part == "[...]":
+            key, value = _odd_item(value)
+            name += f".{key}"
+        elif part.startswith("["):
+            value = value[int(part[1:-1])] if isinstance(value, list) else None
+            name += part
+        else:
+            value = value.get(part[1:]) if isinstance(value, dict) else None
+            name += part
+    return value, name.removeprefix(".")
+
+
+def _odd_item(value: object) -> tuple[str, object]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(item, str | int | None):
+                return shown(key), item
+        for key, item in value.items():
+            if isinstance(item, int | Numeral):
+                return shown(key), item
+    return "?", value
+
+
+def _expectation(what: str) -> str:
+    words = what.removeprefix("Expected ").replace("`", "")
+    return words.split(", got ")[0] or "another value"

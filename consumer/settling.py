@@ -1,0 +1,117 @@
+"""Carrying out settlements: ack, park, retry later, give back. The order is what makes it safe: copy, confirm, ack."""
+
+from collections import Counter
+from collections.abc import Sequence
+from time import monotonic
+from typing import assert_never
+
+import structlog
+from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import AMQPError
+
+from consumer.errors import UnavailableError, one_line
+from consumer.intake import Delivery
+from consumer.metrics import Metrics
+from consumer.parking import attempts_of, park, retry_later
+from consumer.publisher import ConfirmedChannel
+from consumer.settlement import Ack, Failed, Outcome, Park, PauseAndRequeue, RetryLater, Settlement, settle
+
+log = structlog.get_logger(__name__)
+
+# One line a second under load, not one a message.
+_REPORT_EVERY_SECONDS = 1.0
+
+
+class Settler:
+    """Settles deliveries on the channel each came on."""
+
+    def __init__(self, *, channel: ConfirmedChannel, metrics: Metrics, max_attempts: int) -> None:
+        self._channel = channel
+        self._metrics = metrics
+        self._max_attempts = max_attempts
+        self._unreported: Counter[str] = Counter()
+        self._reported_at = float("-inf")
+
+    async def settle_all(self, outcomes: Sequence[tuple[Delivery, Outcome]]) -> str | None:
+        """Settle each delivery by its outcome; return why the worker must pause, if it must.
+
+        A delivery whose channel is gone cannot be settled; the broker delivers it again, and the claim finds it.
+        """
+        trouble: str | None = None
+        counts: Counter[str] = Counter()
+        for delivery, outcome in outcomes:
+            attempts = attempts_of(delivery.message)
+            settlement = settle(outcome, attempts=attempts, max_attempts=self._max_attempts)
+            try:
+                counts[await self._carry_out(delivery.message, settlement, outcome)] += 1
+                if isinstance(settlement, PauseAndRequeue):
+                    trouble = trouble or settlement.why
+            except UnavailableError as error:
+                # No copy, no ack: the delivery goes back whole.
+                trouble = trouble or one_line(error)
+                await self._nack(delivery.message)
+                counts["requeued"] += 1
+        for result, count in counts.items():
+            self._metrics.deliveries.labels(result).inc(count)
+        self._unreported.update(counts)
+        if monotonic() >= self._reported_at + _REPORT_EVERY_SECONDS:
+            self.report()
+        return trouble
+
+    def report(self) -> None:
+        """Log what was settled since the last report, if anything was."""
+        if self._unreported:
+            log.info("deliveries settled", **self._unreported)
+        self._unreported.clear()
+        self._reported_at = monotonic()
+
+    async def _carry_out(self, message: DeliveredMessage, settlement: Settlement, outcome: Outcome) -> str:
+        match settlement:
+            case Ack(result):
+                await self._ack(message)
+                return result
+            case Park(reason, error, attempts):
+                await park(self._channel, message, reason=reason, error=error, attempts=attempts)
+                await self._ack(message)
+                self._metrics.parked.labels(reason).inc()
+                # The error may quote the message; it is in the parked message's header, not here.
+                log.warning("message parked", reason=reason, **_about(message))
+                return "parked"
+            case RetryLater(attempts, error):
+                await retry_later(self._channel, message, attempts=attempts, error=error)
+                await self._ack(message)
+                failure = outcome.error if isinstance(outcome, Failed) else None
+                log.warning("run will be tried again", attempts=attempts, exc_info=failure, **_about(message))
+                return "retried"
+            case PauseAndRequeue():
+                await self._nack(message)
+                return "requeued"
+            case _:
+                assert_never(settlement)
+
+    def requeue(self, deliveries: Sequence[Delivery]) -> None:
+        """Count *deliveries* that go back with their channel; closing it is what returns them."""
+        if deliveries:
+            self._metrics.deliveries.labels("requeued").inc(len(deliveries))
+
+    async def _ack(self, message: DeliveredMessage) -> None:
+        await self._answer(message, ack=True)
+
+    async def _nack(self, message: DeliveredMessage) -> None:
+        await self._answer(message, ack=False)
+
+    async def _answer(self, message: DeliveredMessage, *, ack: bool) -> None:
+        tag = message.delivery_tag
+        if tag is None or message.channel.is_closed:
+            return
+        try:
+            if ack:
+                await message.channel.basic_ack(tag, wait=False)
+            else:
+                await message.channel.basic_nack(tag, requeue=True, wait=False)
+        except (AMQPError, OSError, RuntimeError) as error:
+            log.info("delivery not settled; it comes again", error=one_line(error))
+
+
+def _about(message: DeliveredMessage) -> dict[str, object]:
+    return {"message_id": message.header.properties.message_id, "body_bytes": len(message.body)}

@@ -1,0 +1,137 @@
+"""What must exist at the broker: exchanges, queues, bindings. Contract sections 1, 4 and 5; data first, then the declaring.
+
+Declared by ``closeout topology`` as a user who may configure; the worker may not, and declares nothing.
+"""
+
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from aiormq.abc import AbstractChannel as AmqpChannel
+from aiormq.exceptions import AMQPChannelError
+
+from consumer.broker import BROKER_ERRORS, BrokerConnection
+from consumer.errors import UnavailableError, one_line
+from consumer.parking import PARKED_QUEUE, RETRY_QUEUE
+from consumer.publisher import EVENTS_EXCHANGE
+from consumer.worker import RUN_COMPLETED_QUEUE
+
+RUNS_EXCHANGE = "runs"
+RUN_COMPLETED_KEY = "run.completed"
+
+# Milliseconds between two tries at a run that fails for a reason of its own.
+RETRY_DELAY_MS = 10_000
+# A quorum queue counts deliveries, also those that only a lost connection brought back, and RabbitMQ 4 drops a message
+# after 20 unless told otherwise: an outage would park good messages. Attempts are counted by us (consumer/parking.py),
+# so the broker's limit is set out of reach, and what it would drop all the same goes to the parked queue.
+UNREACHABLE_DELIVERY_LIMIT = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue to declare."""
+
+    name: str
+    arguments: MappingProxyType[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Everything this project needs at the broker."""
+
+    topic_exchanges: tuple[str, ...]
+    queues: tuple[Queue, ...]
+    bindings: tuple[tuple[str, str, str], ...] = field(default=())  # queue, exchange, routing key
+
+
+def _quorum(name: str, **arguments: str | int) -> Queue:
+    named = {f"x-{key.replace('_', '-')}": value for key, value in arguments.items()}
+    return Queue(name, MappingProxyType({"x-queue-type": "quorum", **named}))
+
+
+TOPOLOGY = Topology(
+    topic_exchanges=(RUNS_EXCHANGE, EVENTS_EXCHANGE),
+    queues=(
+        _quorum(PARKED_QUEUE),
+        _quorum(
+            RUN_COMPLETED_QUEUE,
+            delivery_limit=UNREACHABLE_DELIVERY_LIMIT,
+            dead_letter_exchange="",
+            dead_letter_routing_key=PARKED_QUEUE,
+            # Dead letters are confirmed like any publish; this asks for overflow to refuse rather than drop.
+            dead_letter_strategy="at-least-once",
+            overflow="reject-publish",
+        ),
+        _quorum(
+            RETRY_QUEUE,
+            message_ttl=RETRY_DELAY_MS,
+            dead_letter_exchange="",
+            dead_letter_routing_key=RUN_COMPLETED_QUEUE,
+            dead_letter_strategy="at-least-once",
+            overflow="reject-publish",
+        ),
+    ),
+    bindings=((RUN_COMPLETED_QUEUE, RUNS_EXCHANGE, RUN_COMPLETED_KEY),),
+)
+
+
+class TopologyMismatchError(Exception):
+    """Something of the name exists and differs; the text says what, and what to do."""
+
+
+async def declare(connection: BrokerConnection, topology: Topology = TOPOLOGY) -> list[str]:
+    """Declare *topology*, which may be there already; return a line for each thing that stands now.
+
+    Raises :class:`TopologyMismatchError` naming everything that exists with other properties, and
+    :class:`UnavailableError` if the broker is away or refuses for another reason.
+    """
+    done: list[str] = []
+    faults: list[str] = []
+    for name in topology.topic_exchanges:
+        await _declare_one(connection, f"exchange {name}", done, faults, exchange=name)
+    for queue in topology.queues:
+        await _declare_one(connection, f"queue {queue.name}", done, faults, queue=queue)
+    if faults:
+        raise TopologyMismatchError("\n".join(faults))
+    channel = await connection.channel(confirms=False)
+    for queue_name, exchange, key in topology.bindings:
+        await channel.queue_bind(queue_name, exchange, routing_key=key)
+        done.append(f"binding {exchange} --{key}--> {queue_name}")
+    return done
+
+
+async def _declare_one(
+    connection: BrokerConnection,
+    what: str,
+    done: list[str],
+    faults: list[str],
+    *,
+    exchange: str = "",
+    queue: Queue | None = None,
+) -> None:
+    # A channel each: the broker closes the one on which a declaration did not match.
+    channel: AmqpChannel = await connection.channel(confirms=False)
+    try:
+        if queue is None:
+            await channel.exchange_declare(exchange, exchange_type="topic", durable=True)
+        else:
+            await channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
+    except AMQPChannelError as error:
+        words = one_line(error)
+        if "inequivalent" not in words:
+            raise UnavailableError(f"{what}: RabbitMQ refused: {words}") from error
+        faults.append(_in_words(what, words))
+    except BROKER_ERRORS as error:
+        raise UnavailableError(f"{what}: {one_line(error)}") from error
+    else:
+        done.append(what)
+        await channel.close()
+
+
+def _in_words(what: str, complaint: str) -> str:
+    """Turn ``inequivalent arg 'x-queue-type' for ...: received 'quorum' but current is 'classic'`` into advice."""
+    details = complaint.split("inequivalent arg ")[-1]
+    return (
+        f"{what} exists with other properties: {details}. Either keep it and change closeout's topology, or drain it, "
+        f"delete it and run closeout topology again."
+    )

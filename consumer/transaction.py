@@ -1,0 +1,279 @@
+"""The atomic close-out: claim, incident, policy, trace, outbox, COMMIT; then the events, confirmed, and the mark.
+
+Every step takes all runs of a batch and issues one statement; a single run is a batch of one.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import Literal
+from uuid import UUID
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction
+
+from consumer import inbox, outbox
+from consumer.errors import TransactionFailed, one_line
+from consumer.events import OutboxEvent, events_for
+from consumer.inbox import Arrival, Claim, ClaimState
+from consumer.metrics import Metrics
+from consumer.phases import PhaseMachine, TransactionPhase
+from consumer.publisher import EventPublisher
+from consumer.rollbacks import record_rollbacks
+from domains.incidents.rules import finding_for
+from domains.incidents.writes import record as record_incidents
+from domains.policies.book import PolicyBook
+from domains.policies.rules import evaluate
+from domains.policies.writes import record as record_evaluations
+from domains.result import DomainResult
+from domains.run import CompletedRun, RunKey
+from domains.traces.writes import complete as complete_traces
+
+log = structlog.get_logger(__name__)
+
+# Seconds for writing the rollback record; in an outage it is given up, the first error matters more.
+_RECORD_TIMEOUT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionResult:
+    """What became of one run: committed now, or found to be there already.
+
+    ``state`` is ``committed``; ``duplicate`` (closed out before, nothing written); ``conflict`` (the same identity
+    with another content: nothing written); or ``unfinished`` (a legacy close-out stopped half-way, nothing written).
+    ``phase`` is the run's phase now. ``results`` has one entry a domain for a run that was committed now.
+    """
+
+    tenant_id: str
+    run_id: UUID
+    state: Literal["committed", "duplicate", "conflict", "unfinished"]
+    phase: TransactionPhase
+    results: tuple[DomainResult, ...] = ()
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One try at a batch: where it stands, what it has done, and what it will tell downstream."""
+
+    arrivals: Sequence[Arrival]
+    machine: PhaseMachine = field(default_factory=PhaseMachine)
+    committing: bool = False
+    claims: dict[RunKey, Claim] = field(default_factory=dict)
+    results: dict[RunKey, list[DomainResult]] = field(default_factory=dict)
+    operations: list[str] = field(default_factory=list)
+    events: list[OutboxEvent] = field(default_factory=list)
+
+    @property
+    def new(self) -> list[Arrival]:
+        """The arrivals that this attempt claimed."""
+        return [arrival for arrival in self.arrivals if (held := self.claims.get(arrival.key)) and held.new]
+
+    def done(self, phase: TransactionPhase, results: dict[RunKey, DomainResult]) -> None:
+        for key, result in results.items():
+            self.results[key].append(result)
+        self.operations.append(f"{phase}: {_summary(results)}")
+        self.machine.advance(phase)
+
+
+class RunCompletionTransaction:
+    """Closes out runs atomically: all of a run's rows are committed together, or none.
+
+    Events are published after the commit if there is a *publisher*; what it cannot deliver stays in the outbox.
+    """
+
+    mode = "atomic"
+
+    def __init__(
+        self,
+        *,
+        engine: AsyncEngine,
+        policies: PolicyBook,
+        publisher: EventPublisher | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._engine = engine
+        self._policies = policies
+        self._publisher = publisher
+        self._metrics = metrics or Metrics()
+
+    async def execute(self, run: CompletedRun | Arrival) -> TransactionResult:
+        """Close out one run; raise :class:`TransactionFailed` if it was rolled back."""
+        return (await self.execute_many([run]))[0]
+
+    async def execute_many(self, runs: Sequence[CompletedRun | Arrival]) -> list[TransactionResult]:
+        """Close out *runs* in one transaction and return a result for each, in their order.
+
+        Raises :class:`TransactionFailed` if the transaction, and so every run in it, was rolled back. A run that is
+        given twice is a duplicate, or a conflict, the second time.
+        """
+        arrivals = [run if isinstance(run, Arrival) else Arrival.of(run) for run in runs]
+        unique: dict[RunKey, Arrival] = {}
+        for arrival in arrivals:
+            unique.setdefault(arrival.key, arrival)
+        attempt = _Attempt(list(unique.values()), results={key: [] for key in unique})
+        await self._commit(attempt)
+        self._observe(attempt)
+        published = await self._publish(attempt)
+        return [self._result(arrival, unique, attempt, published) for arrival in arrivals]
+
+    async def _commit(self, attempt: _Attempt) -> None:
+        started = perf_counter()
+        try:
+            async with self._engine.connect() as conn:
+                await self._within(conn, await conn.begin(), attempt)
+        except TransactionFailed:
+            raise
+        except Exception as error:
+            # No connection was had, so nothing was begun and there is nothing to undo or to record.
+            raise self._failed(attempt, error, rolled_back=True) from error
+        self._metrics.transaction_duration.labels(self.mode).observe(perf_counter() - started)
+
+    async def _within(self, conn: AsyncConnection, transaction: AsyncTransaction, attempt: _Attempt) -> None:
+        try:
+            await self._write(conn, attempt)
+            attempt.committing = True
+            await transaction.commit()
+        except BaseException as error:
+            # The shield keeps a second cancellation from leaving the rollback half said.
+            failure = await asyncio.shield(self._undo(conn, transaction, attempt, error))
+            if isinstance(error, Exception):
+                raise failure from error
+            raise
+        if attempt.new:
+            attempt.machine.advance(TransactionPhase.COMMITTED)
+
+    async def _write(self, conn: AsyncConnection, attempt: _Attempt) -> None:
+        attempt.claims = await inbox.claim(conn, attempt.arrivals)
+        if attempt.new:
+            await self._write_new(conn, attempt, [arrival.run for arrival in attempt.new])
+        waiting = [key for key, claim in attempt.claims.items() if claim.phase is TransactionPhase.COMMITTED]
+        if waiting:
+            # Of runs that were committed before: what a crash, or another worker, has not published yet.
+            attempt.events += await outbox.unpublished(conn, waiting)
+
+    async def _write_new(
+        self, conn: AsyncConnection, attempt: _Attempt, runs: Sequence[CompletedRun]
+    ) -> None:
+        now = datetime.now(UTC)
+        book = await self._policies.current(conn)
+        evaluations = [evaluate(run, book) for run in runs]
+        findings = [
+            finding_for(run, suppressed_by=evaluation.suppressed_by, now=now)
+            for run, evaluation in zip(runs, evaluations, strict=True)
+        ]
+        attempt.done(TransactionPhase.INCIDENT_CREATED, await record_incidents(conn, findings))
+        attempt.done(TransactionPhase.POLICY_EVALUATED, await record_evaluations(conn, evaluations))
+        attempt.done(TransactionPhase.TRACE_COMPLETED, await complete_traces(conn, runs))
+        for run, finding, evaluation in zip(runs, findings, evaluations, strict=True):
+            attempt.events += events_for(run, finding, evaluation, now=now)
+        await outbox.stage(conn, attempt.events)
+
+    async def _undo(
+        self, conn: AsyncConnection, transaction: AsyncTransaction, attempt: _Attempt, error: BaseException
+    ) -> TransactionFailed:
+        reached = attempt.machine.current
+        confirmed = await _rolled_back(conn, transaction) and not (attempt.committing and conn.invalidated)
+        attempt.machine.advance(TransactionPhase.ROLLED_BACK if confirmed else TransactionPhase.FAILED)
+        operations = tuple(reversed(attempt.operations))
+        keys = [arrival.key for arrival in attempt.arrivals]
+        self._metrics.rollbacks.labels(reached.value).inc(len(keys))
+        self._metrics.transactions.labels(self.mode, "rolled_back" if confirmed else "failed").inc(len(keys))
+        self._metrics.phase_entered.labels(attempt.machine.current.value).inc(len(keys))
+        try:
+            async with asyncio.timeout(_RECORD_TIMEOUT_SECONDS):
+                await record_rollbacks(self._engine, keys, phase=reached, operations=operations, error=error)
+        except Exception as secondary:  # noqa: BLE001 - whatever it is, it must not hide the first error
+            log.warning("rollback not recorded", phase=reached, runs=len(keys), error=one_line(secondary))
+        return self._failed(attempt, error, rolled_back=confirmed, phase=reached)
+
+    def _failed(
+        self,
+        attempt: _Attempt,
+        error: BaseException,
+        *,
+        rolled_back: bool,
+        phase: TransactionPhase = TransactionPhase.NOT_STARTED,
+    ) -> TransactionFailed:
+        return TransactionFailed(
+            phase=phase,
+            results=tuple(result for results in attempt.results.values() for result in results),
+            operations=tuple(reversed(attempt.operations)),
+            rolled_back=rolled_back,
+            cause=error,
+        )
+
+    async def _publish(self, attempt: _Attempt) -> set[RunKey]:
+        """Publish and mark; never raises: the commit stands, and the relay takes what is left."""
+        if self._publisher is None or not attempt.events:
+            return set()
+        outcome = await self._publisher.publish(attempt.events)
+        if outcome.failure:
+            left = len(attempt.events) - len(outcome.confirmed)
+            log.warning("events left to the relay", events=left, error=outcome.failure)
+        if not outcome.confirmed:
+            return set()
+        try:
+            async with self._engine.begin() as conn:
+                return await outbox.mark(conn, outcome.confirmed)
+        except Exception as error:  # noqa: BLE001 - after COMMITTED nothing may fail the run
+            log.warning("published events not marked; the relay repeats them", error=one_line(error))
+            return set()
+
+    def _observe(self, attempt: _Attempt) -> None:
+        new = attempt.new
+        self._metrics.batch_runs.observe(len(attempt.arrivals))
+        if not new:
+            return
+        self._metrics.transactions.labels(self.mode, "committed").inc(len(new))
+        for phase in (*_DOMAIN_PHASES, TransactionPhase.COMMITTED):
+            self._metrics.phase_entered.labels(phase.value).inc(len(new))
+        now = datetime.now(UTC)
+        for arrival in new:
+            self._metrics.completion_lag.observe(max(0.0, (now - arrival.run.completed_at).total_seconds()))
+
+    def _result(
+        self, arrival: Arrival, first: dict[RunKey, Arrival], attempt: _Attempt, published: set[RunKey]
+    ) -> TransactionResult:
+        claim = attempt.claims[arrival.key]
+        phase = TransactionPhase.COMMITTED if claim.new else claim.phase
+        if arrival.key in published:
+            phase = TransactionPhase.EVENTS_PUBLISHED
+        state, results = claim.state_of(arrival), tuple(attempt.results[arrival.key])
+        if state is ClaimState.NEW and arrival is not first[arrival.key]:
+            state = ClaimState.DUPLICATE
+        if state is not ClaimState.NEW:
+            results = ()
+        return TransactionResult(arrival.run.tenant_id, arrival.run.run_id, _STATE[state], phase, results)
+
+
+_DOMAIN_PHASES = (
+    TransactionPhase.INCIDENT_CREATED,
+    TransactionPhase.POLICY_EVALUATED,
+    TransactionPhase.TRACE_COMPLETED,
+)
+_STATE: dict[ClaimState, Literal["committed", "duplicate", "conflict", "unfinished"]] = {
+    ClaimState.NEW: "committed",
+    ClaimState.DUPLICATE: "duplicate",
+    ClaimState.CONFLICT: "conflict",
+    ClaimState.UNFINISHED: "unfinished",
+}
+
+
+async def _rolled_back(conn: AsyncConnection, transaction: AsyncTransaction) -> bool:
+    """Roll back and say whether the server confirmed it; without a line to it, nobody knows."""
+    with suppress(Exception):
+        if transaction.is_active:
+            await transaction.rollback()
+        return not conn.invalidated
+    return False
+
+
+def _summary(results: dict[RunKey, DomainResult]) -> str:
+    counts: dict[str, int] = {}
+    for result in results.values():
+        word = f"{result.domain} {result.action}"
+        counts[word] = counts.get(word, 0) + 1
+    return ", ".join(f"{count} {word}" for word, count in counts.items())

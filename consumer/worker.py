@@ -1,0 +1,190 @@
+"""The worker: receive, close out, settle; drain on a signal, pause in an outage, build everything again after it.
+
+One supervisor owns the consumer's connection. Whatever breaks, it throws connection, channel and consumer away,
+waits until both servers answer, and starts from nothing.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
+from aiormq.abc import AbstractChannel as AmqpChannel
+from aiormq.abc import DeliveredMessage
+
+from consumer.broker import BROKER_ERRORS, BrokerConnection
+from consumer.errors import MessageRefusedError, UnavailableError, one_line
+from consumer.health import Health
+from consumer.inbox import Arrival
+from consumer.intake import Delivery, Intake
+from consumer.settlement import Failed, Outcome
+from consumer.settling import Settler
+
+log = structlog.get_logger(__name__)
+
+RUN_COMPLETED_QUEUE = "closeout.run-completed"
+# Seconds between two looks at a server that is away: short enough to be back within 5 s of its return.
+PROBE_PAUSE_SECONDS = 1.0
+# Seconds that batches in work get to end before the channel is closed under them in an outage.
+_PAUSE_GRACE_SECONDS = 10.0
+# Seconds kept back from the grace period for closing connections.
+_CLOSING_SECONDS = 2.0
+
+CloseOut = Callable[[Sequence[Arrival]], Awaitable[Sequence[Outcome]]]
+
+
+class Worker:
+    """Consumes run-completed messages until :meth:`stop` is called, through any outage."""
+
+    def __init__(
+        self,
+        *,
+        connection: BrokerConnection,
+        decode: Callable[[Delivery], Arrival],
+        close_out: CloseOut,
+        settler: Settler,
+        probe: Callable[[], Awaitable[None]],
+        intake: Intake,
+        health: Health,
+        prefetch_count: int,
+        batch_max_runs: int,
+        max_concurrent_transactions: int,
+        grace_seconds: float,
+    ) -> None:
+        self._connection = connection
+        self._decode = decode
+        self._close_out = close_out
+        self._settler = settler
+        self._probe = probe
+        self._intake = intake
+        self._health = health
+        self._prefetch_count = prefetch_count
+        self._batch_max_runs = batch_max_runs
+        self._concurrency = max_concurrent_transactions
+        self._grace_seconds = grace_seconds
+        self.stopping = asyncio.Event()
+        self._broken = asyncio.Event()
+        self._why = ""
+
+    def stop(self) -> None:
+        """Take no more deliveries, finish those that were taken within the grace period, and return."""
+        self.stopping.set()
+        self._broken.set()
+
+    async def run(self) -> None:
+        """Work until :meth:`stop`; returns only then. A bug of ours ends it with that exception."""
+        async with asyncio.TaskGroup() as group:
+            transactions = [group.create_task(self._transact()) for _ in range(self._concurrency)]
+            await self._supervise()
+            self._intake.close()
+            # Normally they are done by now. Past the grace period they are cancelled, which rolls back.
+            _, late = await asyncio.wait(transactions, timeout=_CLOSING_SECONDS / 2)
+            for task in late:
+                task.cancel()
+        self._settler.report()
+
+    async def _supervise(self) -> None:
+        while not self.stopping.is_set():
+            try:
+                await self._probe()
+                await self._consume()
+            except UnavailableError as error:
+                self._pause(one_line(error))
+            if not self.stopping.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.stopping.wait(), PROBE_PAUSE_SECONDS)
+
+    async def _consume(self) -> None:
+        """Consume until something breaks or the worker is stopped; leave no delivery unsettled on an open channel."""
+        self._broken.clear()
+        if self.stopping.is_set():
+            return
+        channel = await self._connection.channel(confirms=False)
+        try:
+            tag = await self._start(channel)
+            self._health.consuming()
+            log.info("consuming", queue=RUN_COMPLETED_QUEUE, prefetch=self._prefetch_count)
+            await self._broken.wait()
+            await self._drain(channel, tag)
+        finally:
+            self._intake.give_back()
+            await self._connection.close()
+        if not self.stopping.is_set():
+            raise UnavailableError(self._why)
+
+    async def _start(self, channel: AmqpChannel) -> str:
+        channel.closing.add_done_callback(self._on_closed)
+        channel.on_consumer_cancel_callbacks.add(self._on_cancelled)
+        try:
+            await channel.basic_qos(prefetch_count=self._prefetch_count, timeout=_PAUSE_GRACE_SECONDS)
+            consumed = await channel.basic_consume(
+                RUN_COMPLETED_QUEUE, self._intake.put, timeout=_PAUSE_GRACE_SECONDS
+            )
+        except BROKER_ERRORS as error:
+            raise UnavailableError(
+                f"cannot consume {RUN_COMPLETED_QUEUE}: {one_line(error)} (was closeout topology run?)"
+            ) from error
+        return consumed.consumer_tag or ""
+
+    async def _drain(self, channel: AmqpChannel, tag: str) -> None:
+        """Stop deliveries, let what was taken be finished, and hand back the rest."""
+        grace = _PAUSE_GRACE_SECONDS
+        if self.stopping.is_set():
+            grace = max(0.0, self._grace_seconds - _CLOSING_SECONDS)
+            log.info("draining", grace_seconds=self._grace_seconds)
+        else:
+            # In an outage, what was not begun is better off in the queue.
+            self._settler.requeue(self._intake.give_back())
+        try:
+            async with asyncio.timeout(grace):
+                await channel.basic_cancel(tag)
+                await self._intake.idle()
+        except TimeoutError:
+            log.warning("not drained in time; the rest goes back to the queue", seconds=grace)
+        except BROKER_ERRORS as error:
+            log.info("channel lost; the broker takes its deliveries back", error=one_line(error))
+
+    async def _transact(self) -> None:
+        while batch := await self._intake.take(self._batch_max_runs):
+            try:
+                await self._process(batch)
+            finally:
+                self._intake.settled(batch)
+
+    async def _process(self, batch: Sequence[Delivery]) -> None:
+        arrivals: dict[int, Arrival] = {}
+        outcomes: dict[int, Outcome] = {}
+        for position, delivery in enumerate(batch):
+            try:
+                arrivals[position] = self._decode(delivery)
+            except MessageRefusedError as error:
+                outcomes[position] = Failed(error)
+            except Exception as error:  # noqa: BLE001 - a bug of ours in decoding one message must not stop the others
+                log.exception(
+                    "cannot decode a delivery", message_id=delivery.message.header.properties.message_id
+                )
+                outcomes[position] = Failed(error)
+        closed_out = await self._close_out(list(arrivals.values())) if arrivals else ()
+        outcomes.update(zip(arrivals, closed_out, strict=True))
+        settled = [(delivery, outcomes[position]) for position, delivery in enumerate(batch)]
+        trouble = await self._settler.settle_all(settled)
+        if trouble:
+            self._break(trouble)
+
+    def _on_closed(self, closing: "asyncio.Future[object]") -> None:
+        error = None if closing.cancelled() else closing.exception()
+        self._break(f"RabbitMQ closed the channel: {one_line(error) if error else 'no reason given'}")
+
+    def _on_cancelled(self, _frame: object) -> None:
+        # The queue was deleted, or lost its leader: the broker will deliver nothing more to this consumer.
+        self._break(f"RabbitMQ cancelled the consumer of {RUN_COMPLETED_QUEUE}; was the queue deleted?")
+
+    def _break(self, why: str) -> None:
+        if not self._broken.is_set():
+            self._why = why
+            self._broken.set()
+
+    def _pause(self, why: str) -> None:
+        if self._health.reason != why:
+            log.warning("paused", reason=why)
+        self._health.paused(why)

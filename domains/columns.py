@@ -1,0 +1,47 @@
+"""Set-based inserts: one statement and one array a column, however many rows.
+
+SQLAlchemy's cost is per statement executed, not per row (``shared/design.md``), and PostgreSQL plans
+``INSERT ... SELECT FROM unnest`` once, whatever the number of rows.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, Table, Text, bindparam, cast, func, select
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, Insert, insert
+from sqlalchemy.sql.selectable import TableValuedAlias
+
+# SQLAlchemy keeps the plain names of columns for itself in INSERT and UPDATE.
+_PREFIX = "given_"
+
+
+def unnest(table: Table, names: Sequence[str]) -> TableValuedAlias:
+    """Return ``unnest(:a, :b, ...)`` typed as *table*'s columns; jsonb travels as text, already encoded."""
+    arrays = [bindparam(_PREFIX + name, type_=ARRAY(_wire_type(table, name))) for name in names]
+    return func.unnest(*arrays).table_valued(*names).render_derived(name="given")
+
+
+def _wire_type(table: Table, name: str) -> Any:  # noqa: ANN401 - SQLAlchemy's own type for "any type"
+    kind = table.c[name].type
+    return Text() if isinstance(kind, JSONB) else kind
+
+
+def given_rows(table: Table, names: Sequence[str]) -> Select[Any]:
+    """Return ``SELECT ... FROM unnest(...) AS given``, to be executed with :func:`columns_of`."""
+    given = unnest(table, names)
+    values: list[ColumnElement[Any]] = [
+        cast(given.c[name], JSONB) if isinstance(table.c[name].type, JSONB) else given.c[name]
+        for name in names
+    ]
+    return select(*values)
+
+
+def insert_many(table: Table, names: Sequence[str]) -> Insert:
+    """Return ``INSERT INTO table (names) SELECT ... FROM unnest(...)``, to be executed with :func:`columns_of`."""
+    return insert(table).from_select(list(names), given_rows(table, names))
+
+
+def columns_of(names: Sequence[str], rows: Iterable[Sequence[object]]) -> dict[str, list[object]]:
+    """Turn *rows*, each in the order of *names*, into one list a column. *rows* must not be empty."""
+    lists = map(list, zip(*rows, strict=True))
+    return {_PREFIX + name: column for name, column in zip(names, lists, strict=True)}

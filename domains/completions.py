@@ -1,0 +1,143 @@
+"""The tables of the close-out itself: the inbox of runs, the outbox of events, the record of rollbacks."""
+
+from sqlalchemy import (
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    LargeBinary,
+    Numeric,
+    SmallInteger,
+    Table,
+    Text,
+    Uuid,
+    text,
+)
+from sqlalchemy import BigInteger as Big
+from sqlalchemy.dialects.postgresql import JSONB
+
+from domains.schema import metadata
+
+_UTC = DateTime(timezone=True)
+
+# A run has exactly this many events: its incident's (or prevention's), its evaluation's, and run.finalized.
+EVENTS_PER_RUN = 3
+
+run_completions = Table(
+    "run_completions",
+    metadata,
+    Column("tenant_id", Text, primary_key=True),
+    Column("run_id", Uuid, primary_key=True),
+    Column("agent_id", Text),
+    Column("status", Text, nullable=False),
+    Column("error_code", Text),
+    Column("phase", Text, nullable=False, comment="contract section 2"),
+    Column(
+        "mode",
+        Text,
+        nullable=False,
+        comment="which path closed it out: atomic, or legacy one write at a time",
+    ),
+    Column("payload_digest", LargeBinary, nullable=False, comment="SHA-256 of the message's canonical JSON"),
+    Column("message_id", Text, comment="the AMQP message_id, where the runner set one"),
+    Column("model", Text),
+    Column("cost_usd", Numeric),
+    Column("input_tokens", Big),
+    Column("output_tokens", Big),
+    Column("started_at", _UTC, nullable=False),
+    Column("completed_at", _UTC, nullable=False, comment="the run's end, by the runner's clock"),
+    Column("is_synthetic", Boolean, nullable=False),
+    Column("synthetic_scenario_id", Text),
+    Column("metadata", JSONB, nullable=False),
+    Column("received_at", _UTC, nullable=False, comment="delivery to the worker, by the worker's clock"),
+    Column("committed_at", _UTC, comment="null: a legacy close-out that has not finished"),
+    Column("events_published_at", _UTC, comment="every event of the run was confirmed by the broker"),
+    CheckConstraint("status IN ('succeeded','failed','halted','aborted')", name="status"),
+    CheckConstraint("mode IN ('atomic','legacy')", name="mode"),
+    CheckConstraint(
+        "phase IN ('NOT_STARTED','INCIDENT_CREATED','POLICY_EVALUATED','TRACE_COMPLETED','COMMITTED',"
+        "'EVENTS_PUBLISHED')",
+        name="phase",
+    ),
+    # Rows are updated once, by the mark; room on the page keeps that update off the indexes (HOT).
+    postgresql_with={"fillfactor": "85"},
+    comment="The inbox: one row a run, claimed by INSERT ON CONFLICT; its key is what makes a delivery happen once",
+)
+
+Index(
+    "run_completions_unfinished",
+    run_completions.c.received_at,
+    postgresql_where=run_completions.c.committed_at.is_(None),
+    info={
+        "purpose": "Finds half-done legacy close-outs; holds nothing else, so it costs the atomic path nothing"
+    },
+)
+Index(
+    "run_completions_received_at",
+    run_completions.c.received_at,
+    postgresql_using="brin",
+    info={"purpose": "Time ranges for listing, reconciling and pruning; a BRIN costs almost nothing to keep"},
+)
+
+# No foreign key to the inbox: the claim in the same transaction is the guarantee, and a key would cost three lookups
+# and a row lock a run.
+outbox_events = Table(
+    "outbox_events",
+    metadata,
+    Column("tenant_id", Text, primary_key=True),
+    Column("run_id", Uuid, primary_key=True),
+    Column(
+        "sequence",
+        SmallInteger,
+        primary_key=True,
+        autoincrement=False,
+        comment="1 to 3: the order within a run",
+    ),
+    Column("event_id", Uuid, nullable=False, comment="UUIDv7; never changes, however often it is published"),
+    Column("type", Text, nullable=False),
+    Column("routing_key", Text, nullable=False),
+    Column(
+        "body", Text, nullable=False, comment="the CloudEvent as it goes out; text, so that no byte moves"
+    ),
+    Column("created_at", _UTC, nullable=False, server_default=text("clock_timestamp()")),
+    comment="Events that are committed and not yet confirmed by the broker; empty when all is well",
+)
+
+Index(
+    "outbox_events_last_of_run",
+    outbox_events.c.created_at,
+    postgresql_where=text(f"sequence = {EVENTS_PER_RUN}"),
+    info={
+        "purpose": "The relay's way in, one entry a run: a run's events leave in order, so its last one is there to the end"
+    },
+)
+
+rollbacks = Table(
+    "rollbacks",
+    metadata,
+    Column("tenant_id", Text, primary_key=True),
+    Column("rollback_id", Uuid, primary_key=True, comment="UUIDv7"),
+    Column("run_id", Uuid, nullable=False),
+    Column("attempt", Integer, nullable=False, comment="from 1, counted over all workers"),
+    Column("phase_reached", Text, nullable=False),
+    Column("operations", JSONB, nullable=False, comment="what had been done, last first; ROLLBACK undid it"),
+    Column("error_type", Text, nullable=False),
+    Column("error", Text, nullable=False),
+    Column("occurred_at", _UTC, nullable=False),
+    comment="One row for each attempt to close out a run that was rolled back; written after the rollback",
+)
+
+Index(
+    "rollbacks_by_run",
+    rollbacks.c.tenant_id,
+    rollbacks.c.run_id,
+    info={"purpose": "Explains one run, and counts its attempts"},
+)
+Index(
+    "rollbacks_occurred_at",
+    rollbacks.c.occurred_at,
+    postgresql_using="brin",
+    info={"purpose": "Recent rollbacks, and pruning"},
+)

@@ -1,0 +1,1 @@
+"""Incidents: every run gets one, success included, unless a policy prevents it."""

@@ -1,0 +1,29 @@
+"""Alembic's environment: runs on the connection it is handed (``domains/migrate.py``), never on one of its own."""
+
+from alembic import context
+from sqlalchemy import Connection
+
+from domains.schema import SCHEMA
+from domains.tables import metadata
+
+
+def _ours_only(name: str | None, kind: str, _parents: object) -> bool:
+    return kind != "schema" or name == SCHEMA
+
+
+def run(connection: Connection) -> None:
+    """Run what Alembic was asked for on *connection*, in the transaction that is open there."""
+    context.configure(
+        connection=connection,
+        target_metadata=metadata,
+        include_schemas=True,
+        include_name=_ours_only,
+        version_table="schema_version",
+        version_table_schema=SCHEMA,
+        compare_server_default=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+run(context.config.attributes["connection"])

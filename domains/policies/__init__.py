@@ -1,0 +1,1 @@
+"""Policies: rules over completed runs, written in CEL, kept as rows."""

@@ -1,0 +1,145 @@
+"""What the policies say about a run: pure rules, contract section 3."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+from uuid import UUID
+
+from msgspec import Struct
+from uuid_utils.compat import uuid7
+
+from domains.policies.conditions import Condition, ConditionError, EvaluationError, Visible
+from domains.run import CompletedRun, RunKey
+
+Effect = Literal["flag", "suppress_incident"]
+Severity = Literal["NONE", "LOW", "MEDIUM", "HIGH", "CRITICAL"]
+Outcome = Literal["no_violation", "violation", "evaluation_error"]
+
+# Characters of an evaluation error that are kept.
+_ERROR_MAX = 500
+
+
+class Policy(Struct, frozen=True, kw_only=True):
+    """A rule as it is stored."""
+
+    policy_id: UUID
+    tenant_id: str | None
+    name: str
+    version: int
+    effect: Effect
+    severity: Severity
+    condition: str
+
+
+class Violation(Struct, frozen=True, kw_only=True):
+    """A ``flag`` policy that was true of the run."""
+
+    policy_id: UUID
+    name: str
+    version: int
+    severity: Severity
+
+
+class PolicyFault(Struct, frozen=True, kw_only=True):
+    """A policy whose condition could not be evaluated, and why."""
+
+    policy_id: UUID
+    name: str
+    version: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What all policies of a tenant said about one run."""
+
+    tenant_id: str
+    run_id: UUID
+    policy_evaluation_id: UUID
+    outcome: Outcome
+    policies_checked: int
+    violations: tuple[Violation, ...]
+    errors: tuple[PolicyFault, ...]
+    evaluated_at: datetime
+    suppressed_by: UUID | None = None
+
+    @property
+    def key(self) -> RunKey:
+        """The run that was evaluated."""
+        return RunKey(self.tenant_id, self.run_id)
+
+
+Compiled = tuple[Policy, Condition | ConditionError]
+
+
+class PolicySet:
+    """The policies that are in force, compiled, and which of them each tenant has."""
+
+    __slots__ = ("_by_tenant", "_for_all")
+
+    def __init__(self, compiled: Iterable[Compiled]) -> None:
+        ordered = sorted(
+            compiled, key=lambda pair: (pair[0].tenant_id is None, pair[0].name, pair[0].version)
+        )
+        self._for_all = tuple(pair for pair in ordered if pair[0].tenant_id is None)
+        own: dict[str, list[Compiled]] = {}
+        for pair in ordered:
+            if pair[0].tenant_id is not None:
+                own.setdefault(pair[0].tenant_id, []).append(pair)
+        # A tenant's own policies come first: what it says of itself decides before what is said of all.
+        self._by_tenant: Mapping[str, tuple[Compiled, ...]] = {
+            tenant: (*pairs, *self._for_all) for tenant, pairs in own.items()
+        }
+
+    def of(self, tenant_id: str) -> tuple[Compiled, ...]:
+        """Return the policies that apply to *tenant_id*: its own, then those for all, each by name."""
+        return self._by_tenant.get(tenant_id, self._for_all)
+
+
+def evaluate(run: CompletedRun, policies: PolicySet) -> Evaluation:
+    """Evaluate the policies that apply to *run*; a condition that fails is part of the result, never an exception.
+
+    ``evaluation_error`` outranks ``violation``, so that nobody takes an incomplete answer for a complete one; the
+    violations of the other policies are listed all the same.
+    """
+    applying = policies.of(run.tenant_id)
+    violations: list[Violation] = []
+    errors: list[PolicyFault] = []
+    suppressed_by: UUID | None = None
+    visible = Visible(run) if applying else None
+    for policy, condition in applying:
+        try:
+            if isinstance(condition, ConditionError):
+                raise EvaluationError(f"the condition does not compile: {condition}")  # noqa: TRY301 - one way out
+            true = visible is not None and condition.holds(visible)
+        except EvaluationError as error:
+            errors.append(_fault(policy, error))
+            continue
+        if true and policy.effect == "flag":
+            violations.append(_violation(policy))
+        elif true and run.status != "succeeded":
+            suppressed_by = suppressed_by or policy.policy_id
+    return Evaluation(
+        tenant_id=run.tenant_id,
+        run_id=run.run_id,
+        policy_evaluation_id=uuid7(),
+        outcome="evaluation_error" if errors else "violation" if violations else "no_violation",
+        policies_checked=len(applying),
+        violations=tuple(violations),
+        errors=tuple(errors),
+        evaluated_at=datetime.now(UTC),
+        suppressed_by=suppressed_by,
+    )
+
+
+def _violation(policy: Policy) -> Violation:
+    return Violation(
+        policy_id=policy.policy_id, name=policy.name, version=policy.version, severity=policy.severity
+    )
+
+
+def _fault(policy: Policy, error: EvaluationError) -> PolicyFault:
+    # PostgreSQL's jsonb cannot hold a NUL, which the error may quote.
+    words = str(error).replace("\x00", "\\u0000")[:_ERROR_MAX]
+    return PolicyFault(policy_id=policy.policy_id, name=policy.name, version=policy.version, error=words)

@@ -1,0 +1,61 @@
+"""Policy evaluations, written many at a time."""
+
+from collections.abc import Sequence
+
+import msgspec
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from domains.columns import columns_of, insert_many
+from domains.policies.rules import Evaluation, PolicyFault, Violation
+from domains.policies.tables import policy_evaluations
+from domains.result import DomainResult
+from domains.run import RunKey
+
+_COLUMNS = (
+    "tenant_id", "run_id", "policy_evaluation_id", "outcome", "policies_checked", "violations", "errors",
+    "evaluated_at",
+)  # fmt: skip
+_INSERT = insert_many(policy_evaluations, _COLUMNS)
+
+
+async def record(conn: AsyncConnection, evaluations: Sequence[Evaluation]) -> dict[RunKey, DomainResult]:
+    """Write one row for each of *evaluations*, in one statement.
+
+    Not safe to repeat on its own: it leans on the claim made earlier in the same transaction.
+    """
+    await conn.execute(_INSERT, columns_of(_COLUMNS, map(_row, evaluations)))
+    return {
+        evaluation.key: DomainResult(
+            "policies", "created", evaluation.policy_evaluation_id, evaluation.outcome
+        )
+        for evaluation in evaluations
+    }
+
+
+async def record_once(conn: AsyncConnection, evaluation: Evaluation) -> Evaluation:
+    """Write *evaluation* unless its run has one, and return the one that stands. For the non-atomic path."""
+    statement = _INSERT.on_conflict_do_nothing().returning(policy_evaluations.c.run_id)
+    inserted = await conn.execute(statement, columns_of(_COLUMNS, [_row(evaluation)]))
+    if inserted.one_or_none() is not None:
+        return evaluation
+    return await _standing(conn, evaluation.key)
+
+
+async def _standing(conn: AsyncConnection, key: RunKey) -> Evaluation:
+    table = policy_evaluations
+    found = await conn.execute(
+        select(table).where(table.c.tenant_id == key.tenant_id, table.c.run_id == key.run_id)
+    )
+    row = dict(found.mappings().one())
+    row["violations"] = tuple(msgspec.convert(row["violations"], list[Violation]))
+    row["errors"] = tuple(msgspec.convert(row["errors"], list[PolicyFault]))
+    return Evaluation(**row)
+
+
+def _row(evaluation: Evaluation) -> tuple[object, ...]:
+    return (
+        evaluation.tenant_id, evaluation.run_id, evaluation.policy_evaluation_id, evaluation.outcome,
+        evaluation.policies_checked, msgspec.json.encode(evaluation.violations).decode(),
+        msgspec.json.encode(evaluation.errors).decode(), evaluation.evaluated_at,
+    )  # fmt: skip

@@ -1,0 +1,21 @@
+"""What a domain did for one run."""
+
+from dataclasses import dataclass
+from typing import Literal
+from uuid import UUID
+
+Domain = Literal["incidents", "policies", "traces"]
+
+
+@dataclass(frozen=True, slots=True)
+class DomainResult:
+    """One domain's part in one run's close-out.
+
+    ``action`` is ``created`` (a row was inserted), ``completed`` (a running trace was finished), ``kept`` (what was
+    there stands, first truth wins) or ``skipped`` (nothing to do). ``record_id`` is the row's id, null when skipped.
+    """
+
+    domain: Domain
+    action: Literal["created", "completed", "kept", "skipped"]
+    record_id: UUID | None = None
+    detail: str = ""

@@ -1,0 +1,102 @@
+"""The run-completed message, version 1, as typed and frozen values.
+
+These types are the single source of the message contract: they decode the wire format, they generate its
+JSON Schema, and the domains read them. Only shape and single-field limits stand here; rules that relate two
+fields, and the words of a refusal, are in ``consumer/message.py``.
+"""
+
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Annotated, Literal, NamedTuple
+from uuid import UUID
+
+from msgspec import Meta, Struct, field
+
+# PostgreSQL's bigint.
+_BIGINT_MAX = 2**63 - 1
+
+TenantId = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9._-]{1,128}\Z",
+        description="Owns everything below: 1 to 128 of A-Z a-z 0-9 . _ -",
+        examples=["acme-eu"],
+    ),
+]
+ErrorCode = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Z][A-Z0-9_]{0,63}\Z",
+        description="An open set: upper case, digits and _, at most 64 characters",
+        examples=["EXECUTION_TIMEOUT"],
+    ),
+]
+Moment = Annotated[
+    datetime, Meta(tz=True, description="RFC 3339 with an offset", examples=["2026-11-01T12:00:00Z"])
+]
+Money = Annotated[Decimal, Meta(description="US dollars, a decimal >= 0", examples=["0.0125"])]
+Tokens = Annotated[int, Meta(ge=0, le=_BIGINT_MAX)]
+Milliseconds = Annotated[int, Meta(ge=0, le=_BIGINT_MAX, description="milliseconds")]
+Scalar = str | int | float | bool | None
+
+RunStatus = Literal["succeeded", "failed", "halted", "aborted"]
+StepStatus = Literal["succeeded", "failed", "skipped"]
+
+
+class RunKey(NamedTuple):
+    """A run's identity everywhere: ``run_id`` is unique within a tenant only."""
+
+    tenant_id: str
+    run_id: UUID
+
+
+class Usage(Struct, frozen=True, kw_only=True):
+    """What the run consumed; null where the runner did not measure it."""
+
+    cost_usd: Money | None = None
+    input_tokens: Tokens | None = None
+    output_tokens: Tokens | None = None
+
+
+class Step(Struct, frozen=True, kw_only=True):
+    """One step of a run."""
+
+    index: Annotated[int, Meta(ge=0, le=2**31 - 1, description="From 0, unique within the run")]
+    skill: str | None = None
+    status: StepStatus
+    duration_ms: Milliseconds | None = None
+    cost_usd: Money | None = None
+    error_code: ErrorCode | None = None
+
+
+class CompletedRun(Struct, frozen=True, kw_only=True):
+    """A run has completed: the body of a message with routing key ``run.completed``."""
+
+    schema_version: Literal[1]
+    tenant_id: TenantId
+    run_id: Annotated[UUID, Meta(description="Unique within its tenant")]
+    agent_id: str | None = None
+    status: Annotated[
+        RunStatus, Meta(description="halted: stopped by a rule or budget; aborted: stopped by a person")
+    ]
+    error_code: ErrorCode | None = None
+    error_message: Annotated[str, Meta(description="Any Unicode but NUL")] | None = None
+    trace_id: Annotated[UUID, Meta(description="Null: the run was not traced")] | None = None
+    started_at: Moment
+    completed_at: Annotated[Moment, Meta(description="RFC 3339 with an offset; not before started_at")]
+    usage: Usage = field(default_factory=Usage)
+    model: str | None = None
+    steps: Annotated[tuple[Step, ...], Meta(max_length=1000)] = ()
+    is_synthetic: bool = False
+    synthetic_scenario_id: str | None = None
+    metadata: Annotated[dict[str, Scalar], Meta(max_length=64)] = field(default_factory=dict)
+
+    @property
+    def key(self) -> RunKey:
+        """The identity under which everything of this run is stored."""
+        return RunKey(self.tenant_id, self.run_id)
+
+    @property
+    def duration_ms(self) -> int:
+        """From start to completion, in whole milliseconds."""
+        return (self.completed_at - self.started_at) // timedelta(milliseconds=1)

@@ -1,0 +1,1 @@
+"""Traces: what the run did, step by step, completed when the run is."""

@@ -1,0 +1,9 @@
+"""Private PostgreSQL and RabbitMQ servers for tests, demonstrations and benchmarks."""
+
+from servers.postgres import PostgresServer
+from servers.process import ServerError
+from servers.rabbitmq import RabbitError, RabbitServer
+from servers.server import Server, start_all
+from servers.wire import SqlError
+
+__all__ = ["PostgresServer", "RabbitError", "RabbitServer", "Server", "ServerError", "SqlError", "start_all"]

@@ -1,0 +1,120 @@
+"""Packages of a Debian release, fetched and unpacked without installing anything.
+
+Everything apt writes goes to a private folder; the machine's own lists, sources and packages stay untouched.
+Only the address of the mirror and the keyrings are the machine's. apt checks the release's signature and the
+packages' hashes as always.
+"""
+
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from servers.process import ServerError
+
+ATTEMPTS = 3  # a mirror in the middle of its own update answers wrongly for some seconds
+WAIT_SECONDS = 5.0
+TOTAL_SECONDS = 600
+
+
+class AptError(ServerError):
+    """apt could not do it: its own words."""
+
+
+class PrivateApt:
+    """apt for *release* ("bookworm"), with its own state below *folder*."""
+
+    def __init__(self, folder: Path, release: str) -> None:
+        self.release = release
+        self.folder = folder
+        for part in ("lists/partial", "archives/partial", "debs"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / "status").touch()
+        self._sources = folder / "release.sources"
+
+    def fetch(self, packages: Sequence[str]) -> list[Path]:
+        """Download *packages* in their newest version and return the files."""
+        self._sources.write_text(_sources(self.release))
+        # Not with --error-on=any: apt's plain check already fails when the release cannot be had.
+        self._get("update", "-q", "-o", "Acquire::Languages=none")
+        self._get("download", "-q", *packages)
+        return sorted((self.folder / "debs").glob("*.deb"))
+
+    def _get(self, *words: str) -> None:
+        options = {
+            "Dir::State": f"{self.folder}/",
+            "Dir::State::lists": f"{self.folder}/lists",
+            "Dir::State::status": f"{self.folder}/status",
+            "Dir::Cache": f"{self.folder}/",
+            "Dir::Etc::sourcelist": str(self._sources),
+            "Dir::Etc::sourceparts": "-",
+            "Dir::Etc::preferences": "-",  # a pin for the machine's release is not meant for another
+            "Dir::Etc::preferencesparts": "-",
+            "APT::Sandbox::User": "",  # the user _apt could not write below our folder
+            "APT::Update::Post-Invoke": "",
+            "APT::Update::Post-Invoke-Success": "",
+            "Acquire::Retries": "2",
+        }
+        arguments = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+        for attempt in range(1, ATTEMPTS + 1):
+            done = _run(["apt-get", *arguments, *words], cwd=self.folder / "debs")
+            if done.returncode == 0:
+                return
+            if attempt < ATTEMPTS:
+                time.sleep(WAIT_SECONDS * attempt)
+        raise AptError(
+            f"apt-get {words[0]} for Debian {self.release} failed:\n{done.stdout}{done.stderr}".strip()
+        )
+
+
+def unpack(package: Path, root: Path) -> None:
+    """Unpack the files of *package* below *root*; none of its scripts runs."""
+    done = _run(["dpkg-deb", "-x", str(package), str(root)], cwd=root)
+    if done.returncode:
+        raise AptError(f"{package.name} could not be unpacked: {done.stderr}")
+
+
+def _sources(release: str) -> str:
+    """Return the machine's own Debian archive as a source of *release*."""
+    done = _run(
+        [
+            "apt-get",
+            "indextargets",
+            "Created-By: Packages",
+            "--format",
+            "$(COMPONENT) $(RELEASE) $(REPO_URI)",
+        ],
+        cwd=Path("/"),
+    )
+    codename = _codename()
+    for line in done.stdout.splitlines():
+        component, suite, address = line.split(maxsplit=2)
+        if component == "main" and suite in {codename, "stable", "oldstable", release}:
+            return f"Types: deb\nURIs: {address}\nSuites: {release}\nComponents: main\n"
+    raise AptError(
+        f"no Debian archive of release {codename or '?'} among the machine's apt sources; "
+        "RabbitMQ can only be fetched on Debian. Install the package rabbitmq-server yourself."
+    )
+
+
+def _codename() -> str:
+    try:
+        lines = Path("/etc/os-release").read_text().splitlines()
+    except FileNotFoundError:
+        return ""
+    return dict(line.replace('"', "").split("=", 1) for line in lines if "=" in line).get(
+        "VERSION_CODENAME", ""
+    )
+
+
+def _run(argv: Sequence[str], *, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        return subprocess.run(
+            argv, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=TOTAL_SECONDS
+        )
+    except FileNotFoundError as error:
+        raise AptError(f"{argv[0]} is missing; RabbitMQ can only be fetched on Debian") from error
+    except subprocess.TimeoutExpired as error:
+        raise AptError(f"{argv[0]} did not end within {TOTAL_SECONDS} s") from error

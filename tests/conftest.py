@@ -1,0 +1,110 @@
+"""Real servers for every test: one PostgreSQL and one RabbitMQ a session, a database and a vhost a test."""
+
+import asyncio
+import itertools
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from servers import PostgresServer, RabbitServer, start_all
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from consumer.broker import BrokerConnection
+from consumer.database import create_engine
+from consumer.metrics import Metrics
+from consumer.topology import declare
+from domains.migrate import migrate
+
+_numbers = itertools.count(1)
+_TEMPLATE = "migrated"
+
+
+@pytest.fixture(scope="session")
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="closeout-tests-", ignore_cleanup_errors=True) as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def servers(folder: Path) -> Iterator[tuple[PostgresServer, RabbitServer]]:
+    postgres = PostgresServer(folder / "pg")
+    rabbit = RabbitServer(folder / "mq", version="4" if os.environ.get("CLOSEOUT_RABBITMQ") == "4" else "3.10")
+    start_all(postgres, rabbit)
+    url = postgres.create_database(_TEMPLATE)
+    asyncio.run(_migrate(url))
+    yield postgres, rabbit
+    rabbit.stop()
+    postgres.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres(servers: tuple[PostgresServer, RabbitServer]) -> PostgresServer:
+    return servers[0]
+
+
+@pytest.fixture(scope="session")
+def rabbit(servers: tuple[PostgresServer, RabbitServer]) -> RabbitServer:
+    return servers[1]
+
+
+@pytest.fixture
+def database_url(postgres: PostgresServer) -> Iterator[str]:
+    name = f"t{next(_numbers)}"
+    yield postgres.create_database(name, template=_TEMPLATE)
+    postgres.drop_database(name)
+
+
+@pytest.fixture
+def empty_database_url(postgres: PostgresServer) -> Iterator[str]:
+    name = f"t{next(_numbers)}"
+    yield postgres.create_database(name)
+    postgres.drop_database(name)
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    made = create_engine(database_url, pool_size=8)
+    yield made
+    await made.dispose()
+
+
+@pytest.fixture
+async def connection(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    async with engine.connect() as conn:
+        yield conn
+
+
+@pytest.fixture
+def bare_amqp_url(rabbit: RabbitServer) -> Iterator[str]:
+    name = f"t{next(_numbers)}"
+    yield rabbit.create_vhost(name)
+    rabbit.delete_vhost(name)
+
+
+@pytest.fixture
+async def broker(bare_amqp_url: str) -> AsyncIterator[BrokerConnection]:
+    """A connection to a vhost in which the topology stands."""
+    made = BrokerConnection(bare_amqp_url, name="tests")
+    await declare(made)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def amqp_url(bare_amqp_url: str, broker: BrokerConnection) -> str:
+    """The URL of a vhost in which the topology stands."""
+    return bare_amqp_url
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+async def _migrate(url: str) -> None:
+    engine = create_engine(url, pool_size=1)
+    await migrate(engine)
+    await engine.dispose()
