@@ -75,9 +75,7 @@ class Settings(BaseModel):
         description="tries at a message that fails for a reason of its own, before it is parked",
     )
     # RabbitMQ itself refuses more than 128 MiB (4.x: 16 MiB unless raised).
-    message_max_bytes: int = Field(
-        1_048_576, ge=1_024, le=134_217_728, description="bytes of a message's body"
-    )
+    message_max_bytes: int = Field(1_048_576, ge=1_024, le=134_217_728, description="bytes of a message's body")
     trusted_publishers: Names = Field(
         frozenset(), description="broker users whose verified user_id is accepted; empty: any"
     )
@@ -89,9 +87,7 @@ class Settings(BaseModel):
     shutdown_grace_seconds: float = Field(
         25.0, gt=0, le=3_600, description="seconds to finish what was taken, on SIGTERM"
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="the least that is logged"
-    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="the least that is logged")
     log_format: Literal["json", "console"] = Field("json", description="console for people")
     # What is allowed and probably not meant; filled by load_settings.
     warnings: tuple[str, ...] = Field((), exclude=True, repr=False)
@@ -118,22 +114,21 @@ def load_settings(
             faults[name] = fault
         if name not in values and (fault or not needed[name]):
             values[name] = _UNSET[name]
+    settings: Settings | None = None
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
         for fault_found in error.errors(include_url=False):
             name = str(fault_found["loc"][0])
             faults.setdefault(name, _in_words(name, fault_found))
-    if faults:
+    if settings is None or faults:
         raise SettingsError("\n".join(faults.values()))
     return settings.model_copy(update={"warnings": _warnings(settings, environ)})
 
 
 def describe() -> list[tuple[str, str, str]]:
     """Return variable, default and meaning of each setting, for the README."""
-    return [
-        (name.upper(), _default(name), Settings.model_fields[name].description or "") for name in _VARIABLES
-    ]
+    return [(name.upper(), _default(name), Settings.model_fields[name].description or "") for name in _VARIABLES]
 
 
 def _default(name: str) -> str:
@@ -142,9 +137,7 @@ def _default(name: str) -> str:
         return "required"
     if isinstance(default, bool):
         return str(default).lower()
-    return (
-        "empty" if default == frozenset() else f"{default:g}" if isinstance(default, float) else str(default)
-    )
+    return "empty" if default == frozenset() else f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def _read_secret(name: str, environ: Mapping[str, str], values: dict[str, Any]) -> str | None:

@@ -86,15 +86,11 @@ def build_service(settings: Settings) -> Service:
     # Two connections: a broker in alarm blocks publishers, and acks must still flow.
     consuming = BrokerConnection(amqp_url, name="closeout consume")
     publishing = BrokerConnection(amqp_url, name="closeout publish")
-    publisher = partial(
-        EventPublisher, metrics=metrics, require_subscribers=settings.require_event_subscribers
-    )
+    publisher = partial(EventPublisher, metrics=metrics, require_subscribers=settings.require_event_subscribers)
     policies = PolicyBook()
     events = publisher(ConfirmedChannel(publishing))
     dispatcher = Dispatcher(
-        coordinator=RunCompletionTransaction(
-            engine=engine, policies=policies, publisher=events, metrics=metrics
-        ),
+        coordinator=RunCompletionTransaction(engine=engine, policies=policies, publisher=events, metrics=metrics),
         legacy=LegacyCloseOut(engine=engine, policies=policies, publisher=events, metrics=metrics),
         rollout=Rollout(
             settings.transaction_coordinator_enabled,

@@ -11,7 +11,7 @@ from typing import cast
 
 import aio_pika
 import structlog
-from aiormq.abc import AbstractChannel as AmqpChannel
+from aiormq.channel import Channel as AmqpChannel
 from aiormq.exceptions import AMQPError
 from yarl import URL
 
@@ -59,9 +59,7 @@ class BrokerConnection:
             if time.monotonic() < self._failed_at + RECONNECT_PAUSE_SECONDS:
                 raise UnavailableError(self._failure)
             try:
-                self._connection = await aio_pika.connect(
-                    self._url, client_properties={"connection_name": self._name}
-                )
+                self._connection = await aio_pika.connect(self._url, client_properties={"connection_name": self._name})
             except BaseException as error:
                 self._failed_at = time.monotonic()
                 self._failure = one_line(error)

@@ -32,7 +32,7 @@ def _version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
 
 @app.callback()
 def options(
-    _: Annotated[
+    _: Annotated[  # noqa: FBT002 - typer's way to write an option
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
@@ -65,9 +65,7 @@ def worker() -> None:
 @app.command()
 def migrate(
     *,
-    check: Annotated[
-        bool, typer.Option(help="Change nothing; exit 1 if schema and tables disagree.")
-    ] = False,
+    check: Annotated[bool, typer.Option(help="Change nothing; exit 1 if schema and tables disagree.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Bring the database's schema to this version. Several may start it at once; one works, the others wait."""
@@ -85,14 +83,15 @@ def migrate(
     if as_json:
         print_json({"before": before, "after": after})
     else:
-        typer.echo(
-            f"schema is at {after}" if before == after else f"schema migrated: {before or 'empty'} -> {after}"
-        )
+        typer.echo(f"schema is at {after}" if before == after else f"schema migrated: {before or 'empty'} -> {after}")
 
 
 @app.command()
 def topology(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Declare exchanges, queues and bindings. Safe to repeat; what exists with other properties is named, not changed."""
+    """Declare exchanges, queues and bindings; safe to repeat.
+
+    What exists with other properties is named, not changed.
+    """
     from consumer.broker import BrokerConnection  # noqa: PLC0415
     from consumer.topology import TopologyMismatchError, declare  # noqa: PLC0415
 

@@ -72,9 +72,7 @@ async def probe(engine: AsyncEngine) -> None:
     try:
         async with engine.connect() as conn:
             read_only = (await conn.execute(text("SHOW transaction_read_only"))).scalar_one()
-            table = (
-                await conn.execute(text("SELECT to_regclass('governance.run_completions')"))
-            ).scalar_one()
+            table = (await conn.execute(text("SELECT to_regclass('governance.run_completions')"))).scalar_one()
     except DATABASE_ERRORS as error:
         raise UnavailableError(f"PostgreSQL is not available: {one_line(error)}") from error
     if read_only == "on":

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from consumer.attempt import TransactionResult
 from consumer.errors import Fault, TransactionFailed, fault_of, one_line
 from consumer.inbox import Arrival
 from consumer.isolation import isolate
@@ -12,7 +13,7 @@ from consumer.legacy import LegacyCloseOut
 from consumer.metrics import Metrics
 from consumer.retries import retry_the_moment
 from consumer.settlement import Failed, Outcome
-from consumer.transaction import RunCompletionTransaction, TransactionResult
+from consumer.transaction import RunCompletionTransaction
 
 log = structlog.get_logger(__name__)
 

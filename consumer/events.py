@@ -5,7 +5,7 @@ that goes out; publishing again sends the same text under the same id.
 """
 
 from datetime import datetime
-from typing import Literal
+from typing import Literal, TypedDict
 from uuid import UUID
 
 import msgspec
@@ -69,6 +69,9 @@ class RunFinalized(About, frozen=True, kw_only=True):
     completed_at: datetime
 
 
+Data = IncidentCreated | IncidentSuppressed | PolicyEvaluated | RunFinalized
+
+
 class CloudEvent(Struct, frozen=True, kw_only=True):
     """The envelope, CloudEvents 1.0."""
 
@@ -79,7 +82,14 @@ class CloudEvent(Struct, frozen=True, kw_only=True):
     subject: str
     time: datetime
     datacontenttype: Literal["application/json"] = "application/json"
-    data: IncidentCreated | IncidentSuppressed | PolicyEvaluated | RunFinalized
+    data: Data
+
+
+class _AboutFields(TypedDict):
+    tenant_id: str
+    run_id: UUID
+    agent_id: str | None
+    is_synthetic: bool
 
 
 class OutboxEvent(Struct, frozen=True, kw_only=True):
@@ -99,48 +109,53 @@ class OutboxEvent(Struct, frozen=True, kw_only=True):
         return RunKey(self.tenant_id, self.run_id)
 
 
+# The order within a run, and the type, of each kind of data.
+_KINDS: dict[type[Data], tuple[int, EventType]] = {
+    IncidentCreated: (1, "incident.created"),
+    IncidentSuppressed: (1, "incident.suppressed"),
+    PolicyEvaluated: (2, "policy.evaluated"),
+    RunFinalized: (3, "run.finalized"),
+}
+
+
 def events_for(
     run: CompletedRun, finding: Finding, evaluation: Evaluation, *, now: datetime
 ) -> tuple[OutboxEvent, OutboxEvent, OutboxEvent]:
     """Return *run*'s three events in the order in which they are published."""
-    about = {
+    about: _AboutFields = {
         "tenant_id": run.tenant_id,
         "run_id": run.run_id,
         "agent_id": run.agent_id,
         "is_synthetic": run.is_synthetic,
     }
+    # A suppressed incident is announced under the severity that it would have had.
+    severity, _ = severity_of(run)
+    evaluated = PolicyEvaluated(
+        policy_evaluation_id=evaluation.policy_evaluation_id,
+        outcome=evaluation.outcome,
+        policies_checked=evaluation.policies_checked,
+        violations=evaluation.violations,
+        **about,
+    )
+    finalized = RunFinalized(
+        status=run.status,
+        incident_id=finding.incident_id if isinstance(finding, Incident) else None,
+        prevention_record_id=None if isinstance(finding, Incident) else finding.prevention_record_id,
+        policy_evaluation_id=evaluation.policy_evaluation_id,
+        trace_id=run.trace_id,
+        completed_at=run.completed_at,
+        **about,
+    )
     return (
-        _incident_event(run, finding, about, now),
-        _event(
-            run, 2, "policy.evaluated", evaluation.outcome, now,
-            PolicyEvaluated(
-                policy_evaluation_id=evaluation.policy_evaluation_id,
-                outcome=evaluation.outcome,
-                policies_checked=evaluation.policies_checked,
-                violations=evaluation.violations,
-                **about,
-            ),
-        ),
-        _event(
-            run, 3, "run.finalized", run.status, now,
-            RunFinalized(
-                status=run.status,
-                incident_id=finding.incident_id if isinstance(finding, Incident) else None,
-                prevention_record_id=None if isinstance(finding, Incident) else finding.prevention_record_id,
-                policy_evaluation_id=evaluation.policy_evaluation_id,
-                trace_id=run.trace_id,
-                completed_at=run.completed_at,
-                **about,
-            ),
-        ),
-    )  # fmt: skip
+        _event(_finding_data(finding, about), severity, now),
+        _event(evaluated, evaluation.outcome, now),
+        _event(finalized, run.status, now),
+    )
 
 
-def _incident_event(
-    run: CompletedRun, finding: Finding, about: dict[str, object], now: datetime
-) -> OutboxEvent:
+def _finding_data(finding: Finding, about: _AboutFields) -> IncidentCreated | IncidentSuppressed:
     if isinstance(finding, Incident):
-        created = IncidentCreated(
+        return IncidentCreated(
             incident_id=finding.incident_id,
             outcome=finding.outcome,
             severity=finding.severity,
@@ -148,28 +163,21 @@ def _incident_event(
             error_code=finding.error_code,
             **about,
         )
-        return _event(run, 1, "incident.created", finding.severity, now, created)
-    suppressed = IncidentSuppressed(
+    return IncidentSuppressed(
         prevention_record_id=finding.prevention_record_id,
         policy_id=finding.policy_id,
         error_code=finding.error_code,
         **about,
     )
-    # The severity that the incident would have had.
-    severity, _ = severity_of(run)
-    return _event(run, 1, "incident.suppressed", severity, now, suppressed)
 
 
-def _event(
-    run: CompletedRun, sequence: int, kind: EventType, last_word: str, now: datetime, data: About
-) -> OutboxEvent:
+def _event(data: Data, last_word: str, now: datetime) -> OutboxEvent:
+    sequence, kind = _KINDS[type(data)]
     event_id = uuid7()
-    envelope = CloudEvent(
-        id=event_id, type=kind, subject=f"{run.tenant_id}/{run.run_id}", time=now, data=data
-    )
+    envelope = CloudEvent(id=event_id, type=kind, subject=f"{data.tenant_id}/{data.run_id}", time=now, data=data)
     return OutboxEvent(
-        tenant_id=run.tenant_id,
-        run_id=run.run_id,
+        tenant_id=data.tenant_id,
+        run_id=data.run_id,
         sequence=sequence,
         event_id=event_id,
         type=kind,

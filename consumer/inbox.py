@@ -7,8 +7,8 @@ from hashlib import sha256
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import Text, func, literal, null, select
-from sqlalchemy.dialects.postgresql import Insert, insert
+from sqlalchemy import Executable, Text, func, literal, null, select
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from consumer.errors import UnavailableError
@@ -71,7 +71,7 @@ class Claim(NamedTuple):
         return ClaimState.DUPLICATE if self.finished else ClaimState.UNFINISHED
 
 
-def _claim_statement(phase: TransactionPhase, mode: str, *, finished: bool) -> Insert:
+def _claim_statement(phase: TransactionPhase, mode: str, *, finished: bool) -> Executable:
     committed_at = func.clock_timestamp() if finished else null()
     rows = given_rows(run_completions, _FROM_RUN).add_columns(
         literal(phase.value, Text), literal(mode, Text), committed_at
@@ -102,9 +102,7 @@ _STANDING = select(
 )
 
 
-async def claim(
-    conn: AsyncConnection, arrivals: Sequence[Arrival], *, legacy: bool = False
-) -> dict[RunKey, Claim]:
+async def claim(conn: AsyncConnection, arrivals: Sequence[Arrival], *, legacy: bool = False) -> dict[RunKey, Claim]:
     """Claim each of *arrivals*, whose keys must differ, and say which are new.
 
     Waits for another transaction that holds the same key, so two workers cannot both find a run new. Keys are
@@ -125,9 +123,7 @@ async def claim(
 async def _standing(conn: AsyncConnection, keys: Sequence[RunKey]) -> dict[RunKey, Claim]:
     found = await conn.execute(_STANDING, columns_of(_KEYS, keys))
     claims = {
-        RunKey(row.tenant_id, row.run_id): Claim(
-            False, TransactionPhase(row.phase), row.payload_digest, row.finished
-        )
+        RunKey(row.tenant_id, row.run_id): Claim(False, TransactionPhase(row.phase), row.payload_digest, row.finished)
         for row in found
     }
     if len(claims) < len(keys):

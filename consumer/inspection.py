@@ -69,6 +69,7 @@ async def list_runs(
     for column, value in ((run.c.tenant_id, tenant), (run.c.phase, phase), (run.c.status, status)):
         if value is not None:
             query = query.where(column == value)
+    found: list[Row] = []
     async with engine.connect() as conn:
         # received_at has a BRIN index: good at a range of time, no help in sorting. So the range grows instead.
         for window in (timedelta(minutes=10), timedelta(hours=6), timedelta(days=7), None):

@@ -12,13 +12,13 @@ from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from consumer import inbox, outbox
+from consumer.attempt import TransactionResult
 from consumer.errors import TransactionFailed, UnavailableError, one_line
 from consumer.events import events_for
 from consumer.inbox import Arrival, ClaimState
 from consumer.metrics import Metrics
 from consumer.phases import PhaseMachine, TransactionPhase
 from consumer.publisher import EventPublisher
-from consumer.transaction import TransactionResult
 from domains.completions import run_completions
 from domains.incidents.rules import finding_for
 from domains.incidents.writes import record_once, result_of, standing
@@ -75,12 +75,11 @@ class LegacyCloseOut:
             self._metrics.transactions.labels(self.mode, "committed").inc()
             self._metrics.transaction_duration.labels(self.mode).observe(perf_counter() - started)
         phase = await self._publish(arrival.key, phase)
-        known = "duplicate" if state is ClaimState.DUPLICATE else "committed"
-        return TransactionResult(run.tenant_id, run.run_id, known, phase, tuple(results))
+        if state is ClaimState.DUPLICATE:
+            return TransactionResult(run.tenant_id, run.run_id, "duplicate", phase)
+        return TransactionResult(run.tenant_id, run.run_id, "committed", phase, tuple(results))
 
-    async def _step(
-        self, arrival: Arrival, phase: TransactionPhase, results: list[DomainResult]
-    ) -> TransactionPhase:
+    async def _step(self, arrival: Arrival, phase: TransactionPhase, results: list[DomainResult]) -> TransactionPhase:
         """Do the write after *phase* in one transaction with the phase itself; return the phase that stands then."""
         try:
             async with self._engine.begin() as conn:
@@ -99,9 +98,7 @@ class LegacyCloseOut:
         self._metrics.phase_entered.labels(machine.current.value).inc()
         return machine.current
 
-    async def _write(
-        self, conn: AsyncConnection, arrival: Arrival, phase: TransactionPhase
-    ) -> list[DomainResult]:
+    async def _write(self, conn: AsyncConnection, arrival: Arrival, phase: TransactionPhase) -> list[DomainResult]:
         run, now = arrival.run, datetime.now(UTC)
         # The conditions may have changed since the write before: the price of a path that is not atomic.
         evaluation = evaluate(run, await self._policies.current(conn))

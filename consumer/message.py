@@ -55,7 +55,8 @@ def decode(
     A missing content type is taken for JSON. The digest is SHA-256 over the body's canonical JSON (sorted keys, no
     white space), unknown fields included, so that a runner may serialize a resend anew but not change it.
     """
-    _check_envelope(body, max_bytes, content_type, content_encoding, user_id, trusted_publishers)
+    _check_publisher(user_id, trusted_publishers)
+    _check_envelope(body, max_bytes, content_type, content_encoding)
     try:
         document = _any_json.decode(body)
         # The strict decoder skips unknown fields unread; their bytes must be UTF-8 all the same.
@@ -63,9 +64,7 @@ def decode(
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MessageRefusedError("invalid_json", explain_malformed(body, error)) from None
     if not isinstance(document, dict):
-        raise MessageRefusedError(
-            "schema_violation", f"the body is {shown(document)}; expected one JSON object"
-        )
+        raise MessageRefusedError("schema_violation", f"the body is {shown(document)}; expected one JSON object")
     _check_version(document)
     try:
         run = _decoder.decode(body)
@@ -77,20 +76,15 @@ def decode(
     return Decoded(run, sha256(_canonical.encode(document)).digest())
 
 
-def _check_envelope(
-    body: bytes,
-    max_bytes: int,
-    content_type: str | None,
-    content_encoding: str | None,
-    user_id: str | None,
-    trusted: frozenset[str],
-) -> None:
+def _check_publisher(user_id: str | None, trusted: frozenset[str]) -> None:
     if trusted and user_id not in trusted:
         found = "none" if user_id is None else shown(user_id)
         raise MessageRefusedError(
-            "untrusted_publisher",
-            f"property user_id: found {found}; expected one of TRUSTED_PUBLISHERS",
+            "untrusted_publisher", f"property user_id: found {found}; expected one of TRUSTED_PUBLISHERS"
         )
+
+
+def _check_envelope(body: bytes, max_bytes: int, content_type: str | None, content_encoding: str | None) -> None:
     if len(body) > max_bytes:
         raise MessageRefusedError(
             "too_large", f"the body has {len(body)} bytes; at most {max_bytes} are taken (MESSAGE_MAX_BYTES)"

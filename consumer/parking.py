@@ -49,7 +49,7 @@ async def park(
     channel: ConfirmedChannel, message: DeliveredMessage, *, reason: ParkReason, error: str, attempts: int
 ) -> None:
     """Publish a copy of *message* to the parked queue; raise ``UnavailableError`` unless it is confirmed."""
-    headers = {
+    headers: dict[str, str | int] = {
         REASON: reason,
         ERROR: error.replace("\x00", "\\u0000"),
         ATTEMPTS: attempts,
@@ -58,21 +58,19 @@ async def park(
     await _copy(channel, message, PARKED_QUEUE, headers)
 
 
-async def retry_later(
-    channel: ConfirmedChannel, message: DeliveredMessage, *, attempts: int, error: str
-) -> None:
+async def retry_later(channel: ConfirmedChannel, message: DeliveredMessage, *, attempts: int, error: str) -> None:
     """Publish a copy of *message* to the retry queue, which hands it back after its delay; raises as :func:`park`."""
     first_seen = headers_of(message).get(FIRST_SEEN, datetime.now(UTC).isoformat())
-    headers = {ATTEMPTS: attempts, FIRST_SEEN: first_seen, ERROR: error.replace("\x00", "\\u0000")}
+    headers: dict[str, str | int] = {
+        ATTEMPTS: attempts,
+        FIRST_SEEN: str(first_seen),
+        ERROR: error.replace("\x00", "\\u0000"),
+    }
     await _copy(channel, message, RETRY_QUEUE, headers)
 
 
-async def _copy(
-    channel: ConfirmedChannel, message: DeliveredMessage, queue: str, ours: dict[str, str | int]
-) -> None:
-    await channel.send(
-        exchange="", routing_key=queue, body=message.body, properties=_copied_properties(message, ours)
-    )
+async def _copy(channel: ConfirmedChannel, message: DeliveredMessage, queue: str, ours: dict[str, str | int]) -> None:
+    await channel.send(exchange="", routing_key=queue, body=message.body, properties=_copied_properties(message, ours))
 
 
 def _copied_properties(message: DeliveredMessage, ours: dict[str, str | int]) -> spec.Basic.Properties:

@@ -76,10 +76,6 @@ class PhaseMachine:
 
 def diagram() -> str:
     """Return the table of moves as a Mermaid state diagram, for the README."""
-    moves = [
-        f"    {current} --> {target}"
-        for current, targets in LEGAL_MOVES.items()
-        for target in sorted(targets)
-    ]
+    moves = [f"    {current} --> {target}" for current, targets in LEGAL_MOVES.items() for target in sorted(targets)]
     finals = [f"    {phase} --> [*]" for phase, targets in LEGAL_MOVES.items() if not targets]
     return "\n".join(["stateDiagram-v2", "    [*] --> NOT_STARTED", *moves, *finals])

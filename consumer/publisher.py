@@ -7,8 +7,8 @@ from time import perf_counter
 
 import structlog
 from aiormq import spec
-from aiormq.abc import AbstractChannel as AmqpChannel
 from aiormq.abc import DeliveredMessage
+from aiormq.channel import Channel as AmqpChannel
 
 from consumer.broker import BROKER_ERRORS, BrokerConnection
 from consumer.errors import UnavailableError, one_line
@@ -50,9 +50,7 @@ class ConfirmedChannel:
                 self._channel = await self._connection.channel(confirms=True)
             return self._channel
 
-    async def send(
-        self, *, exchange: str, routing_key: str, body: bytes, properties: spec.Basic.Properties
-    ) -> None:
+    async def send(self, *, exchange: str, routing_key: str, body: bytes, properties: spec.Basic.Properties) -> None:
         """Publish one message and wait for its confirm; raise :class:`UnavailableError` if it does not come.
 
         A message that no queue took counts as unconfirmed.
@@ -77,9 +75,7 @@ class ConfirmedChannel:
 class EventPublisher:
     """Publishes outbox events. The worker's fast path and its relay have one each, on one connection."""
 
-    def __init__(
-        self, channel: ConfirmedChannel, *, metrics: Metrics, require_subscribers: bool = False
-    ) -> None:
+    def __init__(self, channel: ConfirmedChannel, *, metrics: Metrics, require_subscribers: bool = False) -> None:
         self._channel = channel
         self._metrics = metrics
         self._require_subscribers = require_subscribers
@@ -96,9 +92,7 @@ class EventPublisher:
             return Published(failure=one_line(error))
         started = perf_counter()
         # basic_publish takes the channel's lock before it writes, and the lock is fair: frames leave in this order.
-        answers = await asyncio.gather(
-            *(self._send(channel, event) for event in events), return_exceptions=True
-        )
+        answers = await asyncio.gather(*(self._send(channel, event) for event in events), return_exceptions=True)
         self._metrics.publish_duration.observe(perf_counter() - started)
         return self._count(events, answers)
 

@@ -54,8 +54,10 @@ def shown(value: object) -> str:
         return f"a list of {len(value)} items"
     if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to print the largest of them
         return "an integer of hundreds of digits"
-    quoted = isinstance(value, str) and not isinstance(value, Numeral)
-    text = json.dumps(value[: _SHOWN_CHARACTERS + 1]) if quoted else str(value)
+    if isinstance(value, str) and not isinstance(value, Numeral):
+        text = json.dumps(value[: _SHOWN_CHARACTERS + 1])
+    else:
+        text = str(value)
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
 
 
@@ -70,7 +72,9 @@ def explain_malformed(body: bytes, error: Exception) -> str:
     if not body.strip():
         return "the body is empty; expected one JSON object"
     if _LONE_SURROGATE.search(body) and "JSON is malformed" not in str(error):
-        return "a string holds half of a surrogate pair (\\ud800 to \\udfff alone), or ends early; expected Unicode text"
+        return (
+            "a string holds half of a surrogate pair (\\ud800 to \\udfff alone), or ends early; expected Unicode text"
+        )
     words = str(error).removeprefix("JSON is malformed: ")
     return f"not JSON: {words}; expected one JSON object in UTF-8"[:MAX_ERROR_CHARACTERS]
 

@@ -17,14 +17,10 @@ _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 1.0
 
 
-async def retry_the_moment(
-    work: Callable[[], Awaitable[T]], *, give_up_after: float = GIVE_UP_AFTER_SECONDS
-) -> T:
+async def retry_the_moment(work: Callable[[], Awaitable[T]], *, give_up_after: float = GIVE_UP_AFTER_SECONDS) -> T:
     """Return what *work* returns, repeating it while its error is the moment's; its last error passes through."""
     retrying = AsyncRetrying(
-        retry=retry_if_exception(
-            lambda error: isinstance(error, Exception) and fault_of(error) is Fault.MOMENT
-        ),
+        retry=retry_if_exception(lambda error: isinstance(error, Exception) and fault_of(error) is Fault.MOMENT),
         stop=stop_after_delay(give_up_after),
         wait=wait_random_exponential(multiplier=_FIRST_PAUSE_SECONDS, max=_LONGEST_PAUSE_SECONDS),
         reraise=True,

@@ -8,8 +8,8 @@ times, then parked.
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
+from consumer.attempt import TransactionResult
 from consumer.errors import Fault, MessageRefusedError, ParkReason, fault_of, one_line
-from consumer.transaction import TransactionResult
 
 
 @dataclass(frozen=True, slots=True)

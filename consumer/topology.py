@@ -1,4 +1,4 @@
-"""What must exist at the broker: exchanges, queues, bindings. Contract sections 1, 4 and 5; data first, then the declaring.
+"""What must exist at the broker: exchanges, queues, bindings. Contract sections 1, 4 and 5.
 
 Declared by ``closeout topology`` as a user who may configure; the worker may not, and declares nothing.
 """
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from aiormq.abc import AbstractChannel as AmqpChannel
+from aiormq.channel import Channel as AmqpChannel
 from aiormq.exceptions import AMQPChannelError
 
 from consumer.broker import BROKER_ERRORS, BrokerConnection
@@ -130,7 +130,7 @@ async def _declare_one(
 
 def _in_words(what: str, complaint: str) -> str:
     """Turn ``inequivalent arg 'x-queue-type' for ...: received 'quorum' but current is 'classic'`` into advice."""
-    details = complaint.split("inequivalent arg ")[-1]
+    details = complaint.rpartition("inequivalent arg ")[2]
     return (
         f"{what} exists with other properties: {details}. Either keep it and change closeout's topology, or drain it, "
         f"delete it and run closeout topology again."

@@ -6,21 +6,20 @@ Every step takes all runs of a batch and issues one statement; a single run is a
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import Literal
-from uuid import UUID
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction
 
 from consumer import inbox, outbox
+from consumer.attempt import Attempt, TransactionResult
 from consumer.errors import TransactionFailed, one_line
-from consumer.events import OutboxEvent, events_for
-from consumer.inbox import Arrival, Claim, ClaimState
+from consumer.events import events_for
+from consumer.inbox import Arrival, ClaimState
 from consumer.metrics import Metrics
-from consumer.phases import PhaseMachine, TransactionPhase
+from consumer.phases import TransactionPhase
 from consumer.publisher import EventPublisher
 from consumer.rollbacks import record_rollbacks
 from domains.incidents.rules import finding_for
@@ -28,7 +27,6 @@ from domains.incidents.writes import record as record_incidents
 from domains.policies.book import PolicyBook
 from domains.policies.rules import evaluate
 from domains.policies.writes import record as record_evaluations
-from domains.result import DomainResult
 from domains.run import CompletedRun, RunKey
 from domains.traces.writes import complete as complete_traces
 
@@ -36,46 +34,6 @@ log = structlog.get_logger(__name__)
 
 # Seconds for writing the rollback record; in an outage it is given up, the first error matters more.
 _RECORD_TIMEOUT_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class TransactionResult:
-    """What became of one run: committed now, or found to be there already.
-
-    ``state`` is ``committed``; ``duplicate`` (closed out before, nothing written); ``conflict`` (the same identity
-    with another content: nothing written); or ``unfinished`` (a legacy close-out stopped half-way, nothing written).
-    ``phase`` is the run's phase now. ``results`` has one entry a domain for a run that was committed now.
-    """
-
-    tenant_id: str
-    run_id: UUID
-    state: Literal["committed", "duplicate", "conflict", "unfinished"]
-    phase: TransactionPhase
-    results: tuple[DomainResult, ...] = ()
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """One try at a batch: where it stands, what it has done, and what it will tell downstream."""
-
-    arrivals: Sequence[Arrival]
-    machine: PhaseMachine = field(default_factory=PhaseMachine)
-    committing: bool = False
-    claims: dict[RunKey, Claim] = field(default_factory=dict)
-    results: dict[RunKey, list[DomainResult]] = field(default_factory=dict)
-    operations: list[str] = field(default_factory=list)
-    events: list[OutboxEvent] = field(default_factory=list)
-
-    @property
-    def new(self) -> list[Arrival]:
-        """The arrivals that this attempt claimed."""
-        return [arrival for arrival in self.arrivals if (held := self.claims.get(arrival.key)) and held.new]
-
-    def done(self, phase: TransactionPhase, results: dict[RunKey, DomainResult]) -> None:
-        for key, result in results.items():
-            self.results[key].append(result)
-        self.operations.append(f"{phase}: {_summary(results)}")
-        self.machine.advance(phase)
 
 
 class RunCompletionTransaction:
@@ -113,13 +71,13 @@ class RunCompletionTransaction:
         unique: dict[RunKey, Arrival] = {}
         for arrival in arrivals:
             unique.setdefault(arrival.key, arrival)
-        attempt = _Attempt(list(unique.values()), results={key: [] for key in unique})
+        attempt = Attempt(list(unique.values()), results={key: [] for key in unique})
         await self._commit(attempt)
         self._observe(attempt)
         published = await self._publish(attempt)
         return [self._result(arrival, unique, attempt, published) for arrival in arrivals]
 
-    async def _commit(self, attempt: _Attempt) -> None:
+    async def _commit(self, attempt: Attempt) -> None:
         started = perf_counter()
         try:
             async with self._engine.connect() as conn:
@@ -131,7 +89,7 @@ class RunCompletionTransaction:
             raise self._failed(attempt, error, rolled_back=True) from error
         self._metrics.transaction_duration.labels(self.mode).observe(perf_counter() - started)
 
-    async def _within(self, conn: AsyncConnection, transaction: AsyncTransaction, attempt: _Attempt) -> None:
+    async def _within(self, conn: AsyncConnection, transaction: AsyncTransaction, attempt: Attempt) -> None:
         try:
             await self._write(conn, attempt)
             attempt.committing = True
@@ -145,7 +103,7 @@ class RunCompletionTransaction:
         if attempt.new:
             attempt.machine.advance(TransactionPhase.COMMITTED)
 
-    async def _write(self, conn: AsyncConnection, attempt: _Attempt) -> None:
+    async def _write(self, conn: AsyncConnection, attempt: Attempt) -> None:
         attempt.claims = await inbox.claim(conn, attempt.arrivals)
         if attempt.new:
             await self._write_new(conn, attempt, [arrival.run for arrival in attempt.new])
@@ -154,9 +112,7 @@ class RunCompletionTransaction:
             # Of runs that were committed before: what a crash, or another worker, has not published yet.
             attempt.events += await outbox.unpublished(conn, waiting)
 
-    async def _write_new(
-        self, conn: AsyncConnection, attempt: _Attempt, runs: Sequence[CompletedRun]
-    ) -> None:
+    async def _write_new(self, conn: AsyncConnection, attempt: Attempt, runs: Sequence[CompletedRun]) -> None:
         now = datetime.now(UTC)
         book = await self._policies.current(conn)
         evaluations = [evaluate(run, book) for run in runs]
@@ -172,7 +128,7 @@ class RunCompletionTransaction:
         await outbox.stage(conn, attempt.events)
 
     async def _undo(
-        self, conn: AsyncConnection, transaction: AsyncTransaction, attempt: _Attempt, error: BaseException
+        self, conn: AsyncConnection, transaction: AsyncTransaction, attempt: Attempt, error: BaseException
     ) -> TransactionFailed:
         reached = attempt.machine.current
         confirmed = await _rolled_back(conn, transaction) and not (attempt.committing and conn.invalidated)
@@ -191,7 +147,7 @@ class RunCompletionTransaction:
 
     def _failed(
         self,
-        attempt: _Attempt,
+        attempt: Attempt,
         error: BaseException,
         *,
         rolled_back: bool,
@@ -205,7 +161,7 @@ class RunCompletionTransaction:
             cause=error,
         )
 
-    async def _publish(self, attempt: _Attempt) -> set[RunKey]:
+    async def _publish(self, attempt: Attempt) -> set[RunKey]:
         """Publish and mark; never raises: the commit stands, and the relay takes what is left."""
         if self._publisher is None or not attempt.events:
             return set()
@@ -222,7 +178,7 @@ class RunCompletionTransaction:
             log.warning("published events not marked; the relay repeats them", error=one_line(error))
             return set()
 
-    def _observe(self, attempt: _Attempt) -> None:
+    def _observe(self, attempt: Attempt) -> None:
         new = attempt.new
         self._metrics.batch_runs.observe(len(attempt.arrivals))
         if not new:
@@ -235,7 +191,7 @@ class RunCompletionTransaction:
             self._metrics.completion_lag.observe(max(0.0, (now - arrival.run.completed_at).total_seconds()))
 
     def _result(
-        self, arrival: Arrival, first: dict[RunKey, Arrival], attempt: _Attempt, published: set[RunKey]
+        self, arrival: Arrival, first: dict[RunKey, Arrival], attempt: Attempt, published: set[RunKey]
     ) -> TransactionResult:
         claim = attempt.claims[arrival.key]
         phase = TransactionPhase.COMMITTED if claim.new else claim.phase
@@ -269,11 +225,3 @@ async def _rolled_back(conn: AsyncConnection, transaction: AsyncTransaction) -> 
             await transaction.rollback()
         return not conn.invalidated
     return False
-
-
-def _summary(results: dict[RunKey, DomainResult]) -> str:
-    counts: dict[str, int] = {}
-    for result in results.values():
-        word = f"{result.domain} {result.action}"
-        counts[word] = counts.get(word, 0) + 1
-    return ", ".join(f"{count} {word}" for word, count in counts.items())

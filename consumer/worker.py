@@ -9,8 +9,8 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
-from aiormq.abc import AbstractChannel as AmqpChannel
 from aiormq.abc import DeliveredMessage
+from aiormq.channel import Channel as AmqpChannel
 
 from consumer.broker import BROKER_ERRORS, BrokerConnection
 from consumer.errors import MessageRefusedError, UnavailableError, one_line
@@ -117,9 +117,7 @@ class Worker:
         channel.on_consumer_cancel_callbacks.add(self._on_cancelled)
         try:
             await channel.basic_qos(prefetch_count=self._prefetch_count, timeout=_PAUSE_GRACE_SECONDS)
-            consumed = await channel.basic_consume(
-                RUN_COMPLETED_QUEUE, self._intake.put, timeout=_PAUSE_GRACE_SECONDS
-            )
+            consumed = await channel.basic_consume(RUN_COMPLETED_QUEUE, self._on_delivery, timeout=_PAUSE_GRACE_SECONDS)
         except BROKER_ERRORS as error:
             raise UnavailableError(
                 f"cannot consume {RUN_COMPLETED_QUEUE}: {one_line(error)} (was closeout topology run?)"
@@ -135,14 +133,15 @@ class Worker:
         else:
             # In an outage, what was not begun is better off in the queue.
             self._settler.requeue(self._intake.give_back())
+        with contextlib.suppress(*BROKER_ERRORS):  # on a lost channel there is nothing to cancel
+            await channel.basic_cancel(tag, timeout=_CLOSING_SECONDS / 2)
         try:
-            async with asyncio.timeout(grace):
-                await channel.basic_cancel(tag)
-                await self._intake.idle()
+            await asyncio.wait_for(self._intake.idle(), grace)
         except TimeoutError:
             log.warning("not drained in time; the rest goes back to the queue", seconds=grace)
-        except BROKER_ERRORS as error:
-            log.info("channel lost; the broker takes its deliveries back", error=one_line(error))
+        with contextlib.suppress(*BROKER_ERRORS):
+            # The close goes out behind the last acks, which would be lost with the connection.
+            await asyncio.wait_for(channel.close(), _CLOSING_SECONDS / 2)
 
     async def _transact(self) -> None:
         while batch := await self._intake.take(self._batch_max_runs):
@@ -159,10 +158,8 @@ class Worker:
                 arrivals[position] = self._decode(delivery)
             except MessageRefusedError as error:
                 outcomes[position] = Failed(error)
-            except Exception as error:  # noqa: BLE001 - a bug of ours in decoding one message must not stop the others
-                log.exception(
-                    "cannot decode a delivery", message_id=delivery.message.header.properties.message_id
-                )
+            except Exception as error:  # a bug of ours in decoding one message must not stop the others
+                log.exception("cannot decode a delivery", message_id=delivery.message.header.properties.message_id)
                 outcomes[position] = Failed(error)
         closed_out = await self._close_out(list(arrivals.values())) if arrivals else ()
         outcomes.update(zip(arrivals, closed_out, strict=True))
@@ -170,6 +167,9 @@ class Worker:
         trouble = await self._settler.settle_all(settled)
         if trouble:
             self._break(trouble)
+
+    async def _on_delivery(self, message: DeliveredMessage) -> None:
+        self._intake.put(message)
 
     def _on_closed(self, closing: "asyncio.Future[object]") -> None:
         error = None if closing.cancelled() else closing.exception()

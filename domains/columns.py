@@ -30,8 +30,7 @@ def given_rows(table: Table, names: Sequence[str]) -> Select[Any]:
     """Return ``SELECT ... FROM unnest(...) AS given``, to be executed with :func:`columns_of`."""
     given = unnest(table, names)
     values: list[ColumnElement[Any]] = [
-        cast(given.c[name], JSONB) if isinstance(table.c[name].type, JSONB) else given.c[name]
-        for name in names
+        cast(given.c[name], JSONB) if isinstance(table.c[name].type, JSONB) else given.c[name] for name in names
     ]
     return select(*values)
 

@@ -1,5 +1,6 @@
 """The tables of the close-out itself: the inbox of runs, the outbox of events, the record of rollbacks."""
 
+from sqlalchemy import BigInteger as Big
 from sqlalchemy import (
     Boolean,
     CheckConstraint,
@@ -15,7 +16,6 @@ from sqlalchemy import (
     Uuid,
     text,
 )
-from sqlalchemy import BigInteger as Big
 from sqlalchemy.dialects.postgresql import JSONB
 
 from domains.schema import metadata
@@ -70,9 +70,7 @@ Index(
     "run_completions_unfinished",
     run_completions.c.received_at,
     postgresql_where=run_completions.c.committed_at.is_(None),
-    info={
-        "purpose": "Finds half-done legacy close-outs; holds nothing else, so it costs the atomic path nothing"
-    },
+    info={"purpose": "Finds half-done legacy close-outs; holds nothing else, so it costs the atomic path nothing"},
 )
 Index(
     "run_completions_received_at",
@@ -98,9 +96,7 @@ outbox_events = Table(
     Column("event_id", Uuid, nullable=False, comment="UUIDv7; never changes, however often it is published"),
     Column("type", Text, nullable=False),
     Column("routing_key", Text, nullable=False),
-    Column(
-        "body", Text, nullable=False, comment="the CloudEvent as it goes out; text, so that no byte moves"
-    ),
+    Column("body", Text, nullable=False, comment="the CloudEvent as it goes out; text, so that no byte moves"),
     Column("created_at", _UTC, nullable=False, server_default=text("clock_timestamp()")),
     comment="Events that are committed and not yet confirmed by the broker; empty when all is well",
 )
@@ -110,7 +106,7 @@ Index(
     outbox_events.c.created_at,
     postgresql_where=text(f"sequence = {EVENTS_PER_RUN}"),
     info={
-        "purpose": "The relay's way in, one entry a run: a run's events leave in order, so its last one is there to the end"
+        "purpose": "The relay's way in, one entry a run: events leave in order, so a run's last one is there to the end"
     },
 )
 

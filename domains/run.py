@@ -31,9 +31,7 @@ ErrorCode = Annotated[
         examples=["EXECUTION_TIMEOUT"],
     ),
 ]
-Moment = Annotated[
-    datetime, Meta(tz=True, description="RFC 3339 with an offset", examples=["2026-11-01T12:00:00Z"])
-]
+Moment = Annotated[datetime, Meta(tz=True, description="RFC 3339 with an offset", examples=["2026-11-01T12:00:00Z"])]
 Money = Annotated[Decimal, Meta(description="US dollars, a decimal >= 0", examples=["0.0125"])]
 Tokens = Annotated[int, Meta(ge=0, le=_BIGINT_MAX)]
 Milliseconds = Annotated[int, Meta(ge=0, le=_BIGINT_MAX, description="milliseconds")]
@@ -76,9 +74,7 @@ class CompletedRun(Struct, frozen=True, kw_only=True):
     tenant_id: TenantId
     run_id: Annotated[UUID, Meta(description="Unique within its tenant")]
     agent_id: str | None = None
-    status: Annotated[
-        RunStatus, Meta(description="halted: stopped by a rule or budget; aborted: stopped by a person")
-    ]
+    status: Annotated[RunStatus, Meta(description="halted: stopped by a rule or budget; aborted: stopped by a person")]
     error_code: ErrorCode | None = None
     error_message: Annotated[str, Meta(description="Any Unicode but NUL")] | None = None
     trace_id: Annotated[UUID, Meta(description="Null: the run was not traced")] | None = None

@@ -19,16 +19,14 @@ from consumer.message import CONTENT_TYPE, decode
 from consumer.publisher import PERSISTENT, ConfirmedChannel
 from consumer.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
 
-# Messages on their way at once: the confirms of a quorum queue come in groups, waiting for each would be 10 times slower.
+# Messages on their way at once: a quorum queue confirms in groups, waiting for each would be 10 times slower.
 _WINDOW = 200
 # Faulty lines that are named one by one.
 _NAMED_FAULTS = 20
 
 
 def publish(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="JSON Lines, one message a line; - is standard input.")
-    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON Lines, one message a line; - is standard input.")],
     *,
     raw: Annotated[bool, typer.Option(help="Publish every line as it is, valid or not.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
@@ -44,9 +42,7 @@ def publish(
     if str(file) != "-" and not file.is_file():
         fail(f"FILE: {file} is not a file", status=EXIT_USAGE)
     with nullcontext(sys.stdin.buffer) if str(file) == "-" else file.open("rb") as lines:
-        counts = asyncio.run(
-            _publish(lines, settings.amqp_url.get_secret_value(), settings.message_max_bytes, raw=raw)
-        )
+        counts = asyncio.run(_publish(lines, settings.amqp_url.get_secret_value(), settings.message_max_bytes, raw=raw))
     if as_json:
         print_json(counts)
     else:

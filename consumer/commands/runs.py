@@ -31,15 +31,11 @@ def list_(
 
     Example: closeout runs list --tenant acme --status failed
     """
-    found = with_database(
-        lambda engine: list_runs(engine, tenant=tenant, phase=phase, status=status, limit=limit)
-    )
+    found = with_database(lambda engine: list_runs(engine, tenant=tenant, phase=phase, status=status, limit=limit))
     if as_json:
         print_json(found)
         return
-    table = Table(
-        "received", "tenant", "run", "status", "error", "severity", "policy", "phase", "mode", box=None
-    )
+    table = Table("received", "tenant", "run", "status", "error", "severity", "policy", "phase", "mode", box=None)
     for run in found:
         table.add_row(
             f"{run['received_at']:%Y-%m-%d %H:%M:%S}", *(
@@ -48,18 +44,14 @@ def list_(
             ),
         )  # fmt: skip
     out.print(table)
-    out.print(
-        f"{len(found)} runs" + (f" (the newest {limit}; --limit shows more)" if len(found) == limit else "")
-    )
+    out.print(f"{len(found)} runs" + (f" (the newest {limit}; --limit shows more)" if len(found) == limit else ""))
 
 
 @app.command()
 def show(
     run_id: Annotated[str, typer.Argument(help="The run's UUID, or <tenant_id>/<run_id>.")],
     *,
-    tenant: Annotated[
-        str | None, typer.Option(help="Whose run; needed if two tenants have one of this id.")
-    ] = None,
+    tenant: Annotated[str | None, typer.Option(help="Whose run; needed if two tenants have one of this id.")] = None,
     as_json: _Json = False,
 ) -> None:
     """Show a run's phases, rows and events on one screen.
@@ -105,16 +97,12 @@ def _print(run: RunFile) -> None:
     if run.trace is not None and run.trace["steps"]:
         table = Table("step", "skill", "status", "ms", "cost", "error", box=None, padding=(0, 2, 0, 2))
         for step in run.trace["steps"]:
-            values = (
-                step.get(name)
-                for name in ("index", "skill", "status", "duration_ms", "cost_usd", "error_code")
-            )
+            values = (step.get(name) for name in ("index", "skill", "status", "duration_ms", "cost_usd", "error_code"))
             table.add_row(*(Text("-" if value is None else str(value)) for value in values))
         out.print(table)
         out.print()
     waiting = [
-        (event["type"], f"{event['event_id']} waits since {_moment(event['created_at'])}")
-        for event in run.outbox
+        (event["type"], f"{event['event_id']} waits since {_moment(event['created_at'])}") for event in run.outbox
     ]
     _section("events not confirmed yet", waiting or [("none", "all of the run's events are out")])
     _section("rollbacks", [(_moment(r["occurred_at"]), f"attempt {r['attempt']} at {r['phase_reached']}: {r['error']}")

@@ -38,5 +38,5 @@ prevention_records = Table(
     Column("policy_id", Uuid, nullable=False, comment="the suppress_incident policy that was true"),
     Column("error_code", Text),
     Column("created_at", _UTC, nullable=False),
-    comment="Written instead of an incident when a suppress_incident policy was true for a run that did not succeed",
+    comment="Written instead of an incident when a suppress_incident policy was true of a run that did not succeed",
 )

@@ -48,9 +48,7 @@ async def _apply(conn: AsyncConnection, draft: PolicyDraft) -> AppliedChange:
     same = newest is not None and all(newest[name] == getattr(draft, name) for name in _DECIDES)
     change: Literal["created", "updated", "disabled", "enabled", "unchanged"]
     if same and newest is not None:
-        change = (
-            "unchanged" if newest["enabled"] == draft.enabled else "enabled" if draft.enabled else "disabled"
-        )
+        change = "unchanged" if newest["enabled"] == draft.enabled else "enabled" if draft.enabled else "disabled"
         if change != "unchanged":
             await conn.execute(
                 update(policies).where(row.policy_id == newest["policy_id"]).values(enabled=draft.enabled)

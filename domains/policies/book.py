@@ -52,9 +52,7 @@ class PolicyBook:
             key = (policy.policy_id, policy.version, policy.condition)
             kept[key] = self._compiled.get(key) or compiled(policy.condition)
         self._compiled = kept
-        return PolicySet(
-            (policy, kept[policy.policy_id, policy.version, policy.condition]) for policy in found
-        )
+        return PolicySet((policy, kept[policy.policy_id, policy.version, policy.condition]) for policy in found)
 
 
 def compiled(text: str) -> _Compiled:

@@ -38,10 +38,8 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401 - yaml's own
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(
-                problem="aliases are not taken; write the value out", problem_mark=mark
-            )
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]  # yaml has no types here
+            raise yaml.MarkedYAMLError(problem="aliases are not taken; write the value out", problem_mark=mark)
         return super().compose_node(parent, index)
 
 
@@ -53,14 +51,12 @@ def read_policies(text: str, *, source: str) -> list[PolicyDraft]:
     if len(text.encode("utf-8", "replace")) > FILE_MAX:
         raise PolicyFileError(f"{source}: larger than {FILE_MAX} bytes")
     try:
-        node = yaml.compose(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        node = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise PolicyFileError(_yaml_fault(source, error)) from None
     items = _items(node)
     if items is None:
-        raise PolicyFileError(
-            f"{source}:1: expected a list of policies, or an object with a list named policies"
-        )
+        raise PolicyFileError(f"{source}:1: expected a list of policies, or an object with a list named policies")
     drafts: list[PolicyDraft] = []
     faults: list[str] = []
     seen: dict[tuple[str | None, str], int] = {}
@@ -68,14 +64,12 @@ def read_policies(text: str, *, source: str) -> list[PolicyDraft]:
         line = item.start_mark.line + 1
         found = list(_faults(item, source))
         faults += found
-        if found:
+        if found or not isinstance(item, yaml.MappingNode):
             continue
         draft = PolicyDraft(**_values(item))
         first = seen.setdefault((draft.tenant_id, draft.name), line)
         if first != line:
-            faults.append(
-                f"{source}:{line}: name: {draft.name!r} again, as in line {first}; expected one of each name"
-            )
+            faults.append(f"{source}:{line}: name: {draft.name!r} again, as in line {first}; expected one of each name")
         drafts.append(draft)
     if faults:
         raise PolicyFileError("\n".join(faults))
@@ -91,7 +85,7 @@ def _items(node: yaml.Node | None) -> list[yaml.Node] | None:
 
 def _values(item: yaml.MappingNode) -> dict[str, Any]:
     values = yaml.SafeLoader("").construct_mapping(item, deep=True)
-    return {"tenant_id": None, **values}
+    return {"tenant_id": None, **{str(name): value for name, value in values.items()}}
 
 
 def _faults(item: yaml.Node, source: str) -> Iterator[str]:

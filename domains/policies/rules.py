@@ -79,9 +79,7 @@ class PolicySet:
     __slots__ = ("_by_tenant", "_for_all")
 
     def __init__(self, compiled: Iterable[Compiled]) -> None:
-        ordered = sorted(
-            compiled, key=lambda pair: (pair[0].tenant_id is None, pair[0].name, pair[0].version)
-        )
+        ordered = sorted(compiled, key=lambda pair: (pair[0].tenant_id is None, pair[0].name, pair[0].version))
         self._for_all = tuple(pair for pair in ordered if pair[0].tenant_id is None)
         own: dict[str, list[Compiled]] = {}
         for pair in ordered:
@@ -134,9 +132,7 @@ def evaluate(run: CompletedRun, policies: PolicySet) -> Evaluation:
 
 
 def _violation(policy: Policy) -> Violation:
-    return Violation(
-        policy_id=policy.policy_id, name=policy.name, version=policy.version, severity=policy.severity
-    )
+    return Violation(policy_id=policy.policy_id, name=policy.name, version=policy.version, severity=policy.severity)
 
 
 def _fault(policy: Policy, error: EvaluationError) -> PolicyFault:

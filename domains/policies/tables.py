@@ -52,9 +52,7 @@ policy_evaluations = Table(
     Column("outcome", Text, nullable=False),
     Column("policies_checked", Integer, nullable=False),
     Column("violations", JSONB, nullable=False, comment="the flag policies that were true"),
-    Column(
-        "errors", JSONB, nullable=False, comment="the policies whose condition failed to evaluate, and why"
-    ),
+    Column("errors", JSONB, nullable=False, comment="the policies whose condition failed to evaluate, and why"),
     Column("evaluated_at", _UTC, nullable=False),
     CheckConstraint("outcome IN ('no_violation','violation','evaluation_error')", name="outcome"),
     comment="What the policies said about each run; one row a run",

@@ -26,9 +26,7 @@ async def record(conn: AsyncConnection, evaluations: Sequence[Evaluation]) -> di
     """
     await conn.execute(_INSERT, columns_of(_COLUMNS, map(_row, evaluations)))
     return {
-        evaluation.key: DomainResult(
-            "policies", "created", evaluation.policy_evaluation_id, evaluation.outcome
-        )
+        evaluation.key: DomainResult("policies", "created", evaluation.policy_evaluation_id, evaluation.outcome)
         for evaluation in evaluations
     }
 
@@ -44,9 +42,7 @@ async def record_once(conn: AsyncConnection, evaluation: Evaluation) -> Evaluati
 
 async def _standing(conn: AsyncConnection, key: RunKey) -> Evaluation:
     table = policy_evaluations
-    found = await conn.execute(
-        select(table).where(table.c.tenant_id == key.tenant_id, table.c.run_id == key.run_id)
-    )
+    found = await conn.execute(select(table).where(table.c.tenant_id == key.tenant_id, table.c.run_id == key.run_id))
     row = dict(found.mappings().one())
     row["violations"] = tuple(msgspec.convert(row["violations"], list[Violation]))
     row["errors"] = tuple(msgspec.convert(row["errors"], list[PolicyFault]))

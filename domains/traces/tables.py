@@ -18,9 +18,7 @@ traces = Table(
     Column("started_at", _UTC, nullable=False),
     Column("completed_at", _UTC, comment="null while running"),
     Column("steps", JSONB, nullable=False, server_default="[]", comment="the message's steps, in order"),
-    UniqueConstraint(
-        "tenant_id", "run_id", info={"purpose": "a run has one trace; also finds the trace of a run"}
-    ),
+    UniqueConstraint("tenant_id", "run_id", info={"purpose": "a run has one trace; also finds the trace of a run"}),
     CheckConstraint("status IN ('running','completed','failed','aborted')", name="status"),
     comment="One execution trace a run that was traced; a complete trace is never changed",
 )

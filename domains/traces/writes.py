@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import Boolean, exists, literal_column
-from sqlalchemy.dialects.postgresql import Insert, insert
+from sqlalchemy import Boolean, Executable, exists, literal_column
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domains.columns import columns_of, given_rows
@@ -19,7 +19,7 @@ _COLUMNS = ("tenant_id", "trace_id", "run_id", "agent_id", "status", "started_at
 _steps_json = msgspec.json.Encoder(decimal_format="number")
 
 
-def _completion() -> Insert:
+def _completion() -> Executable:
     """Insert what is missing, complete what is running, leave what is complete: the first truth wins.
 
     A trace that belongs to another run is not touched, and a run that has a trace under another id keeps it.

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from servers.process import ServerError
 
-ATTEMPTS = 3  # a mirror in the middle of its own update answers wrongly for some seconds
-WAIT_SECONDS = 5.0
+PAUSES = (2.0, 10.0)  # seconds before the next attempt; a mirror that is being updated answers wrongly for a while
 TOTAL_SECONDS = 600
 
 
@@ -57,15 +56,14 @@ class PrivateApt:
             "Acquire::Retries": "2",
         }
         arguments = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
-        for attempt in range(1, ATTEMPTS + 1):
+        for pause in (*PAUSES, None):
             done = _run(["apt-get", *arguments, *words], cwd=self.folder / "debs")
             if done.returncode == 0:
                 return
-            if attempt < ATTEMPTS:
-                time.sleep(WAIT_SECONDS * attempt)
-        raise AptError(
-            f"apt-get {words[0]} for Debian {self.release} failed:\n{done.stdout}{done.stderr}".strip()
-        )
+            if pause is None:
+                said = f"{done.stdout}{done.stderr}".strip()
+                raise AptError(f"apt-get {words[0]} for Debian {self.release} failed:\n{said}")
+            time.sleep(pause)
 
 
 def unpack(package: Path, root: Path) -> None:
@@ -103,9 +101,7 @@ def _codename() -> str:
         lines = Path("/etc/os-release").read_text().splitlines()
     except FileNotFoundError:
         return ""
-    return dict(line.replace('"', "").split("=", 1) for line in lines if "=" in line).get(
-        "VERSION_CODENAME", ""
-    )
+    return dict(line.replace('"', "").split("=", 1) for line in lines if "=" in line).get("VERSION_CODENAME", "")
 
 
 def _run(argv: Sequence[str], *, cwd: Path) -> subprocess.CompletedProcess[str]:

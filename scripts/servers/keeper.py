@@ -53,7 +53,7 @@ def descendants(root: int) -> list[tuple[int, str]]:
     return list(below(root))
 
 
-def _dies_with(keeper: int) -> Callable[[], None]:
+def dies_with(keeper: int) -> Callable[[], None]:
     """Return what a forked child does before it executes its command: bind its life to the keeper's."""
     libc = ctypes.CDLL(None, use_errno=True)
 
@@ -67,9 +67,9 @@ def _dies_with(keeper: int) -> Callable[[], None]:
 
 
 def _spawn(commands: Sequence[dict[str, Any]], log: int) -> list[subprocess.Popen[bytes]]:
-    bind = _dies_with(os.getpid())
+    bind = dies_with(os.getpid())
     return [
-        subprocess.Popen(  # noqa: S603
+        subprocess.Popen(
             command["argv"],
             env=command["env"],
             cwd=command["cwd"],

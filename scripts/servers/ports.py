@@ -2,34 +2,29 @@
 
 import random
 import socket
+import weakref
 
 # Below the kernel's range for outgoing connections (32768 and up): a port of that range may be taken
 # by anybody's client while our server is down, and the server could not come back to it.
 LOWEST, HIGHEST = 15_000, 32_000
+ATTEMPTS = 500
 
 
 class Port:
-    """A TCP port that no other `Port` of this machine has, until it is released or we end."""
+    """A TCP port that no other `Port` of this machine has as long as this object lives."""
 
     def __init__(self, number: int | None = None) -> None:
-        if number is not None:
-            self.number = number
-            self._claim: socket.socket | None = None
-            return
-        for candidate in random.sample(range(LOWEST, HIGHEST), 500):
-            claim = _claim(candidate)
-            if claim is None:
-                continue
-            if _is_free(candidate):
-                self.number, self._claim = candidate, claim
-                return
-            claim.close()
-        raise OSError(f"no free port of 127.0.0.1 found between {LOWEST} and {HIGHEST}")
+        self.number = _take(self) if number is None else number
 
-    def release(self) -> None:
-        """Let others have it."""
-        if self._claim is not None:
-            self._claim.close()
+
+def _take(owner: Port) -> int:
+    for number in random.sample(range(LOWEST, HIGHEST), ATTEMPTS):
+        claim = _claim(number)
+        if claim is not None:
+            weakref.finalize(owner, claim.close)
+            if _is_free(number):
+                return number
+    raise OSError(f"no free port of 127.0.0.1 found between {LOWEST} and {HIGHEST}")
 
 
 def _claim(number: int) -> socket.socket | None:

@@ -38,9 +38,7 @@ class PostgresServer(Server):
     stop_signal = signal.SIGINT  # "fast": sessions are ended, the data are flushed
     stop_seconds = 30.0
 
-    def __init__(
-        self, folder: Path, *, port: int | None = None, settings: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, *, port: int | None = None, settings: Mapping[str, str] | None = None) -> None:
         super().__init__(folder)
         self._port = Port(port)
         self.port = self._port.number
@@ -94,7 +92,10 @@ class PostgresServer(Server):
             home.mkdir(exist_ok=True)
         else:
             # pytest's folders are closed to others, and loosening the mode of a folder is not ours to do.
-            home = Path(tempfile.mkdtemp(prefix="closeout-pg-"))
+            place = next((folder for folder in _open_folders() if _reachable(folder, identity[0])), None)
+            if place is None:
+                raise ServerError(f"no temporary folder that user {UNPRIVILEGED} can reach")
+            home = Path(tempfile.mkdtemp(prefix="closeout-pg-", dir=place))
             weakref.finalize(self, shutil.rmtree, home, ignore_errors=True)
         home.chmod(0o700)
         os.chown(home, *identity)
@@ -142,10 +143,12 @@ def _unprivileged() -> tuple[int, int]:
     try:
         entry = pwd.getpwnam(UNPRIVILEGED)
     except KeyError as error:
-        raise ServerError(
-            f"root may not run PostgreSQL, and this machine has no user {UNPRIVILEGED}"
-        ) from error
+        raise ServerError(f"root may not run PostgreSQL, and this machine has no user {UNPRIVILEGED}") from error
     return entry.pw_uid, entry.pw_gid
+
+
+def _open_folders() -> Sequence[Path]:
+    return [Path(folder) for folder in (tempfile.gettempdir(), "/tmp", "/var/tmp") if Path(folder).is_dir()]  # noqa: S108
 
 
 def _reachable(path: Path, uid: int) -> bool:

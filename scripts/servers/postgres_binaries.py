@@ -33,6 +33,4 @@ def _candidates() -> Iterator[Path]:
     for place in (spec.submodule_search_locations or []) if spec else []:
         yield Path(place) / "pginstall" / "bin"
     packaged = Path("/usr/lib/postgresql").glob("*/bin")
-    yield from sorted(
-        packaged, key=lambda path: [int(n) for n in re.findall(r"\d+", str(path))], reverse=True
-    )
+    yield from sorted(packaged, key=lambda path: [int(n) for n in re.findall(r"\d+", str(path))], reverse=True)

@@ -51,6 +51,11 @@ class RabbitServer(Server):
         self._found: Installation | None = None
         self.password = secrets.token_hex(8)
 
+    @property
+    def full_version(self) -> str:
+        """RabbitMQ's version with its last digits, "4.0.5"."""
+        return self._installation().version
+
     def url(self, vhost: str = "/", *, user: str = USER, password: str | None = None) -> str:
         """Return where to connect; the path is *vhost*, percent-encoded."""
         secret = quote(self.password if password is None else password, safe="")
@@ -70,13 +75,11 @@ class RabbitServer(Server):
         """Delete virtual host *name* with its queues; connections to it are closed."""
         self._call(f"rabbit_vhost:delete({_binary(name)}, {_binary(USER)})")
 
-    def add_user(
+    def add_user(  # noqa: PLR0917 - configure, write, read: the order that rabbitmqctl has
         self, name: str, password: str, configure: str, write: str, read: str, vhost: str = "/"
     ) -> str:
         """Add user *name*, who may do in *vhost* what the patterns allow, and return the user's URL."""
-        self._call(
-            f"rabbit_auth_backend_internal:add_user({_binary(name)}, {_binary(password)}, {_binary(USER)})"
-        )
+        self._call(f"rabbit_auth_backend_internal:add_user({_binary(name)}, {_binary(password)}, {_binary(USER)})")
         self._permit(name, vhost, configure, write, read)
         return self.url(vhost, user=name, password=password)
 

@@ -8,6 +8,7 @@ import fcntl
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,9 +100,7 @@ def find_rabbitmq(version: Version) -> Installation:
             return machines
         raise
     if not Installation(target).offers(version):
-        raise ServerError(
-            f"Debian {RELEASES[version].codename} has RabbitMQ {Installation(target).version} now"
-        )
+        raise ServerError(f"Debian {RELEASES[version].codename} has RabbitMQ {Installation(target).version} now")
     return Installation(target)
 
 
@@ -115,6 +114,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _build(release: Release, target: Path) -> None:
     """Fetch, unpack and adapt, then show the result under its name in one step."""
+    print(f"servers: fetching RabbitMQ from Debian {release.codename}, 45 MB", file=sys.stderr, flush=True)
     scratch = Path(tempfile.mkdtemp(prefix="making-", dir=target.parent))
     try:
         root = scratch / "root"
@@ -136,6 +136,6 @@ def _set_root(root: Path, *, final: Path) -> None:
     erlang = root / "usr/lib/erlang"
     for script in (erlang / "bin/erl", *erlang.glob("erts-*/bin/erl")):
         text = re.sub(
-            r"\bROOTDIR=/usr/lib/erlang$", f'ROOTDIR="{final}/usr/lib/erlang"', script.read_text(), flags=re.M
+            r"\bROOTDIR=/usr/lib/erlang$", f'ROOTDIR="{final}/usr/lib/erlang"', script.read_text(), flags=re.MULTILINE
         )
         script.write_text(text)

@@ -5,7 +5,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
@@ -30,7 +30,9 @@ class Server(ABC):
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self.log = self.folder / f"{self.name}.log"
+        self.abandoned_files: Sequence[Path] = ()  # what the keeper removes if we are killed while it runs
         self._process: KeptProcess | None = None
+        self._ending = False
         self._turn = threading.RLock()
 
     @abstractmethod
@@ -62,11 +64,12 @@ class Server(ABC):
         with self._turn:
             if self.running:
                 raise ServerError(f"{self.name} in {self.folder} is already running")
+            self._ending = False
             self.folder.mkdir(parents=True, exist_ok=True)
             self._process = KeptProcess(
                 self._prepare(),
                 log=self.log,
-                remove_when_abandoned=self._belongings(),
+                remove_when_abandoned=[*self._belongings(), *self.abandoned_files],
                 postmaster_pid=self._pid_file(),
             )
             self._await_answer(self._process, seconds)
@@ -76,7 +79,7 @@ class Server(ABC):
         deadline = time.monotonic() + seconds
         while not self._answers():
             late = time.monotonic() > deadline
-            if late or not process.alive:
+            if late or self._ending or not process.alive:
                 process.kill()
                 why = f"did not answer within {seconds:.0f} s" if late else "ended while starting"
                 raise ServerError(f"{self.name} {why}; the end of {self.log}:\n{self.log_tail()}")
@@ -93,7 +96,13 @@ class Server(ABC):
             self._process = None
 
     def kill(self) -> None:
-        """SIGKILL all of it at once, as a machine does that loses its power; harmless if it is down."""
+        """SIGKILL all of it at once, as a machine does that loses its power; harmless if it is down.
+
+        A `start` in another thread gives up.
+        """
+        self._ending = True
+        if self._process is not None:
+            self._process.kill()
         with self._turn:
             if self._process is not None:
                 self._process.kill()
@@ -137,9 +146,10 @@ class Server(ABC):
 def start_all(*servers: Server) -> None:
     """Start *servers* at the same time; if one fails, none is left running."""
     with ThreadPoolExecutor(len(servers)) as pool:
-        starts = [pool.submit(server.start) for server in servers]
-    failures = [error for start in starts if (error := start.exception()) is not None]
-    if failures:
-        for server in servers:
-            server.kill()
-        raise failures[0]
+        try:
+            for start in as_completed([pool.submit(server.start) for server in servers]):
+                start.result()
+        except BaseException:
+            for server in servers:
+                server.kill()
+            raise

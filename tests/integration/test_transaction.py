@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from consumer import TransactionFailed, TransactionPhase, create_transaction_coordinator
@@ -15,6 +15,7 @@ from consumer.transaction import RunCompletionTransaction
 from domains import tables
 from domains.run import CompletedRun
 from tests import runs
+from tests.integration.faults import break_writes_to, count, mend_writes, only_row
 
 DOMAIN_TABLES = ("run_completions", "incidents", "prevention_records", "policy_evaluations", "traces", "outbox_events")
 
@@ -22,33 +23,6 @@ DOMAIN_TABLES = ("run_completions", "incidents", "prevention_records", "policy_e
 @pytest.fixture
 def coordinator(engine: AsyncEngine) -> RunCompletionTransaction:
     return create_transaction_coordinator(engine=engine)
-
-
-async def count(engine: AsyncEngine, table: str) -> int:
-    async with engine.connect() as conn:
-        return int((await conn.execute(select(func.count()).select_from(getattr(tables, table)))).scalar_one())
-
-
-async def only_row(engine: AsyncEngine, table: str) -> dict[str, Any]:
-    async with engine.connect() as conn:
-        return dict((await conn.execute(select(getattr(tables, table)))).mappings().one())
-
-
-async def break_writes_to(engine: AsyncEngine, table: str, message: str = "injected") -> None:
-    """Let every insert into *table* fail, from the database's side."""
-    async with engine.begin() as conn:
-        await conn.execute(text(
-            f"CREATE FUNCTION governance.refuse() RETURNS trigger LANGUAGE plpgsql AS "
-            f"$$ BEGIN RAISE EXCEPTION '{message}'; END $$"
-        ))
-        await conn.execute(text(
-            f"CREATE TRIGGER refuse BEFORE INSERT ON governance.{table} FOR EACH ROW EXECUTE FUNCTION governance.refuse()"
-        ))
-
-
-async def mend_writes(engine: AsyncEngine) -> None:
-    async with engine.begin() as conn:
-        await conn.execute(text("DROP FUNCTION governance.refuse CASCADE"))
 
 
 async def test_a_run_is_closed_out_in_all_three_domains_with_its_events_staged(coordinator, engine):
@@ -59,11 +33,16 @@ async def test_a_run_is_closed_out_in_all_three_domains_with_its_events_staged(c
     assert result.state == "committed"
     assert result.phase is TransactionPhase.COMMITTED
     assert [(r.domain, r.action) for r in result.results] == [
-        ("incidents", "created"), ("policies", "created"), ("traces", "created"),
+        ("incidents", "created"),
+        ("policies", "created"),
+        ("traces", "created"),
     ]
     incident = await only_row(engine, "incidents")
     assert (incident["outcome"], incident["severity"], incident["category"], incident["status"]) == (
-        "FAILURE", "HIGH", "EXECUTION_FAILURE", "OPEN",
+        "FAILURE",
+        "HIGH",
+        "EXECUTION_FAILURE",
+        "OPEN",
     )
     assert incident["error_message"] == "no answer within 30 s"
     evaluation = await only_row(engine, "policy_evaluations")
@@ -76,7 +55,9 @@ async def test_a_run_is_closed_out_in_all_three_domains_with_its_events_staged(c
     async with engine.connect() as conn:
         events = (await conn.execute(select(tables.outbox_events).order_by("sequence"))).mappings().all()
     assert [(event["sequence"], event["routing_key"]) for event in events] == [
-        (1, "incident.created.high"), (2, "policy.evaluated.no_violation"), (3, "run.finalized.failed"),
+        (1, "incident.created.high"),
+        (2, "policy.evaluated.no_violation"),
+        (3, "run.finalized.failed"),
     ]
 
 
@@ -116,14 +97,18 @@ async def test_a_failure_in_any_write_leaves_no_row_and_one_rollback_record_and_
 
 async def test_a_failure_at_the_commit_itself_leaves_no_row_and_is_recorded(coordinator, engine):
     async with engine.begin() as conn:
-        await conn.execute(text(
-            "CREATE FUNCTION governance.refuse() RETURNS trigger LANGUAGE plpgsql AS "
-            "$$ BEGIN RAISE EXCEPTION 'at commit'; END $$"
-        ))
-        await conn.execute(text(
-            "CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON governance.incidents DEFERRABLE INITIALLY DEFERRED "
-            "FOR EACH ROW EXECUTE FUNCTION governance.refuse()"
-        ))
+        await conn.execute(
+            text(
+                "CREATE FUNCTION governance.refuse() RETURNS trigger LANGUAGE plpgsql AS "
+                "$$ BEGIN RAISE EXCEPTION 'at commit'; END $$"
+            )
+        )
+        await conn.execute(
+            text(
+                "CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON governance.incidents DEFERRABLE INITIALLY DEFERRED "
+                "FOR EACH ROW EXECUTE FUNCTION governance.refuse()"
+            )
+        )
 
     with pytest.raises(TransactionFailed) as failure:
         await coordinator.execute(runs.run())
@@ -335,8 +320,11 @@ async def _insert_trace(
     async with engine.begin() as conn:
         await conn.execute(
             tables.traces.insert().values(
-                tenant_id=run.tenant_id, trace_id=trace_id or run.trace_id, run_id=run_id or run.run_id,
-                status=status, started_at=run.started_at,
+                tenant_id=run.tenant_id,
+                trace_id=trace_id or run.trace_id,
+                run_id=run_id or run.run_id,
+                status=status,
+                started_at=run.started_at,
             )
         )
 

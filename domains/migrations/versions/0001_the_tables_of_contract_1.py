@@ -17,8 +17,8 @@ INDEX_PURPOSES = {
     "nothing",
     "run_completions_received_at": "Time ranges for listing, reconciling and pruning; a BRIN costs almost nothing to "
     "keep",
-    "outbox_events_last_of_run": "The relay''s way in, one entry a run: a run''s events leave in order, so its last one "
-    "is there to the end",
+    "outbox_events_last_of_run": "The relay''s way in, one entry a run: events leave in order, so a run''s last one is "
+    "there to the end",
     "rollbacks_by_run": "Explains one run, and counts its attempts",
     "rollbacks_occurred_at": "Recent rollbacks, and pruning",
     "policies_tenant_id_name_version_key": "Two appliers cannot both make the next version",
@@ -100,9 +100,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "policies",
-        sa.Column(
-            "policy_id", sa.Uuid(), nullable=False, comment="UUIDv7; a new version of a policy is a new row"
-        ),
+        sa.Column("policy_id", sa.Uuid(), nullable=False, comment="UUIDv7; a new version of a policy is a new row"),
         sa.Column("tenant_id", sa.Text(), nullable=True, comment="null: applies to all tenants"),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column(
@@ -136,9 +134,7 @@ def upgrade() -> None:
         "policy_evaluations",
         sa.Column("tenant_id", sa.Text(), nullable=False),
         sa.Column("run_id", sa.Uuid(), nullable=False),
-        sa.Column(
-            "policy_evaluation_id", sa.Uuid(), nullable=False, comment="UUIDv7; the id that events carry"
-        ),
+        sa.Column("policy_evaluation_id", sa.Uuid(), nullable=False, comment="UUIDv7; the id that events carry"),
         sa.Column("outcome", sa.Text(), nullable=False),
         sa.Column("policies_checked", sa.Integer(), nullable=False),
         sa.Column(
@@ -166,17 +162,13 @@ def upgrade() -> None:
         "prevention_records",
         sa.Column("tenant_id", sa.Text(), nullable=False),
         sa.Column("run_id", sa.Uuid(), nullable=False),
-        sa.Column(
-            "prevention_record_id", sa.Uuid(), nullable=False, comment="UUIDv7; the id that events carry"
-        ),
-        sa.Column(
-            "policy_id", sa.Uuid(), nullable=False, comment="the suppress_incident policy that was true"
-        ),
+        sa.Column("prevention_record_id", sa.Uuid(), nullable=False, comment="UUIDv7; the id that events carry"),
+        sa.Column("policy_id", sa.Uuid(), nullable=False, comment="the suppress_incident policy that was true"),
         sa.Column("error_code", sa.Text(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("tenant_id", "run_id", name=op.f("prevention_records_pkey")),
         schema="governance",
-        comment="Written instead of an incident when a suppress_incident policy was true for a run that did not succeed",
+        comment="Written instead of an incident when a suppress_incident policy was true of a run that did not succeed",
     )
     op.create_table(
         "rollbacks",
@@ -198,9 +190,7 @@ def upgrade() -> None:
         schema="governance",
         comment="One row for each attempt to close out a run that was rolled back; written after the rollback",
     )
-    op.create_index(
-        "rollbacks_by_run", "rollbacks", ["tenant_id", "run_id"], unique=False, schema="governance"
-    )
+    op.create_index("rollbacks_by_run", "rollbacks", ["tenant_id", "run_id"], unique=False, schema="governance")
     op.create_index(
         "rollbacks_occurred_at",
         "rollbacks",
@@ -229,9 +219,7 @@ def upgrade() -> None:
             nullable=False,
             comment="SHA-256 of the message's canonical JSON",
         ),
-        sa.Column(
-            "message_id", sa.Text(), nullable=True, comment="the AMQP message_id, where the runner set one"
-        ),
+        sa.Column("message_id", sa.Text(), nullable=True, comment="the AMQP message_id, where the runner set one"),
         sa.Column("model", sa.Text(), nullable=True),
         sa.Column("cost_usd", sa.Numeric(), nullable=True),
         sa.Column("input_tokens", sa.BigInteger(), nullable=True),
@@ -266,7 +254,8 @@ def upgrade() -> None:
         ),
         sa.CheckConstraint("mode IN ('atomic','legacy')", name=op.f("run_completions_mode_check")),
         sa.CheckConstraint(
-            "phase IN ('NOT_STARTED','INCIDENT_CREATED','POLICY_EVALUATED','TRACE_COMPLETED','COMMITTED','EVENTS_PUBLISHED')",
+            "phase IN ('NOT_STARTED','INCIDENT_CREATED','POLICY_EVALUATED','TRACE_COMPLETED','COMMITTED',"
+            "'EVENTS_PUBLISHED')",
             name=op.f("run_completions_phase_check"),
         ),
         sa.CheckConstraint(
@@ -309,9 +298,7 @@ def upgrade() -> None:
             nullable=False,
             comment="the message's steps, in order",
         ),
-        sa.CheckConstraint(
-            "status IN ('running','completed','failed','aborted')", name=op.f("traces_status_check")
-        ),
+        sa.CheckConstraint("status IN ('running','completed','failed','aborted')", name=op.f("traces_status_check")),
         sa.PrimaryKeyConstraint("tenant_id", "trace_id", name=op.f("traces_pkey")),
         sa.UniqueConstraint("tenant_id", "run_id", name=op.f("traces_tenant_id_run_id_key")),
         schema="governance",
@@ -337,9 +324,7 @@ def downgrade() -> None:
         postgresql_using="brin",
     )
     op.drop_table("run_completions", schema="governance")
-    op.drop_index(
-        "rollbacks_occurred_at", table_name="rollbacks", schema="governance", postgresql_using="brin"
-    )
+    op.drop_index("rollbacks_occurred_at", table_name="rollbacks", schema="governance", postgresql_using="brin")
     op.drop_index("rollbacks_by_run", table_name="rollbacks", schema="governance")
     op.drop_table("rollbacks", schema="governance")
     op.drop_table("prevention_records", schema="governance")

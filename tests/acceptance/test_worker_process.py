@@ -1,0 +1,244 @@
+"""The installed ``closeout`` command as a process, between a RabbitMQ client that is not ours and a real database.
+
+Runs on both majors of RabbitMQ.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+from servers import PostgresServer, RabbitServer
+
+from tests import runs
+
+CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
+
+
+@pytest.fixture(scope="module", params=["3.10", "4"])
+def a_rabbit(request: pytest.FixtureRequest, folder: Path) -> Iterator[RabbitServer]:
+    with RabbitServer(folder / f"mq-{request.param}", version=request.param) as server:
+        yield server
+
+
+class Installation:
+    """One database, one vhost, and the command line over both."""
+
+    def __init__(self, postgres: PostgresServer, database: str, rabbit: RabbitServer, vhost: str) -> None:
+        self.postgres, self.database = postgres, database
+        self.database_url = postgres.create_database(database)
+        self.amqp_url = rabbit.create_vhost(vhost)
+        self.port = _free_port()
+        self.environ = {
+            **os.environ,
+            "DATABASE_URL": self.database_url,
+            "AMQP_URL": self.amqp_url,
+            "HTTP_HOST": "127.0.0.1",
+            "HTTP_PORT": str(self.port),
+            "TRANSACTION_COORDINATOR_ENABLED": "true",
+            "NO_COLOR": "1",
+            "COLUMNS": "200",
+        }
+
+    def run(self, *arguments: str, status: int = 0, **more: Any) -> str:
+        done = subprocess.run(
+            [CLOSEOUT, *arguments], env=self.environ, capture_output=True, text=True, timeout=60, check=False, **more
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def worker(self) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen([CLOSEOUT, "worker"], env=self.environ, stderr=subprocess.PIPE)
+
+    def sql(self, statement: str) -> str:
+        return self.postgres.psql(statement, self.database).strip()
+
+    def http(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+            return str(answer.read().decode())
+
+
+@pytest.fixture
+def installation(postgres: PostgresServer, a_rabbit: RabbitServer) -> Iterator[Installation]:
+    name = f"acceptance{time.monotonic_ns()}"
+    made = Installation(postgres, name, a_rabbit, name)
+    made.run("migrate")
+    made.run("topology")
+    yield made
+    postgres.drop_database(name)
+    a_rabbit.delete_vhost(name)
+
+
+@pytest.fixture
+def pika_channel(installation: Installation) -> Iterator[Any]:
+    connection = pika.BlockingConnection(pika.URLParameters(installation.amqp_url))
+    channel = connection.channel()
+    channel.confirm_delivery()
+    yield channel
+    connection.close()
+
+
+def test_messages_in_rows_and_events_out_duplicates_harmless_bad_ones_parked_and_sigterm_exits_0(
+    installation, pika_channel
+):
+    queue = pika_channel.queue_declare("", exclusive=True).method.queue
+    pika_channel.queue_bind(queue, "governance.events", "#")
+    good = [runs.body() for _ in range(50)]
+    bad = {"invalid_json": b"\xff\x00 not json", "schema_violation": runs.body(tenant_id=...)}
+    process = installation.worker()
+    try:
+        for body in [*good, *bad.values(), *good]:
+            pika_channel.basic_publish(
+                "runs", "run.completed", body, pika.BasicProperties(content_type="application/json"), mandatory=True
+            )
+        _until(
+            lambda: (
+                installation.sql("SELECT count(*) FROM governance.run_completions WHERE phase = 'EVENTS_PUBLISHED'")
+                == "50"
+            )
+        )
+        _until(lambda: json.loads(installation.http("/readyz"))["ready"])
+        _until(lambda: 'closeout_deliveries_total{result="duplicate"} 50.0' in installation.http("/metrics"))
+        events = _take(pika_channel, queue, 150)
+        parked = _take(pika_channel, "closeout.parked", 2)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        logs = process.communicate(timeout=30)[1].decode()
+
+    assert process.returncode == 0, logs
+    assert {properties.headers["x-closeout-reason"]: body for properties, body in parked} == bad
+    assert len({properties.message_id for properties, _ in events}) == 150
+    for body in good:
+        run_id = str(runs.run_id_of(body))
+        mine = [json.loads(sent) for properties, sent in events if properties.correlation_id == run_id]
+        assert [event["type"] for event in mine] == ["incident.created", "policy.evaluated", "run.finalized"]
+        assert {event["subject"] for event in mine} == {f"acme/{run_id}"}
+    for table in ("incidents", "policy_evaluations", "traces"):
+        assert installation.sql(f"SELECT count(*) FROM governance.{table}") == "50"
+    assert installation.sql("SELECT count(*) FROM governance.outbox_events") == "0"
+    records = [json.loads(line) for line in logs.splitlines()]
+    assert records[-1]["event"] == "stopped"
+    assert len(records) < 30, "a quiet default: lines a batch or a second, not a message"
+    shown = installation.run("runs", "show", f"acme/{run_id}")
+    assert "EVENTS_PUBLISHED" in shown
+    assert "EXECUTION_TIMEOUT" in shown
+
+
+def test_two_workers_given_the_same_runs_at_the_same_instant_commit_each_once(installation, pika_channel):
+    bodies = [runs.body() for _ in range(100)]
+    for body in bodies * 2:
+        pika_channel.basic_publish("runs", "run.completed", body, pika.BasicProperties(content_type="application/json"))
+    first = installation.worker()
+    installation.environ["HTTP_PORT"] = str(_free_port())
+    second = installation.worker()
+    try:
+        _until(
+            lambda: (
+                installation.sql("SELECT count(*) FROM governance.run_completions WHERE phase = 'EVENTS_PUBLISHED'")
+                == "100"
+            )
+        )
+    finally:
+        for process in (first, second):
+            process.send_signal(signal.SIGINT)
+        logs = [process.communicate(timeout=30)[1].decode() for process in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], logs
+    assert installation.sql("SELECT count(*) FROM governance.incidents") == "100"
+    assert installation.sql("SELECT count(*) FROM governance.rollbacks") == "0"
+
+
+def test_the_command_line_publishes_lists_and_applies_policies(installation, tmp_path):
+    lines = [runs.body(), b"{broken", runs.body(tenant_id="not allowed"), runs.body()]
+    file = tmp_path / "runs.jsonl"
+    file.write_bytes(b"\n".join(lines))
+    said = installation.run("publish", str(file), status=1)
+    assert "line 2: invalid_json" in said
+    assert "line 3: schema_violation: tenant_id" in said
+    assert "2 published and confirmed, 2 refused" in said
+    assert json.loads(installation.run("publish", "-", "--json", input=lines[0].decode())) == {
+        "published": 1,
+        "refused": 0,
+    }
+    policies = tmp_path / "policies.yaml"
+    policies.write_text(
+        "policies:\n- name: expensive\n  effect: flag\n  severity: HIGH\n  condition: run.usage.cost_usd > 0.01\n"
+    )
+    assert "expensive: created, version 1" in installation.run("policies", "apply", str(policies))
+    assert "expensive: unchanged" in installation.run("policies", "apply", str(policies))
+    policies.write_text(policies.read_text().replace("> 0.01", "> > 0.01"))
+    assert "policies.yaml:5: condition: line 1, column 22" in installation.run(
+        "policies", "apply", str(policies), status=1
+    )
+    assert "run.usage.cost_usd > 0.01" in installation.run("policies", "list")
+    process = installation.worker()
+    try:
+        _until(
+            lambda: (
+                installation.sql("SELECT count(*) FROM governance.run_completions WHERE phase = 'EVENTS_PUBLISHED'")
+                == "2"
+            )
+        )
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+    listed = json.loads(installation.run("runs", "list", "--json"))
+    assert {run["policy"] for run in listed} == {"violation"}
+    assert installation.run("migrate", "--check").strip() == "schema and tables agree"
+
+
+def test_a_worker_with_the_flag_off_warns_loudly_and_closes_out_on_the_legacy_path(installation, pika_channel):
+    del installation.environ["TRANSACTION_COORDINATOR_ENABLED"]
+    process = installation.worker()
+    try:
+        pika_channel.basic_publish(
+            "runs", "run.completed", runs.body(), pika.BasicProperties(content_type="application/json")
+        )
+        _until(
+            lambda: installation.sql("SELECT mode || phase FROM governance.run_completions") == "legacyEVENTS_PUBLISHED"
+        )
+        assert "closeout_coordinator_enabled 0.0" in installation.http("/metrics")
+    finally:
+        process.terminate()
+        logs = process.communicate(timeout=30)[1].decode()
+    warnings = [json.loads(line) for line in logs.splitlines() if json.loads(line)["level"] == "warning"]
+    assert "TRANSACTION_COORDINATOR_ENABLED IS FALSE" in warnings[0]["event"]
+
+
+def _take(channel: Any, queue: str, number: int) -> list[tuple[Any, bytes]]:
+    found: list[tuple[Any, bytes]] = []
+
+    def more() -> bool:
+        _, properties, body = channel.basic_get(queue, auto_ack=True)
+        if body is not None:
+            found.append((properties, body))
+        return len(found) == number
+
+    _until(more, pause=0.0)
+    return found
+
+
+def _until(condition: Any, *, within: float = 30, pause: float = 0.05) -> None:
+    deadline = time.monotonic() + within
+    while True:
+        try:
+            if condition():
+                return
+        except OSError:
+            pass  # not listening yet
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(pause)
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])

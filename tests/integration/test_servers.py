@@ -1,0 +1,268 @@
+"""The private servers that all other tests lean on: they come, they can be hurt, and nothing of them stays."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import asyncpg
+import pika
+import pytest
+from servers import PostgresServer, RabbitServer, ServerError, SqlError
+from servers.keeper import descendants
+from servers.rabbitmq_binaries import Version, find_rabbitmq
+
+CHECKOUT = Path(__file__).parents[2]
+COMMAND = [sys.executable, str(CHECKOUT / "scripts/servers/__main__.py")]
+PATIENCE = 30.0  # seconds; what is waited for takes less than one
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    with PostgresServer(tmp_path_factory.mktemp("pg")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=["3.10", "4"])
+def rabbit(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
+    with RabbitServer(tmp_path_factory.mktemp("mq"), version=request.param) as server:
+        yield server
+
+
+def test_a_restarted_postgres_keeps_its_port_and_data(postgres: PostgresServer) -> None:
+    url = postgres.create_database("kept")
+    postgres.psql("CREATE TABLE t (i int); INSERT INTO t VALUES (1), (NULL)", "kept")
+    postgres.restart()
+    assert postgres.psql("SELECT i, 'x' FROM t", "kept") == "1\tx\n\tx"
+    assert url == postgres.url("kept")
+    postgres.drop_database("kept")
+
+
+def test_a_killed_postgres_recovers_what_was_committed(postgres: PostgresServer) -> None:
+    postgres.psql("CREATE TABLE committed (i int); INSERT INTO committed VALUES (1)")
+    postgres.kill()
+    assert not postgres.running
+    postgres.start()
+    assert postgres.psql("SELECT i FROM committed") == "1"
+
+
+async def test_a_suspended_postgres_keeps_its_connections_and_answers_none(postgres: PostgresServer) -> None:
+    connection = await asyncpg.connect(postgres.url())
+    postgres.suspend()
+    try:
+        with pytest.raises(TimeoutError):
+            await asyncpg.connect(postgres.url(), timeout=0.2)
+    finally:
+        postgres.resume()
+    assert await connection.fetchval("SELECT 1") == 1
+    await connection.close()
+
+
+def test_a_refused_statement_is_told_with_its_sqlstate(postgres: PostgresServer) -> None:
+    with pytest.raises(SqlError, match=r"^42P01 .*nowhere"):
+        postgres.psql("SELECT * FROM nowhere")
+    with pytest.raises(SqlError, match=r"^3D000 "):
+        postgres.psql("SELECT 1", database="nowhere")
+
+
+def test_a_database_is_a_copy_of_its_template(postgres: PostgresServer) -> None:
+    postgres.create_database("origin")
+    postgres.psql("CREATE TABLE t (i int)", "origin")
+    postgres.create_database("copy", template="origin")
+    assert postgres.psql("SELECT count(*) FROM t", "copy") == "0"
+
+
+def test_postgres_has_the_durability_of_production(postgres: PostgresServer) -> None:
+    assert postgres.psql("SHOW fsync") == "on"
+    assert postgres.psql("SHOW listen_addresses") == "127.0.0.1"
+    assert postgres.psql("SHOW unix_socket_directories") == ""
+
+
+def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match="unrecognized configuration parameter"):
+        PostgresServer(tmp_path, settings={"no_such": "1"}).start()
+
+
+def test_a_start_in_another_thread_outlives_the_thread(tmp_path: Path) -> None:
+    server = PostgresServer(tmp_path)
+    thread = threading.Thread(target=server.start)
+    thread.start()
+    thread.join()
+    assert server.psql("SELECT 1") == "1"
+    server.stop()
+    assert not server.running
+
+
+def test_no_two_servers_choose_the_same_port(tmp_path: Path) -> None:
+    many = [RabbitServer(tmp_path / str(number)) for number in range(50)]
+    assert len({server.port for server in many}) == len(many)
+
+
+def test_rabbitmq_is_of_the_line_asked_for(rabbit: RabbitServer) -> None:
+    assert rabbit.eval("rabbit_misc:version()") == f'"{rabbit.full_version}"'
+    assert rabbit.full_version.startswith(f"{rabbit.version}.")
+
+
+def test_a_user_may_do_what_the_patterns_allow(rabbit: RabbitServer) -> None:
+    rabbit.create_vhost("a/b é")
+    url = rabbit.add_user("reader", "p@ss/word", "^$", "^$", ".*", "a/b é")
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="ACCESS_REFUSED"):
+        connection.channel().queue_declare("mine")
+    connection.close()
+    rabbit.delete_vhost("a/b é")
+    assert rabbit.ctl("list_vhosts", "--no-table-headers") == "/"
+
+
+def test_evaluations_at_the_same_time_do_not_disturb_each_other(rabbit: RabbitServer) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda number: rabbit.eval(f"{number} + 1"), range(40))) == [
+            str(number + 1) for number in range(40)
+        ]
+
+
+def test_a_suspended_rabbitmq_keeps_its_connections_and_answers_none(rabbit: RabbitServer) -> None:
+    connection = pika.BlockingConnection(pika.URLParameters(rabbit.url()))
+    rabbit.suspend()
+    try:
+        assert {state for _, state in _tree(rabbit)} == {"T"}
+        impatient = pika.URLParameters(f"{rabbit.url()}?stack_timeout=0.3&connection_attempts=1")
+        with pytest.raises(pika.exceptions.AMQPConnectionError):
+            pika.BlockingConnection(impatient)
+    finally:
+        rabbit.resume()
+    connection.channel().queue_declare("answered", exclusive=True)
+    connection.close()
+
+
+def test_a_killed_rabbitmq_keeps_its_port_and_confirmed_messages(rabbit: RabbitServer) -> None:
+    connection = pika.BlockingConnection(pika.URLParameters(rabbit.url()))
+    channel = connection.channel()
+    channel.confirm_delivery()
+    channel.queue_declare("kept", durable=True, arguments={"x-queue-type": "quorum"})
+    channel.basic_publish("", "kept", b"still here")
+    rabbit.kill()
+    rabbit.start()
+    connection = pika.BlockingConnection(pika.URLParameters(rabbit.url()))
+    assert _eventually(lambda: connection.channel().basic_get("kept", auto_ack=True)[2] == b"still here")
+    connection.close()
+
+
+@pytest.mark.parametrize("version", ["3.10", "4"])
+def test_nothing_is_left_after_the_parent_is_killed(version: Version, tmp_path: Path) -> None:
+    parent = _start("run", "--rabbitmq", version, "--", "sh", "-c", "echo up; exec sleep 60", folder=tmp_path)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "up\n"
+    tree = dict(descendants(parent.pid))
+    assert {"postgres", "epmd", "beam.smp", "erl_child_setup", "inet_gethost", "sleep"} <= {_name(pid) for pid in tree}
+    data = next(Path(_arguments(pid)[2]) for pid in tree if _arguments(pid)[1:2] == ["-D"])
+    assert data.is_dir()
+    parent.kill()
+    parent.communicate()
+    assert _eventually(lambda: not [pid for pid in tree if _name(pid)])
+    assert _eventually(lambda: not list(tmp_path.iterdir()) and not data.exists())
+
+
+def test_nothing_is_left_after_the_keeper_is_killed(tmp_path: Path) -> None:
+    server = PostgresServer(tmp_path).start()
+    tree = _tree(server)
+    os.kill(_keeper(server), signal.SIGKILL)
+    assert _eventually(lambda: not [pid for pid, _ in tree if _name(pid)])
+    assert not server.running
+
+
+def test_a_suspended_server_does_not_survive_its_parent(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.path.insert(0, 'scripts'); from pathlib import Path; from servers import PostgresServer\n"
+        f"server = PostgresServer(Path({str(tmp_path)!r})).start(); server.suspend(); print('up', flush=True)\n"
+        "sys.stdin.read()"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "up\n"
+    tree = dict(descendants(parent.pid))
+    parent.kill()
+    parent.communicate()
+    assert len(tree) > 5
+    assert _eventually(lambda: not [pid for pid in tree if _name(pid)])
+
+
+def test_a_command_gets_both_addresses_and_its_status_is_returned(tmp_path: Path) -> None:
+    script = 'echo "$DATABASE_URL $AMQP_URL $PYTHONPATH"; exit 7'
+    command = _start("run", "--rabbitmq", "4", "--", "sh", "-c", script, folder=tmp_path)
+    output, _ = command.communicate(timeout=PATIENCE)
+    assert command.returncode == 7
+    assert [address.partition("://")[0] for address in output.split()] == ["postgresql", "amqp"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_up_prints_what_a_shell_can_evaluate_and_down_leaves_nothing(tmp_path: Path) -> None:
+    there = ["--folder", str(tmp_path / "folder")]
+    first, second = (_start("up", "--rabbitmq", "4", *there, folder=tmp_path) for _ in range(2))
+    outputs = [process.communicate(timeout=PATIENCE)[0] for process in (first, second)]
+    assert outputs[0] == outputs[1]
+    assert "export DATABASE_URL=postgresql://" in outputs[0]
+    tree = dict(descendants(int((tmp_path / "folder/supervisor.pid").read_text())))
+    assert len(tree) > 10
+    down = _start("down", *there, folder=tmp_path)
+    down.communicate(timeout=PATIENCE)
+    assert down.returncode == 0
+    assert _eventually(lambda: not [pid for pid in tree if _name(pid)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_machine_without_apt_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOSEOUT_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ServerError, match="only be fetched on Debian"):
+        find_rabbitmq("3.10")
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def _start(*words: str, folder: Path) -> subprocess.Popen[str]:
+    """Start scripts/services, past its installation, with *folder* for what is temporary."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.Popen(
+        [*COMMAND, *words], env={**environment, "TMPDIR": str(folder)}, stdout=subprocess.PIPE, text=True
+    )
+
+
+def _keeper(server: PostgresServer | RabbitServer) -> int:
+    assert server._process is not None
+    return server._process._keeper.pid
+
+
+def _tree(server: PostgresServer | RabbitServer) -> list[tuple[int, str]]:
+    return descendants(_keeper(server))
+
+
+def _name(pid: int) -> str:
+    """Return the name of a process, nothing if there is none."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def _arguments(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+
+
+def _eventually(true: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
