@@ -72,7 +72,10 @@ class KeptProcess:
     @property
     def alive(self) -> bool:
         """Whether the server, or something it left behind, still runs."""
-        return self._keeper.poll() is None
+        if self._keeper.poll() is None:
+            return True
+        self._close()
+        return False
 
     def send(self, number: signal.Signals) -> None:
         """Send *number* to the server's main process alone."""

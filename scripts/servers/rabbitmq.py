@@ -103,6 +103,13 @@ class RabbitServer(Server):
             raise RabbitError(answer)
         return answer.removeprefix("{ok, ").removesuffix("}")
 
+    def sync(self) -> None:
+        """Write now what RabbitMQ writes some seconds late: that a quorum queue exists.
+
+        Without it a queue declared just before `kill` is there afterwards, but never answers.
+        """
+        self.eval("[dets:sync(Table) || Table <- dets:all()]")
+
     def ctl(self, *arguments: str) -> str:
         """Run rabbitmqctl against this node, in about a second, and return what it prints."""
         return self._run([str(self._files / "app/sbin/rabbitmqctl"), "-q", "-n", NODE, *arguments])

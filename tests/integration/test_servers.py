@@ -16,6 +16,7 @@ import pytest
 from servers import PostgresServer, RabbitServer, ServerError, SqlError
 from servers.keeper import descendants
 from servers.rabbitmq_binaries import Version, find_rabbitmq
+from servers.wire import answers_amqp
 
 CHECKOUT = Path(__file__).parents[2]
 COMMAND = [sys.executable, str(CHECKOUT / "scripts/servers/__main__.py")]
@@ -131,9 +132,7 @@ def test_a_suspended_rabbitmq_keeps_its_connections_and_answers_none(rabbit: Rab
     rabbit.suspend()
     try:
         assert {state for _, state in _tree(rabbit)} == {"T"}
-        impatient = pika.URLParameters(f"{rabbit.url()}?stack_timeout=0.3&connection_attempts=1")
-        with pytest.raises(pika.exceptions.AMQPConnectionError):
-            pika.BlockingConnection(impatient)
+        assert not answers_amqp(rabbit.port, seconds=0.2)
     finally:
         rabbit.resume()
     connection.channel().queue_declare("answered", exclusive=True)
@@ -141,15 +140,17 @@ def test_a_suspended_rabbitmq_keeps_its_connections_and_answers_none(rabbit: Rab
 
 
 def test_a_killed_rabbitmq_keeps_its_port_and_confirmed_messages(rabbit: RabbitServer) -> None:
-    connection = pika.BlockingConnection(pika.URLParameters(rabbit.url()))
-    channel = connection.channel()
+    channel = pika.BlockingConnection(pika.URLParameters(rabbit.url())).channel()
     channel.confirm_delivery()
     channel.queue_declare("kept", durable=True, arguments={"x-queue-type": "quorum"})
     channel.basic_publish("", "kept", b"still here")
+    rabbit.sync()
     rabbit.kill()
+    with pytest.raises(pika.exceptions.AMQPError):
+        channel.basic_get("kept")
     rabbit.start()
     connection = pika.BlockingConnection(pika.URLParameters(rabbit.url()))
-    assert _eventually(lambda: connection.channel().basic_get("kept", auto_ack=True)[2] == b"still here")
+    assert connection.channel().basic_get("kept", auto_ack=True)[2] == b"still here"
     connection.close()
 
 
