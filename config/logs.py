@@ -11,7 +11,8 @@ import structlog
 
 # Characters of one value. An error that quotes a message of a megabyte must not fill the log with it.
 _VALUE_MAX = 10_000
-_PASSWORD = re.compile(r"(?P<start>[a-z][a-z0-9+.-]*://[^\s:/@]*):[^\s@]*@", re.IGNORECASE)
+# It starts at a literal: a pattern that looked for the scheme too would take a minute for a long word.
+_PASSWORD = re.compile(r"(?P<start>://[^\s:/@]{0,200}):[^\s@]{1,500}@")
 
 # Loggers of libraries that say in many lines what the worker says in one.
 _NOISY = ("aio_pika", "aiormq", "alembic", "sqlalchemy", "uvicorn", "asyncio")
@@ -67,10 +68,12 @@ def tidy(_logger: object, _method: str, record: Record) -> Record:
         if isinstance(value, bool | int | float | None):
             continue
         text = value if isinstance(value, str) else _as_text(value)
+        # Cut behind what can be a URL's password, so that no half of one is left at the end.
+        shown = _PASSWORD.sub(r"\g<start>:***@", text[: _VALUE_MAX + 1_000])
+        if len(text) > _VALUE_MAX:
+            shown = shown[:_VALUE_MAX] + f"… ({len(text)} characters)"
         # Half of a surrogate pair cannot be written to any terminal or file.
-        text = text.encode("utf-8", "backslashreplace").decode()
-        text = _PASSWORD.sub(r"\g<start>:***@", text)
-        record[name] = text if len(text) <= _VALUE_MAX else text[:_VALUE_MAX] + f"… ({len(text)} characters)"
+        record[name] = shown.encode("utf-8", "backslashreplace").decode()
     return record
 
 

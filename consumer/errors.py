@@ -30,11 +30,15 @@ ParkReason = Literal[
 ]
 
 
+# Characters. It goes into a header of the parked message, and headers share one frame with the sender's own.
+MAX_ERROR_CHARACTERS = 500
+
+
 class MessageRefusedError(Exception):
     """The sender must act: the message can never be processed as it is. ``str()`` says what is wrong, and where."""
 
     def __init__(self, reason: ParkReason, error: str) -> None:
-        super().__init__(error)
+        super().__init__(error if len(error) <= MAX_ERROR_CHARACTERS else error[: MAX_ERROR_CHARACTERS - 1] + "…")
         self.reason: ParkReason = reason
 
 
@@ -106,6 +110,7 @@ _MOMENT_ERRORS = (
     sa.TimeoutError,  # no connection became free in the pool
     asyncpg.InterfaceError,  # the connection was closed under the statement
     aiormq.exceptions.AMQPError,
+    aiormq.exceptions.ChannelInvalidStateError,  # no AMQPError: the channel closed under a call
     asyncio.IncompleteReadError,
 )
 

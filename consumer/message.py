@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from hashlib import sha256
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import msgspec
 
@@ -31,7 +32,7 @@ _LATEST = datetime(9999, 12, 31, tzinfo=UTC)
 _decoder = msgspec.json.Decoder(CompletedRun)
 # Fractions stay as they were written: a digest must not depend on what a double can hold, nor overflow one.
 _any_json = msgspec.json.Decoder(float_hook=Numeral)
-_canonical = msgspec.json.Encoder(order="sorted", enc_hook=str)
+_canonical = msgspec.json.Encoder(order="sorted", enc_hook=lambda numeral: msgspec.Raw(numeral.encode()))
 
 
 class Decoded(NamedTuple):
@@ -72,7 +73,7 @@ def decode(
         raise MessageRefusedError("schema_violation", explain_violation(document, str(error))) from None
     except (msgspec.DecodeError, RecursionError) as error:
         raise MessageRefusedError("invalid_json", explain_malformed(body, error)) from None
-    _check_rules(run, document, may_hold_nul=b"\\u0000" in body)
+    _check_rules(run, may_hold_nul=b"\\u0000" in body)
     return Decoded(run, sha256(_canonical.encode(document)).digest())
 
 
@@ -118,11 +119,11 @@ def _check_version(document: Mapping[str, Any]) -> None:
         )
 
 
-def _check_rules(run: CompletedRun, document: Mapping[str, Any], *, may_hold_nul: bool) -> None:
+def _check_rules(run: CompletedRun, *, may_hold_nul: bool) -> None:
     fault = _time_fault(run) or _cost_fault(run) or _index_fault(run)
     # JSON can spell NUL only as this escape, so most messages need no walk.
     if not fault and may_hold_nul:
-        fault = _nul_fault(document)
+        fault = _nul_fault(run)
     if fault:
         raise MessageRefusedError("schema_violation", fault)
 
@@ -164,9 +165,8 @@ def _index_fault(run: CompletedRun) -> str | None:
     return None
 
 
-def _nul_fault(document: Mapping[str, Any]) -> str | None:
-    known = {name: document[name] for name in CompletedRun.__struct_fields__ if name in document}
-    path = _find_nul(known, "")
+def _nul_fault(run: CompletedRun) -> str | None:
+    path = _find_nul(msgspec.to_builtins(run, builtin_types=(datetime, UUID, Decimal)), "")
     return f"{path}: found a NUL character; expected text that PostgreSQL can store" if path else None
 
 
@@ -175,12 +175,13 @@ def _find_nul(value: object, path: str) -> str | None:
         return path if "\x00" in value else None
     if isinstance(value, dict):
         for key, item in value.items():
-            inner = f"{path}.{key}" if path else str(key)
+            word = key if key.isidentifier() else shown(key)
+            inner = f"{path}.{word}" if path else word
             if "\x00" in key:
-                return inner.replace("\x00", "\\u0000") + " (the key itself)"
+                return f"{inner} (the key itself)"
             if found := _find_nul(item, inner):
                 return found
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         for position, item in enumerate(value):
             if found := _find_nul(item, f"{path}[{position}]"):
                 return found

@@ -7,12 +7,11 @@ into the parked message's header, beside the body it was taken from, never into 
 import json
 import re
 from collections.abc import Mapping
+from math import isinf
 from typing import Any
 
 # Characters of a found value that are shown: enough to recognise it, little enough for a header.
 _SHOWN_CHARACTERS = 80
-# Bytes of x-closeout-error in all: headers travel in one AMQP frame, which the sender's own headers share.
-MAX_ERROR_CHARACTERS = 500
 
 _EXPECTED = {
     "status": "one of succeeded, failed, halted, aborted",
@@ -76,7 +75,7 @@ def explain_malformed(body: bytes, error: Exception) -> str:
             "a string holds half of a surrogate pair (\\ud800 to \\udfff alone), or ends early; expected Unicode text"
         )
     words = str(error).removeprefix("JSON is malformed: ")
-    return f"not JSON: {words}; expected one JSON object in UTF-8"[:MAX_ERROR_CHARACTERS]
+    return f"not JSON: {words}; expected one JSON object in UTF-8"
 
 
 def explain_violation(document: Mapping[str, Any], complaint: str) -> str:
@@ -89,7 +88,7 @@ def explain_violation(document: Mapping[str, Any], complaint: str) -> str:
     trail, name = _locate(document, path)
     found = "missing" if missing else f"found {shown(trail)}"
     expected = _EXPECTED.get(re.sub(r"\[\d+\]", "[]", name)) or _expectation(what)
-    return f"{name or 'the body'}: {found}; expected {expected}"[:MAX_ERROR_CHARACTERS]
+    return f"{name or 'the body'}: {found}; expected {expected}"
 
 
 def _locate(document: object, path: str) -> tuple[object, str]:
@@ -109,16 +108,21 @@ def _locate(document: object, path: str) -> tuple[object, str]:
 
 
 def _odd_item(value: object) -> tuple[str, object]:
+    """Return the first item that cannot be a scalar of the metadata; msgspec does not say which one it was."""
     if isinstance(value, dict):
         for key, item in value.items():
-            if not isinstance(item, str | int | None):
-                return shown(key), item
-        for key, item in value.items():
-            if isinstance(item, int | Numeral):
+            if not isinstance(item, str | int | None) or _overflows(item):
                 return shown(key), item
     return "?", value
 
 
+def _overflows(value: str | int | None) -> bool:
+    """Say whether *value* is a number beyond what a double holds, which is what msgspec makes of fractions."""
+    return isinstance(value, Numeral) and isinf(float(value))
+
+
 def _expectation(what: str) -> str:
+    if what == "Number out of range":
+        return "a number that a double can hold"
     words = what.removeprefix("Expected ").replace("`", "")
     return words.split(", got ")[0] or "another value"

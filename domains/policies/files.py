@@ -1,7 +1,9 @@
 """Policy files: YAML or JSON, checked whole, every fault named with its line."""
 
+import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, get_args
 
 import yaml
@@ -12,6 +14,9 @@ from domains.policies.rules import Effect, Severity
 
 # Bytes. A thousand policies fit ten times over.
 FILE_MAX = 4_194_304
+
+# Characters of a found value that are shown.
+_SHOWN_MAX = 80
 
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,127}\Z")
@@ -43,37 +48,53 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+class _Odd(str):
+    """A value that is no text, truth value or null, as it was written: a number, a date, a list."""
+
+    __slots__ = ()
+
+
 def read_policies(text: str, *, source: str) -> list[PolicyDraft]:
-    """Return the policies in *text*: a list, or an object with a list ``policies``; JSON is YAML too.
+    """Return the policies in *text*: a list, or an object with a list ``policies``, in YAML or JSON.
 
     Raises :class:`PolicyFileError` with all faults, each as ``source:line: field: what was found; what is expected``.
     """
     if len(text.encode("utf-8", "replace")) > FILE_MAX:
         raise PolicyFileError(f"{source}: larger than {FILE_MAX} bytes")
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise PolicyFileError(_yaml_fault(source, error)) from None
-    items = _items(node)
+    items = _items(_compose(text, source))
     if items is None:
         raise PolicyFileError(f"{source}:1: expected a list of policies, or an object with a list named policies")
     drafts: list[PolicyDraft] = []
     faults: list[str] = []
-    seen: dict[tuple[str | None, str], int] = {}
+    seen: dict[tuple[object, object], int] = {}
     for item in items:
         line = item.start_mark.line + 1
         found = list(_faults(item, source))
+        if not found:
+            draft = PolicyDraft(**{"tenant_id": None, **{name: value for name, (_, value) in _fields(item).items()}})
+            if (draft.tenant_id, draft.name) in seen:
+                first = seen[draft.tenant_id, draft.name]
+                found = [f"{source}:{line}: name: {draft.name!r} again, as in line {first}; expected one of each name"]
+            seen.setdefault((draft.tenant_id, draft.name), line)
+            drafts.append(draft)
         faults += found
-        if found or not isinstance(item, yaml.MappingNode):
-            continue
-        draft = PolicyDraft(**_values(item))
-        first = seen.setdefault((draft.tenant_id, draft.name), line)
-        if first != line:
-            faults.append(f"{source}:{line}: name: {draft.name!r} again, as in line {first}; expected one of each name")
-        drafts.append(draft)
     if faults:
         raise PolicyFileError("\n".join(faults))
     return drafts
+
+
+def _compose(text: str, source: str) -> yaml.Node | None:
+    """Parse *text* into nodes, which know their lines. JSON is YAML but for its tabs, which stand between values."""
+    with suppress(ValueError, RecursionError):
+        json.loads(text)
+        text = text.replace("\t", " ")
+    try:
+        return yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        raise PolicyFileError(f"{source}:{mark.line + 1 if mark else 1}: {problem or 'not text'}"[:500]) from None
+    except (RecursionError, ValueError, UnicodeError):
+        raise PolicyFileError(f"{source}:1: nested too deeply, or not text; expected a list of policies") from None
 
 
 def _items(node: yaml.Node | None) -> list[yaml.Node] | None:
@@ -83,37 +104,55 @@ def _items(node: yaml.Node | None) -> list[yaml.Node] | None:
     return node.value if isinstance(node, yaml.SequenceNode) else None
 
 
-def _values(item: yaml.MappingNode) -> dict[str, Any]:
-    values = yaml.SafeLoader("").construct_mapping(item, deep=True)
-    return {"tenant_id": None, **{str(name): value for name, value in values.items()}}
+def _fields(item: yaml.Node) -> dict[str, tuple[yaml.Node, Any]]:
+    """Return each field's value and the node it was read from; a field that is given twice has an odd value."""
+    fields: dict[str, tuple[yaml.Node, Any]] = {}
+    for key, node in item.value:
+        name = str(key.value)[:_SHOWN_MAX]
+        fields[name] = (node, _Odd("the field a second time") if name in fields else _value(node))
+    return fields
+
+
+def _value(node: yaml.Node) -> Any:  # noqa: ANN401 - what a file may hold
+    kind = node.tag.rpartition(":")[2]
+    if not isinstance(node, yaml.ScalarNode):
+        return _Odd("a list" if isinstance(node, yaml.SequenceNode) else "an object")
+    if kind == "null":
+        return None
+    if kind == "bool" and node.value.lower() in {"true", "false"}:
+        return node.value.lower() == "true"
+    if kind != "str":
+        return _Odd(str(node.value)[:_SHOWN_MAX])
+    try:
+        # JSON may spell a character beyond 16 bits as two escapes, which YAML takes for two characters.
+        return node.value.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeError:
+        return _Odd("half of a surrogate pair")
 
 
 def _faults(item: yaml.Node, source: str) -> Iterator[str]:
     line = item.start_mark.line + 1
-    if not isinstance(item, yaml.MappingNode):
+    if not isinstance(item, yaml.MappingNode) or not all(isinstance(key, yaml.ScalarNode) for key, _ in item.value):
         yield f"{source}:{line}: expected a policy with {', '.join(_FIELDS)}"
         return
-    lines = {str(key.value): key.start_mark.line + 1 for key, _ in item.value}
-    try:
-        values = _values(item)
-    except yaml.YAMLError as error:
-        yield _yaml_fault(source, error)
-        return
-    for name in sorted(set(map(str, values)) - set(_FIELDS)):
-        yield f"{source}:{lines.get(name, line)}: {name}: not a field of a policy; expected {', '.join(_FIELDS)}"
+    fields = _fields(item)
+    for name in sorted(set(fields) - set(_FIELDS)):
+        at = next(key.start_mark.line + 1 for key, _ in item.value if str(key.value).startswith(name))
+        yield f"{source}:{at}: {name}: not a field of a policy; expected {', '.join(_FIELDS)}"
     for name in ("name", "effect", "severity", "condition"):
-        if name not in values:
+        if name not in fields:
             yield f"{source}:{line}: {name}: missing; expected {_EXPECTED[name]}"
-    for name, value in values.items():
+    for name, (node, value) in fields.items():
+        at = node.start_mark.line + 1
         if name in _EXPECTED and not _is_right(name, value):
-            yield f"{source}:{lines[name]}: {name}: found {value!r:.80}; expected {_EXPECTED[name]}"
-    condition = values.get("condition")
-    if isinstance(condition, str) and condition:
-        try:
-            Condition(condition)
-        except ConditionError as error:
-            at = _condition_line(item) + error.line - 1
-            yield f"{source}:{at}: condition: {error}"
+            yield f"{source}:{at}: {name}: found {_shown(value)}; expected {_EXPECTED[name]}"
+        elif name == "condition":
+            try:
+                Condition(value)
+            except ConditionError as error:
+                # The text of a block (| or >) begins on the line below its marker.
+                below = int(getattr(node, "style", None) in {"|", ">"})
+                yield f"{source}:{at + below + error.line - 1}: condition: {error}"
 
 
 _EXPECTED = {
@@ -127,31 +166,23 @@ _EXPECTED = {
 
 
 def _is_right(name: str, value: object) -> bool:
+    text = value if isinstance(value, str) and not isinstance(value, _Odd) else None
     match name:
         case "name":
-            return isinstance(value, str) and bool(_NAME.match(value))
+            return text is not None and bool(_NAME.match(text))
         case "tenant_id":
-            return value is None or (isinstance(value, str) and bool(_TENANT.match(value)))
+            return value is None or (text is not None and bool(_TENANT.match(text)))
         case "effect":
-            return value in get_args(Effect)
+            return text in get_args(Effect)
         case "severity":
-            return value in get_args(Severity)
+            return text in get_args(Severity)
         case "condition":
-            return isinstance(value, str) and bool(value.strip()) and "\x00" not in value
+            return text is not None and bool(text.strip()) and "\x00" not in text
         case _:
             return isinstance(value, bool)
 
 
-def _condition_line(item: yaml.MappingNode) -> int:
-    """Return the line in the file on which the condition's first line stands."""
-    for key, value in item.value:
-        if key.value == "condition":
-            # The text of a block (| or >) begins below its marker.
-            return int(value.start_mark.line) + (2 if value.style in {"|", ">"} else 1)
-    return int(item.start_mark.line) + 1
-
-
-def _yaml_fault(source: str, error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error)
-    return f"{source}:{mark.line + 1 if mark else 1}: {problem}"
+def _shown(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value) if isinstance(value, _Odd) else repr(value)[:_SHOWN_MAX]

@@ -6,6 +6,7 @@ packages' hashes as always.
 """
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from servers.process import ServerError
 
 PAUSES = (2.0, 10.0)  # seconds before the next attempt; a mirror that is being updated answers wrongly for a while
 TOTAL_SECONDS = 600
+MAIN_PACKAGES = re.compile(r"^'(\S+?)/+dists/([^/']+)/main/binary-[^/']+/Packages\b", re.MULTILINE)
 
 
 class AptError(ServerError):
@@ -75,25 +77,17 @@ def unpack(package: Path, root: Path) -> None:
 
 def _sources(release: str) -> str:
     """Return the machine's own Debian archive as a source of *release*."""
-    done = _run(
-        [
-            "apt-get",
-            "indextargets",
-            "Created-By: Packages",
-            "--format",
-            "$(COMPONENT) $(RELEASE) $(REPO_URI)",
-        ],
-        cwd=Path("/"),
-    )
-    codename = _codename()
-    for line in done.stdout.splitlines():
-        component, suite, address = line.split(maxsplit=2)
-        if component == "main" and suite in {codename, "stable", "oldstable", release}:
-            return f"Types: deb\nURIs: {address}\nSuites: {release}\nComponents: main\n"
-    raise AptError(
-        f"no Debian archive of release {codename or '?'} among the machine's apt sources; "
-        "RabbitMQ can only be fetched on Debian. Install the package rabbitmq-server yourself."
-    )
+    # Of apt's own tools only this one tells the sources, whatever their format, before there are any lists.
+    done = _run(["apt-get", "update", "--print-uris"], cwd=Path("/"))
+    suites = {_codename(), "stable", "oldstable", release}
+    found = [address for address, suite in MAIN_PACKAGES.findall(done.stdout) if suite in suites]
+    found.sort(key=lambda address: not address.endswith("/debian"))  # a vendor's archive may have a main, too
+    if not found:
+        raise AptError(
+            f"no Debian archive of {' or '.join(sorted(suites))} among the machine's apt sources, and RabbitMQ can "
+            "only be fetched from one. Where the package rabbitmq-server is installed, that is used instead."
+        )
+    return f"Types: deb\nURIs: {found[0]}\nSuites: {release}\nComponents: main\n"
 
 
 def _codename() -> str:

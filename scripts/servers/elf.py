@@ -1,6 +1,5 @@
 """Programs of another Debian release made to run here: with the C library they were built for."""
 
-import platform
 import shutil
 import subprocess
 import sys
@@ -9,15 +8,15 @@ from pathlib import Path
 
 from servers.process import ServerError
 
-LOADERS = {"x86_64": "ld-linux-x86-64.so.2", "aarch64": "ld-linux-aarch64.so.1"}
 BATCH = 50  # programs for one call of patchelf
 
 
 def adopt_libraries(root: Path, *, final: Path, programs: Sequence[Path]) -> None:
     """Bind every program and library below *programs* to the libraries below *root*, soon to be *final*."""
-    loader = next(root.rglob(LOADERS.get(platform.machine(), "ld-linux*.so.*")), None)
+    # Not the one in /lib64: that is a link to the machine's own, which does not fit this C library.
+    loader = next(root.glob("**/*-linux-gnu/ld-linux-*.so.*"), None)
     if loader is None:
-        raise ServerError(f"no program loader for {platform.machine()} among the unpacked packages")
+        raise ServerError("no program loader among the unpacked packages")
     here = [f"{folder.relative_to(root)}" for folder in _library_folders(root)]
     rpath = ":".join(f"{final}/{folder}" for folder in here)
     executables: list[Path] = []

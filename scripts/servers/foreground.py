@@ -21,10 +21,10 @@ def run(command: Sequence[str], version: Version, *, management: bool) -> int:
     end_on_signals()
     folder = Path(tempfile.mkdtemp(prefix="closeout-run-"))
     with running_pair(folder, version, management=management) as (_, _, environment):
-        return _wait_for(command, {**os.environ, **environment})
+        return wait_for(command, {**os.environ, **environment})
 
 
-def _wait_for(command: Sequence[str], environment: dict[str, str]) -> int:
+def wait_for(command: Sequence[str], environment: dict[str, str]) -> int:
     """Run *command*; signals are for it from now on, and the servers outlive it whatever happens."""
     child: subprocess.Popen[bytes] | None = None
 

@@ -132,7 +132,9 @@ def main() -> None:
     log = os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     abandoned = True
     try:
-        server = _spawn(order["commands"], log)[-1].pid
+        # Kept until the end: a forgotten Popen collects its child itself, and the end would go unseen.
+        processes = _spawn(order["commands"], log)
+        server = processes[-1].pid
         print(server, flush=True)
         abandoned = _wait_for_an_end(server, order["parent"], wakeup)
     except OSError as error:

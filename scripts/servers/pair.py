@@ -24,12 +24,12 @@ def running_pair(
     folder: Path, version: Version, *, management: bool
 ) -> Iterator[tuple[PostgresServer, RabbitServer, dict[str, str]]]:
     """Start both below *folder*; yield them and the environment; leave nothing, not even the folder."""
-    find_postgres()  # here and not in a thread of start_all: a signal can interrupt a download only here
-    find_rabbitmq(version)
     postgres = PostgresServer(folder / "postgresql")
     rabbit = RabbitServer(folder / "rabbitmq", version=version, plugins=[MANAGEMENT] if management else [])
     postgres.abandoned_files = rabbit.abandoned_files = (folder,)
     try:
+        find_postgres()  # here and not in a thread of start_all: a signal can interrupt a download only here
+        find_rabbitmq(version)
         start_all(postgres, rabbit)
         environment = {"DATABASE_URL": postgres.create_database(DATABASE), "AMQP_URL": rabbit.url()}
         if management:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from servers import keeper
 
+KEEPER_SECONDS = 30.0  # it only waits for killed processes to leave the kernel
 STOPPED, GONE = "T", "ZX"  # state letters of /proc/PID/stat
 
 
@@ -104,7 +105,11 @@ class KeptProcess:
     def kill(self) -> None:
         """SIGKILL everything at once; return once nothing is left."""
         self._signal_each([pid for pid, _ in self._tree()], signal.SIGKILL)
-        self._keeper.wait()  # it ends with the server, after it has made sure of the rest
+        try:
+            self._keeper.wait(KEEPER_SECONDS)  # it ends with the server, after it has made sure of the rest
+        except subprocess.TimeoutExpired:
+            self._keeper.kill()
+            self._keeper.wait()
         self._close()
 
     def _tree(self) -> list[tuple[int, str]]:

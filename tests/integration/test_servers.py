@@ -13,7 +13,7 @@ from pathlib import Path
 import asyncpg
 import pika
 import pytest
-from servers import PostgresServer, RabbitServer, ServerError, SqlError
+from servers import PostgresServer, RabbitServer, ServerError, SqlError, foreground
 from servers.keeper import descendants
 from servers.rabbitmq_binaries import Version, find_rabbitmq
 from servers.wire import answers_amqp
@@ -156,9 +156,10 @@ def test_a_killed_rabbitmq_keeps_its_port_and_confirmed_messages(rabbit: RabbitS
 
 @pytest.mark.parametrize("version", ["3.10", "4"])
 def test_nothing_is_left_after_the_parent_is_killed(version: Version, tmp_path: Path) -> None:
-    parent = _start("run", "--rabbitmq", version, "--", "sh", "-c", "echo up; exec sleep 60", folder=tmp_path)
+    script = 'echo "$DATABASE_URL $AMQP_URL $PYTHONPATH"; exec sleep 60'
+    parent = _start("run", "--rabbitmq", version, "--", "sh", "-c", script, folder=tmp_path)
     assert parent.stdout is not None
-    assert parent.stdout.readline() == "up\n"
+    assert [address.partition("://")[0] for address in parent.stdout.readline().split()] == ["postgresql", "amqp"]
     tree = dict(descendants(parent.pid))
     assert {"postgres", "epmd", "beam.smp", "erl_child_setup", "inet_gethost", "sleep"} <= {_name(pid) for pid in tree}
     data = next(Path(_arguments(pid)[2]) for pid in tree if _arguments(pid)[1:2] == ["-D"])
@@ -199,13 +200,20 @@ def test_a_suspended_server_does_not_survive_its_parent(tmp_path: Path) -> None:
     assert _eventually(lambda: not [pid for pid in tree if _name(pid)])
 
 
-def test_a_command_gets_both_addresses_and_its_status_is_returned(tmp_path: Path) -> None:
-    script = 'echo "$DATABASE_URL $AMQP_URL $PYTHONPATH"; exit 7'
-    command = _start("run", "--rabbitmq", "4", "--", "sh", "-c", script, folder=tmp_path)
-    output, _ = command.communicate(timeout=PATIENCE)
-    assert command.returncode == 7
-    assert [address.partition("://")[0] for address in output.split()] == ["postgresql", "amqp"]
-    assert not list(tmp_path.iterdir())
+def test_the_status_of_a_command_is_returned_as_shells_do(capfd: pytest.CaptureFixture[str]) -> None:
+    def status(script: str) -> int:
+        return foreground.wait_for(["sh", "-c", script], {**os.environ, "ADDRESS": "here"})
+
+    assert status('echo "$ADDRESS"; exit 7') == 7
+    assert capfd.readouterr().out == "here\n"
+    assert status("kill -TERM $$") == 128 + signal.SIGTERM
+    assert foreground.wait_for(["/nowhere/no-such-command"], {}) == 127
+
+
+def test_a_command_that_is_asked_to_end_is_asked_itself(tmp_path: Path) -> None:
+    parent = os.getpid()
+    script = f"trap 'echo asked; exit 5' TERM; kill -TERM {parent}; sleep 60 & wait"
+    assert foreground.wait_for(["sh", "-c", script], dict(os.environ)) == 5
 
 
 def test_up_prints_what_a_shell_can_evaluate_and_down_leaves_nothing(tmp_path: Path) -> None:
@@ -249,11 +257,12 @@ def _tree(server: PostgresServer | RabbitServer) -> list[tuple[int, str]]:
 
 
 def _name(pid: int) -> str:
-    """Return the name of a process, nothing if there is none."""
+    """Return the name of a process, nothing if it has ended, collected by its parent or not."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
+        before, _, after = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
     except (FileNotFoundError, ProcessLookupError):
         return ""
+    return "" if after.split()[0] in "ZX" else before.partition("(")[2]
 
 
 def _arguments(pid: int) -> list[str]:

@@ -1,0 +1,111 @@
+"""A close-out moves along one line, and an illegal move changes nothing."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from consumer.phases import LEGAL_MOVES, IllegalMoveError, PhaseMachine, TransactionPhase, diagram
+
+P = TransactionPhase
+# Written out from the contract's section 2, not taken from the code.
+LINE = [
+    P.NOT_STARTED,
+    P.INCIDENT_CREATED,
+    P.POLICY_EVALUATED,
+    P.TRACE_COMPLETED,
+    P.COMMITTED,
+    P.EVENTS_PUBLISHED,
+]
+BEFORE_COMMITTED = LINE[:4]
+LEGAL = {
+    *pairwise(LINE),
+    *((phase, end) for phase in BEFORE_COMMITTED for end in (P.ROLLED_BACK, P.FAILED)),
+}
+
+
+def test_the_phases_are_the_contracts_and_spell_their_own_names():
+    assert {phase.value for phase in P} == {*(phase.name for phase in LINE), "ROLLED_BACK", "FAILED"}
+    assert all(str(phase) == phase.name for phase in P)
+
+
+@pytest.mark.parametrize("target", P)
+@pytest.mark.parametrize("start", P)
+def test_a_move_is_legal_exactly_where_the_contract_has_it(start: TransactionPhase, target: TransactionPhase):
+    machine = PhaseMachine(start)
+    if (start, target) in LEGAL:
+        assert machine.advance(target) is target
+        assert machine.current is target
+    else:
+        with pytest.raises(IllegalMoveError) as caught:
+            machine.advance(target)
+        assert machine.current is start
+        assert (caught.value.current, caught.value.target) == (start, target)
+
+
+@settings(max_examples=1000, deadline=None, database=None)
+@given(st.lists(st.sampled_from(P), max_size=20))
+def test_any_sequence_of_moves_follows_the_line_and_illegal_ones_leave_no_mark(targets: list[TransactionPhase]):
+    machine = PhaseMachine()
+    expected = P.NOT_STARTED
+    for target in targets:
+        if (expected, target) in LEGAL:
+            expected = machine.advance(target)
+        else:
+            with pytest.raises(IllegalMoveError):
+                machine.advance(target)
+        assert machine.current is expected
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(st.lists(st.sampled_from(P), max_size=40))
+def test_once_committed_nothing_is_left_but_publishing_the_events(targets: list[TransactionPhase]):
+    machine = PhaseMachine(P.COMMITTED)
+    for target in targets:
+        if target is P.EVENTS_PUBLISHED and machine.current is P.COMMITTED:
+            machine.advance(target)
+            continue
+        with pytest.raises(IllegalMoveError):
+            machine.advance(target)
+    assert machine.current in {P.COMMITTED, P.EVENTS_PUBLISHED}
+
+
+@pytest.mark.parametrize("start", BEFORE_COMMITTED)
+@pytest.mark.parametrize("end", [P.ROLLED_BACK, P.FAILED])
+def test_what_was_rolled_back_or_failed_goes_nowhere(start: TransactionPhase, end: TransactionPhase):
+    machine = PhaseMachine(start)
+    machine.advance(end)
+    for target in P:
+        with pytest.raises(IllegalMoveError):
+            machine.advance(target)
+    assert machine.current is end
+
+
+def test_an_illegal_move_says_where_one_could_go_from_there():
+    with pytest.raises(IllegalMoveError) as caught:
+        PhaseMachine().advance(P.COMMITTED)
+    assert str(caught.value) == (
+        "cannot move from NOT_STARTED to COMMITTED; from there: FAILED, INCIDENT_CREATED, ROLLED_BACK"
+    )
+    with pytest.raises(IllegalMoveError) as caught:
+        PhaseMachine(P.FAILED).advance(P.NOT_STARTED)
+    assert str(caught.value) == "cannot move from FAILED to NOT_STARTED; from there: nothing, it is final"
+
+
+def test_a_machine_starts_at_not_started_and_its_phase_cannot_be_set():
+    machine = PhaseMachine()
+    assert machine.current is P.NOT_STARTED
+    with pytest.raises(AttributeError):
+        machine.current = P.COMMITTED  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        LEGAL_MOVES[P.FAILED] = frozenset(P)  # type: ignore[index]
+
+
+def test_the_diagram_draws_every_move_once_and_no_other():
+    lines = diagram().splitlines()
+    arrows = [tuple(line.strip().split(" --> ")) for line in lines[1:]]
+    ends = {("[*]", "NOT_STARTED"), *((end, "[*]") for end in ("EVENTS_PUBLISHED", "ROLLED_BACK", "FAILED"))}
+    assert lines[0] == "stateDiagram-v2"
+    assert len(arrows) == len(set(arrows))
+    assert set(arrows) == {(str(start), str(target)) for start, target in LEGAL} | ends

@@ -1,0 +1,279 @@
+"""The environment is read once, checked whole, and its secrets stay secret."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config.settings import Settings, SettingsError, describe, load_settings
+
+DATABASE = "postgresql://worker:hunter2@db.example/closeout?sslmode=require"
+AMQP = "amqp://worker:hunter3@mq.example:5672/prod"
+ENVIRON = {"DATABASE_URL": DATABASE, "AMQP_URL": AMQP}
+DATABASE_RIGHT = "expected postgresql://user:password@host/database, with libpq's parameters such as ?sslmode=require"
+AMQP_RIGHT = "expected amqp://user:password@host:5672/vhost, or amqps:// for TLS"
+
+# The contract's section 6, where it gives a number or a word.
+DEFAULTS = {
+    "transaction_coordinator_enabled": False,
+    "transaction_coordinator_tenants": frozenset(),
+    "legacy_fallback_enabled": False,
+    "delivery_max_attempts": 5,
+    "message_max_bytes": 1_048_576,
+    "trusted_publishers": frozenset(),
+    "require_event_subscribers": False,
+    "http_host": "0.0.0.0",
+    "http_port": 9464,
+    "shutdown_grace_seconds": 25,
+    "log_level": "INFO",
+    "log_format": "json",
+}
+MEASURED = {"prefetch_count", "batch_max_runs", "max_concurrent_transactions"}
+
+
+def load(**changes: str) -> Settings:
+    return load_settings({**ENVIRON, **changes})
+
+
+def faults(environ: dict[str, str], **needs: bool) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(environ, **needs)
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize(("name", "value"), DEFAULTS.items())
+def test_a_default_is_the_contracts(name: str, value: object):
+    assert getattr(load(), name) == value
+
+
+def test_the_settings_are_the_contracts_and_no_others():
+    names = {variable for variable, _, _ in describe()}
+    assert names == {name.upper() for name in (*DEFAULTS, *MEASURED, "database_url", "amqp_url")}
+    assert all(getattr(load(), name) >= 1 for name in MEASURED)
+
+
+def test_the_description_says_the_defaults_as_an_operator_writes_them():
+    found = {variable: default for variable, default, _ in describe()}
+    assert found["DATABASE_URL"] == "required"
+    assert found["TRUSTED_PUBLISHERS"] == "empty"
+    assert found["LEGACY_FALLBACK_ENABLED"] == "false"
+    assert found["SHUTDOWN_GRACE_SECONDS"] == "25"
+    assert found["LOG_FORMAT"] == "json"
+    assert all(meaning for _, _, meaning in describe())
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "value"),
+    [
+        ("TRANSACTION_COORDINATOR_ENABLED", "true", True),
+        ("TRANSACTION_COORDINATOR_ENABLED", "1", True),
+        ("TRANSACTION_COORDINATOR_ENABLED", "FALSE", False),
+        ("TRANSACTION_COORDINATOR_TENANTS", "acme, globex,,", frozenset({"acme", "globex"})),
+        ("TRUSTED_PUBLISHERS", " , ", frozenset()),
+        ("PREFETCH_COUNT", "1", 1),
+        ("PREFETCH_COUNT", "65535", 65_535),
+        ("HTTP_PORT", "0", 0),
+        ("HTTP_PORT", "65535", 65_535),
+        ("SHUTDOWN_GRACE_SECONDS", "0.5", 0.5),
+        ("MESSAGE_MAX_BYTES", "1024", 1_024),
+        ("LOG_LEVEL", "DEBUG", "DEBUG"),
+        ("LOG_FORMAT", "console", "console"),
+    ],
+)
+def test_a_variable_is_read(variable: str, text: str, value: object):
+    assert getattr(load(**{variable: text}), variable.lower()) == value
+
+
+@pytest.mark.parametrize("variable", [name.upper() for name in (*DEFAULTS, *MEASURED)])
+def test_an_empty_variable_counts_as_not_set(variable: str):
+    assert load(**{variable: ""}) == load()
+
+
+@pytest.mark.parametrize("url", ["postgresql+asyncpg://u:p@h/d", "postgres://u:p@h/d", "postgresql://u:p@h/d"])
+def test_a_database_url_is_taken_in_each_spelling(url: str):
+    assert load(DATABASE_URL=url).database_url.get_secret_value() == "postgresql://u:p@h/d"
+
+
+@pytest.mark.parametrize("url", ["amqp://u:p@h:5672/v", "amqps://u:p@h"])
+def test_an_amqp_url_is_taken_as_it_is(url: str):
+    assert load(AMQP_URL=url).amqp_url.get_secret_value() == url
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "words"),
+    [
+        ("TRANSACTION_COORDINATOR_ENABLED", "maybe", "found 'maybe'; expected true or false"),
+        ("PREFETCH_COUNT", "0", "found '0'; expected at least 1"),
+        ("PREFETCH_COUNT", "65536", "found '65536'; expected at most 65535"),
+        ("DELIVERY_MAX_ATTEMPTS", "many", "found 'many'; expected a whole number"),
+        ("DELIVERY_MAX_ATTEMPTS", "1.5", "found '1.5'; expected a whole number"),
+        ("MESSAGE_MAX_BYTES", "1023", "found '1023'; expected at least 1024"),
+        ("HTTP_PORT", "65536", "found '65536'; expected at most 65535"),
+        ("HTTP_PORT", "-1", "found '-1'; expected at least 0"),
+        ("SHUTDOWN_GRACE_SECONDS", "soon", "found 'soon'; expected a number"),
+        ("SHUTDOWN_GRACE_SECONDS", "inf", "found 'inf'; expected at most 3600.0"),
+        ("LOG_LEVEL", "info", "found 'info'; expected one of 'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
+        ("LOG_FORMAT", "xml", "found 'xml'; expected one of 'json' or 'console'"),
+        ("DATABASE_URL", "mysql://u:hunter2@h/d", f"found a value that is kept secret; {DATABASE_RIGHT}"),
+        ("AMQP_URL", "http://u:hunter3@h", f"found a value that is kept secret; {AMQP_RIGHT}"),
+        ("AMQP_URL", "amqp://", f"found a value that is kept secret; {AMQP_RIGHT}"),
+        ("AMQP_URL", "amqp://[hunter3", f"found a value that is kept secret; {AMQP_RIGHT}"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_right(variable: str, text: str, words: str):
+    assert faults({**ENVIRON, variable: text}) == [f"{variable}: {words}"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("SHUTDOWN_GRACE_SECONDS", "0"),
+        ("SHUTDOWN_GRACE_SECONDS", "-1"),
+        ("SHUTDOWN_GRACE_SECONDS", "nan"),
+        ("PREFETCH_COUNT", "9" * 5000),
+        ("AMQP_URL", "amqp://u:hunter3@h:port"),
+        ("AMQP_URL", "amqp://u:hunter3@h:99999"),
+        ("DATABASE_URL", "postgresql://u:hunter2@h:port/d"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_at_the_start_on_one_short_line(variable: str, text: str):
+    found = faults({**ENVIRON, variable: text})
+    assert len(found) == 1
+    assert found[0].startswith(f"{variable}: found ")
+    assert len(found[0]) < 250
+
+
+def test_all_faults_are_named_at_once():
+    environ = {
+        "AMQP_URL": "hunter3",
+        "HTTP_PORT": "x",
+        "LOG_LEVEL": "loud",
+        "LEGACY_FALLBACK_ENABLED": "perhaps",
+        "DATABASE_URL_FILE": "/nowhere",
+    }
+    assert sorted(faults(environ)) == [
+        f"AMQP_URL: found a value that is kept secret; {AMQP_RIGHT}",
+        "DATABASE_URL_FILE: cannot read /nowhere: No such file or directory; it must hold the URL and nothing else",
+        "HTTP_PORT: found 'x'; expected a whole number",
+        "LEGACY_FALLBACK_ENABLED: found 'perhaps'; expected true or false",
+        "LOG_LEVEL: found 'loud'; expected one of 'DEBUG', 'INFO', 'WARNING' or 'ERROR'",
+    ]
+
+
+def test_what_is_required_is_said_to_be_missing():
+    assert faults({}) == [f"DATABASE_URL: not set; {DATABASE_RIGHT}", f"AMQP_URL: not set; {AMQP_RIGHT}"]
+
+
+def test_a_command_that_needs_one_server_asks_for_one_url():
+    assert load_settings({"DATABASE_URL": DATABASE}, need_amqp=False).database_url.get_secret_value() == DATABASE
+    assert load_settings({"AMQP_URL": AMQP}, need_database=False).amqp_url.get_secret_value() == AMQP
+    assert faults({}, need_amqp=False) == [f"DATABASE_URL: not set; {DATABASE_RIGHT}"]
+    assert faults({"DATABASE_URL": DATABASE, "AMQP_URL": "x"}, need_amqp=False) == [
+        f"AMQP_URL: found a value that is kept secret; {AMQP_RIGHT}"
+    ]
+
+
+def test_secrets_stand_in_no_text_of_the_settings():
+    settings = load()
+    for text in (
+        repr(settings),
+        str(settings),
+        str(settings.model_dump()),
+        settings.model_dump_json(),
+        f"{settings!r}",
+    ):
+        assert "hunter" not in text
+        assert "example" not in text
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"DATABASE_URL": "mysql://u:hunter2@h", "AMQP_URL": "hunter3"},
+        {"DATABASE_URL": "hunter2"},
+        {**ENVIRON, "DATABASE_URL_FILE": "/x", "AMQP_URL_FILE": "/y"},
+        {**ENVIRON, "HTTP_PORT": "x"},
+    ],
+)
+def test_secrets_stand_in_no_error_nor_in_what_led_to_it(environ: dict[str, str]):
+    with pytest.raises(SettingsError) as caught:
+        load_settings(environ)
+    link: BaseException | None = caught.value
+    while link is not None:
+        assert "hunter" not in str(link) + repr(link)
+        link = link.__cause__ or link.__context__
+
+
+def test_a_mounted_secret_is_read_without_its_last_newline(tmp_path: Path):
+    (tmp_path / "db").write_text(f"{DATABASE}\n")
+    (tmp_path / "mq").write_text(f"  {AMQP}\r\n")
+    files = {"DATABASE_URL_FILE": str(tmp_path / "db"), "AMQP_URL_FILE": str(tmp_path / "mq")}
+    settings = load_settings({**files, "DATABASE_URL": ""})
+    assert settings.database_url.get_secret_value() == DATABASE
+    assert settings.amqp_url.get_secret_value() == AMQP
+
+
+def test_a_mounted_secret_that_cannot_be_one_is_named_without_its_text(tmp_path: Path):
+    empty, binary, wrong = tmp_path / "empty", tmp_path / "binary", tmp_path / "wrong"
+    empty.write_text("\n")
+    binary.write_bytes(b"hunter2\xff")
+    wrong.write_text("http://u:hunter3@h")
+    expected: list[tuple[dict[str, Any], str]] = [
+        ({"DATABASE_URL_FILE": str(empty)}, f"DATABASE_URL_FILE: {empty} is empty; it must hold the URL"),
+        (
+            {"DATABASE_URL_FILE": str(binary)},
+            f"DATABASE_URL_FILE: cannot read {binary}: it is not text; it must hold the URL and nothing else",
+        ),
+        (
+            {"DATABASE_URL_FILE": str(tmp_path)},
+            f"DATABASE_URL_FILE: cannot read {tmp_path}: Is a directory; it must hold the URL and nothing else",
+        ),
+    ]
+    for environ, words in expected:
+        assert faults({"AMQP_URL": AMQP, **environ}) == [words]
+    assert faults({"DATABASE_URL": DATABASE, "AMQP_URL_FILE": str(wrong)}) == [
+        f"AMQP_URL: found a value that is kept secret; {AMQP_RIGHT}"
+    ]
+
+
+def test_a_secret_given_both_ways_is_refused():
+    assert faults({**ENVIRON, "AMQP_URL_FILE": "/run/secrets/amqp"}) == [
+        "AMQP_URL: set, and AMQP_URL_FILE too; set one of them"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("PREFETCH_CUONT", "PREFETCH_COUNT"),
+        ("TRANSACTION_COORDINATOR_ENABLE", "TRANSACTION_COORDINATOR_ENABLED"),
+        ("DATABASE_URL_FILES", "DATABASE_URL_FILE"),
+        ("TRUSTED_PUBLISHER", "TRUSTED_PUBLISHERS"),
+    ],
+)
+def test_a_slip_of_the_pen_is_a_warning_that_names_what_was_meant(variable: str, meant: str):
+    assert load(**{variable: "hunter4"}).warnings == (f"{variable} is not a setting; did you mean {meant}?",)
+
+
+@pytest.mark.parametrize(
+    "variable", ["PATH", "HOME", "LOG_LEVE", "HTTP_PROXY", "PGHOST", "WARNINGS", "AMQP_URL_SUFFIX_X"]
+)
+def test_what_belongs_to_others_is_no_slip(variable: str):
+    assert load(**{variable: "x"}).warnings == ()
+
+
+def test_a_batch_that_is_never_reached_is_a_warning():
+    assert load(BATCH_MAX_RUNS="500", PREFETCH_COUNT="100").warnings == (
+        "BATCH_MAX_RUNS=500 is never reached: PREFETCH_COUNT is 100",
+    )
+
+
+def test_settings_cannot_be_changed_after_they_were_read():
+    with pytest.raises(ValueError, match="frozen"):
+        load().http_port = 1  # type: ignore[misc]
+
+
+def test_without_an_argument_the_processs_environment_is_read(monkeypatch: pytest.MonkeyPatch):
+    for name, value in {**ENVIRON, "HTTP_PORT": "1234"}.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().http_port == 1234
