@@ -5,14 +5,18 @@ import os
 import re
 import sys
 from collections.abc import MutableMapping
+from math import isfinite
 from typing import Any
 
 import structlog
 
 # Characters of one value. An error that quotes a message of a megabyte must not fill the log with it.
 _VALUE_MAX = 10_000
-# It starts at a literal: a pattern that looked for the scheme too would take a minute for a long word.
-_PASSWORD = re.compile(r"(?P<start>://[^\s:/@]{0,200}):[^\s@]{1,500}@")
+# JSON's readers take a number for a double; Python refuses to print one of thousands of digits.
+_INT_MAX = 2**63
+# libpq takes a password as a parameter, too.
+_PARAMETER = re.compile(r"(?P<name>\b(?:ssl)?password=)[^\s&]*", re.IGNORECASE)
+_WORD = re.compile(r"\S+")
 
 # Loggers of libraries that say in many lines what the worker says in one.
 _NOISY = ("aio_pika", "aiormq", "alembic", "sqlalchemy", "uvicorn", "asyncio")
@@ -65,11 +69,13 @@ def configure_logs(level: str, log_format: str) -> None:
 def tidy(_logger: object, _method: str, record: Record) -> Record:
     """Mask the password of every URL in *record* and shorten what is too long; never raises."""
     for name, value in record.items():
-        if isinstance(value, bool | int | float | None):
+        if value is None or isinstance(value, bool) or (isinstance(value, int) and abs(value) < _INT_MAX):
+            continue
+        if isinstance(value, float) and isfinite(value):
             continue
         text = value if isinstance(value, str) else _as_text(value)
         # Cut behind what can be a URL's password, so that no half of one is left at the end.
-        shown = _PASSWORD.sub(r"\g<start>:***@", text[: _VALUE_MAX + 1_000])
+        shown = _PARAMETER.sub(r"\g<name>***", _WORD.sub(_masked, text[: 2 * _VALUE_MAX]))
         if len(text) > _VALUE_MAX:
             shown = shown[:_VALUE_MAX] + f"… ({len(text)} characters)"
         # Half of a surrogate pair cannot be written to any terminal or file.
@@ -77,9 +83,19 @@ def tidy(_logger: object, _method: str, record: Record) -> Record:
     return record
 
 
+def _masked(word: re.Match[str]) -> str:
+    """Mask a URL's password, up to the word's last @, for a password may hold one. Linear: no pattern backtracks."""
+    text = word.group()
+    start, end = text.find("://"), text.rfind("@")
+    colon = text.find(":", start + 3, end) if 0 <= start < end else -1
+    return text if colon < 0 else f"{text[:colon]}:***{text[end:]}"
+
+
 def _as_text(value: object) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, int):
+        return hex(value)  # unlike str, it has no limit
     try:
         return str(value)
     except Exception as error:  # noqa: BLE001 - a value that cannot be printed must not cost the record

@@ -33,12 +33,14 @@ def _database_url(value: SecretStr) -> SecretStr:
     scheme, separator, rest = url.partition("://")
     if scheme not in {"postgresql", "postgres", "postgresql+asyncpg"} or not separator:
         raise ValueError("not a PostgreSQL URL")
+    if "," not in rest:  # libpq's several hosts are more than a URL parser knows
+        _ = urlsplit(f"postgresql://{rest}").port  # raises ValueError for what is no port
     return SecretStr(f"postgresql://{rest}")
 
 
 def _amqp_url(value: SecretStr) -> SecretStr:
     parts = urlsplit(value.get_secret_value())
-    if parts.scheme not in {"amqp", "amqps"} or not parts.hostname:
+    if parts.scheme not in {"amqp", "amqps"} or not parts.hostname or parts.port == 0:
         raise ValueError("not an AMQP URL")
     return value
 

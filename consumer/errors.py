@@ -136,6 +136,11 @@ def lies_in_data(error: BaseException) -> bool:
     return fault_of(error) is Fault.UNKNOWN
 
 
+def refusal_in(error: BaseException) -> MessageRefusedError:
+    """Return the refusal that made :func:`fault_of` blame the message for *error*."""
+    return next(link for link in _chain(error) if isinstance(link, MessageRefusedError))
+
+
 def sqlstate_of(error: BaseException) -> str | None:
     """Return the SQLSTATE that *error* carries, if the server sent one."""
     if isinstance(error, sa.DBAPIError):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, assert_never
 
 from consumer.attempt import TransactionResult
-from consumer.errors import Fault, MessageRefusedError, ParkReason, fault_of, one_line
+from consumer.errors import Fault, ParkReason, fault_of, one_line, refusal_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +85,8 @@ def _settle_failure(error: BaseException, *, attempts: int, max_attempts: int) -
     fault = fault_of(error)
     match fault:
         case Fault.MESSAGE:
-            reason = error.reason if isinstance(error, MessageRefusedError) else "schema_violation"
-            return Park(reason, one_line(error), attempts)
+            refusal = refusal_in(error)
+            return Park(refusal.reason, one_line(refusal), attempts)
         case Fault.MOMENT:
             return PauseAndRequeue(one_line(error))
         case Fault.UNKNOWN:

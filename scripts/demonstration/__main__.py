@@ -20,8 +20,6 @@ from uuid import UUID
 
 from aiormq import spec
 from aiormq.abc import DeliveredMessage
-from demonstration.report import Received, report
-from demonstration.runs import realistic_runs
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from servers import background
@@ -37,6 +35,8 @@ from consumer.message import decode
 from consumer.parking import PARKED_QUEUE, REASON
 from consumer.publisher import EVENTS_EXCHANGE, ConfirmedChannel
 from consumer.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
+from demonstration.report import Received, report
+from demonstration.runs import realistic_runs
 from domains.run import CompletedRun, RunKey
 
 HERE = Path(__file__).parent
@@ -77,6 +77,7 @@ class Demonstration:
             raise ServerError(f"closeout {' '.join(words)}: {done.stdout}{done.stderr}")
 
     def start_worker(self) -> "subprocess.Popen[bytes]":
+        """Start a worker whose log goes to a file."""
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 [CLOSEOUT, "worker"], env={**os.environ, **self.environment}, stderr=log, start_new_session=True

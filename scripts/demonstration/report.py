@@ -96,7 +96,7 @@ def _print(console: Console, tallies: Mapping[str, Mapping[str, int]]) -> None:
 
 def _print_speed(console: Console, published: Mapping[RunKey, float], committed: Mapping[RunKey, float]) -> None:
     waits = sorted(committed[key] - at for key, at in published.items() if key in committed)
-    if len(waits) < 2:  # noqa: PLR2004 - a percentile needs two
+    if len(waits) < 2:
         return
     cuts = statistics.quantiles(waits, n=100, method="inclusive")
     seconds = max(committed[key] for key in published if key in committed) - min(published.values())

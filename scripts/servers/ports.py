@@ -22,7 +22,7 @@ def _take(owner: Port) -> int:
         claim = _claim(number)
         if claim is not None:
             weakref.finalize(owner, claim.close)
-            if _is_free(number):
+            if is_free(number):
                 return number
     raise OSError(f"no free port of 127.0.0.1 found between {LOWEST} and {HIGHEST}")
 
@@ -38,7 +38,8 @@ def _claim(number: int) -> socket.socket | None:
     return claim
 
 
-def _is_free(number: int) -> bool:
+def is_free(number: int) -> bool:
+    """Tell whether a server could listen there."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do
         try:

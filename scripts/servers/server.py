@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
+from servers.ports import is_free
 from servers.process import Command, KeptProcess, ServerError
 
 READY_SECONDS = 90.0  # RabbitMQ 3.10 takes 6 s alone on two cores; many at once take their turns
@@ -26,6 +27,7 @@ class Server(ABC):
     name: ClassVar[str]
     stop_signal: ClassVar[signal.Signals]
     stop_seconds: ClassVar[float]
+    port: int
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
@@ -64,6 +66,9 @@ class Server(ABC):
         with self._turn:
             if self.running:
                 raise ServerError(f"{self.name} in {self.folder} is already running")
+            if not is_free(self.port):
+                # Whoever is there might answer in our server's place.
+                raise ServerError(f"{self.name} cannot start: port {self.port} is taken")
             self._ending = False
             self.folder.mkdir(parents=True, exist_ok=True)
             self._process = KeptProcess(
@@ -100,13 +105,17 @@ class Server(ABC):
 
         A `start` in another thread gives up.
         """
-        self._ending = True
+        self.give_up()
         if self._process is not None:
             self._process.kill()
         with self._turn:
             if self._process is not None:
                 self._process.kill()
             self._process = None
+
+    def give_up(self) -> None:
+        """Let a `start` in another thread end with an error, soon."""
+        self._ending = True
 
     def restart(self) -> Self:
         """Stop gracefully, then start again."""
@@ -150,6 +159,8 @@ def start_all(*servers: Server) -> None:
             for start in as_completed([pool.submit(server.start) for server in servers]):
                 start.result()
         except BaseException:
+            for server in servers:
+                server.give_up()
             for server in servers:
                 server.kill()
             raise

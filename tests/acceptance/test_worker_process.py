@@ -53,13 +53,13 @@ class Installation:
             [CLOSEOUT, *arguments], env=self.environ, capture_output=True, text=True, timeout=60, check=False, **more
         )
         assert done.returncode == status, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        return str(done.stdout + done.stderr)
 
     def worker(self) -> "subprocess.Popen[bytes]":
         return subprocess.Popen([CLOSEOUT, "worker"], env=self.environ, stderr=subprocess.PIPE)
 
     def sql(self, statement: str) -> str:
-        return self.postgres.psql(statement, self.database).strip()
+        return str(self.postgres.psql(statement, self.database)).strip()
 
     def http(self, path: str) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
@@ -116,6 +116,7 @@ def test_messages_in_rows_and_events_out_duplicates_harmless_bad_ones_parked_and
     assert process.returncode == 0, logs
     assert {properties.headers["x-closeout-reason"]: body for properties, body in parked} == bad
     assert len({properties.message_id for properties, _ in events}) == 150
+    run_id = ""
     for body in good:
         run_id = str(runs.run_id_of(body))
         mine = [json.loads(sent) for properties, sent in events if properties.correlation_id == run_id]

@@ -89,6 +89,11 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
         PostgresServer(tmp_path, settings={"no_such": "1"}).start()
 
 
+def test_a_server_does_not_start_on_a_port_that_is_taken(postgres: PostgresServer, tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match=f"port {postgres.port} is taken"):
+        PostgresServer(tmp_path, port=postgres.port).start()
+
+
 def test_a_start_in_another_thread_outlives_the_thread(tmp_path: Path) -> None:
     server = PostgresServer(tmp_path)
     thread = threading.Thread(target=server.start)

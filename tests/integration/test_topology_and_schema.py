@@ -8,8 +8,8 @@ from sqlalchemy import text
 from consumer.broker import BrokerConnection
 from consumer.database import create_engine
 from consumer.topology import TOPOLOGY, TopologyMismatchError, declare
-from domains.completions import metadata
 from domains.migrate import differences, migrate, newest
+from domains.tables import metadata
 
 
 async def test_several_migrators_at_once_leave_one_schema(empty_database_url):
@@ -38,7 +38,8 @@ async def test_every_table_and_every_index_of_ours_says_its_purpose_in_the_datab
             await connection.execute(
                 text(
                     "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-                    "WHERE n.nspname = 'governance' AND c.relname NOT LIKE 'schema_version%' AND c.relname NOT LIKE '%pkey' "
+                    "WHERE n.nspname = 'governance' AND c.relname NOT LIKE 'schema_version%' "
+                    "AND c.relname NOT LIKE '%pkey' "
                     "AND c.relkind IN ('r', 'i') AND obj_description(c.oid, 'pg_class') IS NULL"
                 )
             )

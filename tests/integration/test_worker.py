@@ -2,97 +2,19 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
-from aiormq import spec
-from aiormq.abc import DeliveredMessage
 from sqlalchemy import func, select, text
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from config.settings import load_settings
-from consumer.assembly import Service, build_service
+from consumer import create_transaction_coordinator
+from consumer.assembly import Service
 from consumer.broker import BrokerConnection
-from consumer.parking import PARKED_QUEUE
-from consumer.publisher import EVENTS_EXCHANGE, ConfirmedChannel
-from consumer.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
+from consumer.inbox import Arrival
+from consumer.message import decode
+from consumer.parking import headers_of
 from domains import tables
 from tests import runs
-
-
-@asynccontextmanager
-async def worker(database_url: str, amqp_url: str, **environ: str) -> AsyncIterator[Service]:
-    settings = load_settings(
-        {
-            "DATABASE_URL": database_url,
-            "AMQP_URL": amqp_url,
-            "HTTP_PORT": "0",
-            "HTTP_HOST": "127.0.0.1",
-            "TRANSACTION_COORDINATOR_ENABLED": "true",
-            **environ,
-        }
-    )
-    service = build_service(settings)
-    running = asyncio.create_task(service.run())
-    try:
-        yield service
-    finally:
-        service.worker.stop()
-        await asyncio.wait_for(running, 30)
-
-
-async def publish(broker: BrokerConnection, *bodies: bytes, **properties: Any) -> None:
-    channel = ConfirmedChannel(broker)
-    for body in bodies:
-        await channel.send(
-            exchange=RUNS_EXCHANGE,
-            routing_key=RUN_COMPLETED_KEY,
-            body=body,
-            properties=spec.Basic.Properties(**{"content_type": "application/json", "delivery_mode": 2, **properties}),
-        )
-
-
-async def listen(broker: BrokerConnection) -> list[DeliveredMessage]:
-    """Subscribe to all events; the list grows as they come."""
-    channel = await broker.channel(confirms=False)
-    queue = (await channel.queue_declare("", exclusive=True)).queue
-    await channel.queue_bind(queue, EVENTS_EXCHANGE, routing_key="#")
-    events: list[DeliveredMessage] = []
-    await channel.basic_consume(queue, events.append, no_ack=True)
-    return events
-
-
-async def parked(broker: BrokerConnection, at_least: int) -> list[DeliveredMessage]:
-    channel = await broker.channel(confirms=False)
-    found: list[DeliveredMessage] = []
-    async with asyncio.timeout(15):
-        while len(found) < at_least:
-            message = await channel.basic_get(PARKED_QUEUE, no_ack=True)
-            if message.delivery_tag is None:
-                await asyncio.sleep(0.02)
-            else:
-                found.append(message)
-    return found
-
-
-async def eventually(engine: AsyncEngine, statement: Any, expected: object, *, within: float = 15) -> None:
-    found: object = None
-    async with asyncio.timeout(within):
-        while found != expected:
-            async with engine.connect() as conn:
-                found = (await conn.execute(statement)).scalar_one_or_none()
-            if found != expected:
-                await asyncio.sleep(0.02)
-
-
-def published_runs() -> Any:
-    return (
-        select(func.count())
-        .select_from(tables.run_completions)
-        .where(tables.run_completions.c.phase == "EVENTS_PUBLISHED")
-    )
+from tests.integration.traffic import emptied, eventually, listen, parked, publish, published_runs, worker
 
 
 async def test_published_runs_are_committed_acked_and_told_downstream_in_order(database_url, amqp_url, engine, broker):
@@ -150,9 +72,9 @@ async def test_what_cannot_be_processed_is_parked_whole_and_the_rest_goes_on(dat
         await publish(broker, good)
         found = await parked(broker, len(BAD))
         await eventually(engine, published_runs(), 1)
-    assert {m.header.properties.headers["x-closeout-reason"]: m.body for m in found} == BAD
+    assert {headers_of(m)["x-closeout-reason"]: m.body for m in found} == BAD
     for message in found:
-        properties, headers = message.header.properties, message.header.properties.headers
+        properties, headers = message.header.properties, headers_of(message)
         assert (properties.message_id, properties.correlation_id, properties.priority, properties.app_id) == (
             "m-1",
             "c-1",
@@ -177,14 +99,14 @@ async def test_a_conflicting_duplicate_is_parked(database_url, amqp_url, engine,
         await eventually(engine, published_runs(), 1)
         await publish(broker, runs.body({**fields, "model": "another"}))
         (message,) = await parked(broker, 1)
-    assert message.header.properties.headers["x-closeout-reason"] == "conflicting_duplicate"
+    assert headers_of(message)["x-closeout-reason"] == "conflicting_duplicate"
 
 
 async def test_a_wrong_content_type_is_parked(database_url, amqp_url, broker):
     async with worker(database_url, amqp_url):
         await publish(broker, runs.body(), content_type="text/xml")
         (message,) = await parked(broker, 1)
-    assert message.header.properties.headers["x-closeout-reason"] == "unsupported_content_type"
+    assert headers_of(message)["x-closeout-reason"] == "unsupported_content_type"
 
 
 async def test_only_trusted_publishers_are_taken(database_url, amqp_url, bare_amqp_url, rabbit, engine, broker):
@@ -195,7 +117,7 @@ async def test_only_trusted_publishers_are_taken(database_url, amqp_url, bare_am
         await publish(runner, runs.body())
         (message,) = await parked(broker, 1)
         await eventually(engine, published_runs(), 1)
-    assert message.header.properties.headers["x-closeout-reason"] == "untrusted_publisher"
+    assert headers_of(message)["x-closeout-reason"] == "untrusted_publisher"
     await runner.close()
 
 
@@ -212,7 +134,7 @@ async def test_a_run_that_cannot_be_written_does_not_take_its_batch_with_it(data
         (message,) = await parked(broker, 1)
         await eventually(engine, published_runs(), 40)
     assert message.body == runs.body(bad)
-    headers = message.header.properties.headers
+    headers = headers_of(message)
     assert (headers["x-closeout-reason"], headers["x-closeout-attempts"]) == ("attempts_exhausted", 1)
     assert "no_curse" in headers["x-closeout-error"]
 
@@ -223,7 +145,7 @@ async def test_stopping_under_load_loses_nothing(database_url, amqp_url, engine,
         await asyncio.sleep(0.05)
     async with engine.connect() as conn:
         done = {str(run_id) for run_id in (await conn.execute(select(tables.run_completions.c.run_id))).scalars()}
-    left = {str(runs.run_id_of(m.body)) for m in await _emptied(broker, "closeout.run-completed")}
+    left = {str(runs.run_id_of(m.body)) for m in await emptied(broker, "closeout.run-completed")}
     assert len(done | left) == 300
     assert done & left == set()  # nothing that was committed comes again
 
@@ -266,10 +188,6 @@ async def test_an_event_nobody_takes_counts_as_published_unless_subscribers_are_
 async def test_events_left_by_a_crash_after_the_commit_are_published_by_the_redelivery(
     database_url, amqp_url, engine, broker
 ):
-    from consumer import create_transaction_coordinator
-    from consumer.inbox import Arrival
-    from consumer.message import decode
-
     body = runs.body()
     run, digest = decode(body, max_bytes=10**6)
     await create_transaction_coordinator(engine=engine).execute(Arrival.of(run)._replace(digest=digest))
@@ -284,14 +202,6 @@ async def test_events_left_by_a_crash_after_the_commit_are_published_by_the_rede
 
 def _value(service: Service, name: str, **labels: str) -> float:
     return service.worker._settler._metrics.registry.get_sample_value(name, labels) or 0.0
-
-
-async def _emptied(broker: BrokerConnection, queue: str) -> list[DeliveredMessage]:
-    channel = await broker.channel(confirms=False)
-    found: list[DeliveredMessage] = []
-    while (message := await channel.basic_get(queue, no_ack=True)).delivery_tag is not None:
-        found.append(message)
-    return found
 
 
 async def _queue_length(broker: BrokerConnection, queue: str) -> int:

@@ -93,7 +93,7 @@ def test_three_events_go_out_in_order_under_the_contracts_routing_keys(
 @pytest.mark.parametrize("policies", [(), (SUPPRESS,), (FLAG, BROKEN)], ids=["plain", "suppressed", "flagged"])
 @pytest.mark.parametrize("status", ["succeeded", "failed"])
 @pytest.mark.parametrize(
-    "changes", [{}, {"agent_id": None, "error_code": None, "trace_id": None}], ids=["full", "nulls"]
+    "changes", [{}, {"agent_id": None, "error_code": None, "trace_id": None}], ids=["full", "null"]
 )
 def test_an_event_has_the_contracts_fields_and_no_others_nulls_included(
     policies: tuple[Policy, ...], status: str, changes: dict[str, Any]

@@ -1,6 +1,7 @@
 """Which incident a run deserves: the contract's table."""
 
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -28,7 +29,7 @@ BY_ERROR_CODE = [
 ]
 
 
-def incident(suppressed_by: UUID | None = None, **changes: object) -> Incident:
+def incident(*, suppressed_by: UUID | None = None, **changes: Any) -> Incident:
     finding = finding_for(runs.run(**changes), suppressed_by=suppressed_by, now=NOW)
     assert isinstance(finding, Incident)
     return finding
@@ -82,7 +83,7 @@ def test_an_incident_carries_the_runs_own_words():
         ({"status": "succeeded"}, "Run of agent-1 succeeded"),
     ],
 )
-def test_the_title_says_who_what_and_why(changes: dict[str, object], title: str):
+def test_the_title_says_who_what_and_why(changes: dict[str, Any], title: str):
     assert incident(**changes).title == title
 
 

@@ -1,68 +1,313 @@
-"""Logs: one JSON object a line on standard error, no password, no exception of their own."""
+"""Log records are JSON lines on standard error, without passwords, whatever is logged."""
 
 import json
+import os
+import pty
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-SETUP = """
-import logging, structlog
+from config.logs import tidy
+
+PROLOGUE = """
+import logging, sys, warnings
+import structlog
 from config.logs import configure_logs
-configure_logs("INFO", {format!r})
-log = structlog.get_logger("test")
-class Odd:
-    def __str__(self): raise RuntimeError("odd")
+configure_logs({level!r}, {log_format!r})
+log = structlog.get_logger("closeout.test")
 """
+# Seconds that one record may take, whatever is in it.
+RECORD_SECONDS = 1.0
 
 
-def logged(code: str, log_format: str = "json") -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", SETUP.format(format=log_format) + code], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == ""
-    return done.stderr
+def stderr_of(program: str, *, level: str = "INFO", log_format: str = "json") -> str:
+    text = PROLOGUE.format(level=level, log_format=log_format) + program
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, timeout=30, check=True)
+    assert done.stdout == b""
+    return done.stderr.decode()
 
 
-def records(code: str) -> list[dict[str, object]]:
-    return [json.loads(line) for line in logged(code).splitlines()]
+def records(program: str, *, level: str = "INFO") -> list[dict[str, Any]]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in stderr_of(program, level=level).splitlines()]
 
 
-def test_a_record_is_one_json_object_with_time_level_event_and_what_is_bound():
-    (record,) = records("structlog.contextvars.bind_contextvars(run_id='r'); log.info('hello', phase='COMMITTED')")
-    assert (record["event"], record["level"], record["run_id"], record["phase"]) == ("hello", "info", "r", "COMMITTED")
-    assert str(record["timestamp"]).endswith("Z")
+def tidied(value: object) -> Any:
+    return tidy(None, "info", {"value": value})["value"]
 
 
-def test_loggers_of_libraries_go_through_the_same_door_and_only_from_warning_on():
-    found = records(
-        "logging.getLogger('aio_pika').info('quiet'); logging.getLogger('aio_pika').warning('loud %s', 1);"
-        "logging.getLogger('other').info('heard'); log.debug('not this')"
-    )
-    assert [record["event"] for record in found] == ["loud 1", "heard"]
+class Unprintable:
+    def __str__(self) -> str:
+        raise RuntimeError("no")
 
 
-def test_passwords_in_urls_are_masked_wherever_they_stand():
-    text = logged(
-        "log.info('at amqp://user:hunter2@host/v', url='postgresql://u:hunter2@h/d');"
-        "logging.getLogger('other').warning('amqp://user:hunter2@host')\n"
-        "try: raise ValueError('cannot reach amqps://user:hunter2@host')\n"
-        "except ValueError: log.exception('failed')"
-    )
-    assert "hunter2" not in text
-    assert text.count("***@") == 4
+def test_a_record_is_one_json_line_on_standard_error_with_level_logger_and_time():
+    (record,) = records('log.info("closed out", runs=3, tenant="acme\\nx")')
+    moment = record.pop("timestamp")
+    assert record == {
+        "event": "closed out",
+        "level": "info",
+        "logger": "closeout.test",
+        "runs": 3,
+        "tenant": "acme\nx",
+    }
+    assert moment.endswith("Z")
+
+
+def test_records_below_the_level_are_not_written():
+    program = 'log.info("a"); log.warning("b"); logging.getLogger("x").info("c"); logging.getLogger("x").error("d")'
+    assert [record["event"] for record in records(program, level="WARNING")] == ["b", "d"]
+    assert [record["event"] for record in records('log.debug("a")', level="DEBUG")] == ["a"]
+
+
+def test_the_standard_librarys_loggers_go_through_the_same_door():
+    program = """
+logging.getLogger("library").warning("to %s", "amqp://u:hunter2@h/v", extra={"port": 5672})
+logging.getLogger("aiormq").info("chatter")
+logging.getLogger("sqlalchemy.engine").info("chatter")
+logging.getLogger("aiormq.connection").error("closed")
+logging.getLogger("uvicorn.error").warning("kept")
+warnings.warn("careful", UserWarning, stacklevel=1)
+"""
+    found = records(program)
+    assert [record["logger"] for record in found] == ["library", "uvicorn.error", "py.warnings"]
+    assert found[0]["event"] == "to amqp://u:***@h/v"
+    assert found[0]["port"] == 5672
+    assert "careful" in found[2]["event"]
+
+
+def test_passwords_are_masked_in_exception_text_and_in_its_causes():
+    program = """
+url = "postgresql://worker:hunter2@db/closeout"
+try:
+    try:
+        raise OSError(f"cannot reach {url}")
+    except OSError as error:
+        raise RuntimeError("amqp://worker:hunter3@mq") from error
+except RuntimeError:
+    log.exception("lost")
+    logging.getLogger("library").exception("lost too")
+    log.error("said", why=RuntimeError(url), also=[url, {"deep": url}], raw=url.encode())
+"""
+    found = records(program)
+    assert len(found) == 3
+    for record in found[:2]:
+        assert "Traceback" in record["exception"]
+        assert "postgresql://worker:***@db/closeout" in record["exception"]
+        assert "amqp://worker:***@mq" in record["exception"]
+    assert "hunter" not in json.dumps(found)
 
 
 @pytest.mark.parametrize(
-    "value", ["b'\\xff\\x00'", "'\\ud800'", "'x' * 1_000_000", "Odd()", "ValueError('\\ud800')", "{'a': Odd}", "None"]
+    ("text", "masked"),
+    [
+        ("amqp://u:hunter@h/v", "amqp://u:***@h/v"),
+        ("AMQPS://u:hunter@h", "AMQPS://u:***@h"),
+        ("postgresql+asyncpg://u:hunter@h", "postgresql+asyncpg://u:***@h"),
+        ("redis://:hunter@h", "redis://:***@h"),
+        ("amqp://u:hun:ter/hunter?#@h", "amqp://u:***@h"),
+        ("amqp://u:hunt%40er@h", "amqp://u:***@h"),
+        ("a amqp://u:hunter@h, b amqp://v:hunter@i", "a amqp://u:***@h, b amqp://v:***@i"),
+        ("('amqp://u:hunter@h',)", "('amqp://u:***@h',)"),
+        ("http://host:8080/path", "http://host:8080/path"),
+        ("mail me: a@b", "mail me: a@b"),
+        ("amqp://u@h", "amqp://u@h"),
+    ],
 )
-def test_odd_values_cost_no_record(value):
-    (record,) = records(f"log.info('odd', value={value})")
-    assert record["event"] == "odd"
-    assert len(json.dumps(record)) < 40_000
+def test_the_password_of_a_url_is_masked_wherever_it_stands(text: str, masked: str):
+    assert tidied(text) == masked
+    assert tidied(text.encode()) == masked
+    assert tidied(RuntimeError(text)) == masked
 
 
-def test_for_people_the_console_format_has_no_colours_without_a_terminal():
-    text = logged("log.info('hello', n=1)", "console")
-    assert "hello" in text
-    assert "\x1b" not in text
+@pytest.mark.parametrize(
+    "text",
+    [
+        "amqp://u:hunter@hunter@h",
+        "postgresql://h/d?user=u&password=hunter",
+        "postgresql://h/d?sslpassword=hunter&sslmode=require",
+        "amqp://u:" + "hunter" * 200 + "@h",  # a JWT, as RabbitMQ's OAuth 2 takes it
+        "amqp://" + "u" * 300 + ":hunter@h",
+    ],
+    ids=lambda text: text[:40],
+)
+def test_a_password_is_masked_in_its_unusual_places_too(text: str):
+    assert "hunter" not in tidied(text)
+
+
+def test_a_password_at_the_place_where_a_long_text_is_cut_is_masked():
+    for before in range(9_970, 10_005):
+        assert "hunter" not in tidied("." * before + " amqp://u:hunter@h " + "." * 5_000)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (b"\xff\x00a", "\\xff\x00a"),
+        ("\ud800", "\\ud800"),
+        (Unprintable(), "<Unprintable that cannot be printed: RuntimeError>"),
+        ([1, "a"], "[1, 'a']"),
+        (None, None),
+        (True, True),
+        (5, 5),
+        (0.5, 0.5),
+        ("", ""),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_odd_value_becomes_text_that_can_be_written(value: object, text: object):
+    assert tidied(value) == text
+
+
+def test_a_long_value_is_cut_and_says_how_long_it_was():
+    assert tidied("x" * 10_000) == "x" * 10_000
+    assert tidied("x" * 10_001) == "x" * 10_000 + "… (10001 characters)"
+    assert tidied(b"x" * 1_000_000) == "x" * 10_000 + "… (1000000 characters)"
+
+
+def test_a_megabyte_in_a_record_takes_a_moment_whatever_it_is_made_of():
+    units = [
+        "a",
+        ".",
+        "a://",
+        "://a:",
+        "a://b:c",
+        "://",
+        "a:",
+        "@",
+        "a://" + ":" * 50,
+        "\ud800",
+        "ä ",
+        "password=",
+        "?&=",
+    ]
+    # In a process of its own: a pattern that goes astray cannot be interrupted.
+    program = f"""
+from time import perf_counter
+from config.logs import tidy
+for unit in {units!r}:
+    text = unit * (1_048_576 // len(unit))
+    started = perf_counter()
+    print(ascii(unit), flush=True)
+    tidy(None, "info", {{"value": text}})
+    assert perf_counter() - started < {RECORD_SECONDS}, unit
+print("done")
+"""
+    done = subprocess.run(
+        ["timeout", "10", sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=False
+    )
+    assert done.stdout.splitlines()[-1:] == ["done"]
+
+
+ODD = """
+class Unprintable:
+    def __str__(self): raise RuntimeError("no")
+    __repr__ = __str__
+class Hostile(Exception):
+    def __str__(self): raise RuntimeError("no")
+"""
+ODD_VALUES = [
+    'b"\\xff"', '"\\ud800"', "Unprintable()", "Hostile()", "10**5000", "-10**5000",
+    'float("nan")', 'float("-inf")', "1j",
+    "{Unprintable(): 1}", "[Unprintable()]", '"x" * 1_000_000', '"\\x00\\x1b[31m"', '{"a": {1, 2}}', "object", "...",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def odd_lines() -> list[str]:
+    """What is written when every odd value is logged, through both doors, in one process."""
+    program = "".join(
+        f'log.info("ours", number={number}, value={value})\n'
+        f'logging.getLogger("library").info("theirs", extra={{"number": {number}, "value": {value}}})\n'
+        for number, value in enumerate(ODD_VALUES)
+    )
+    return stderr_of(ODD + program).splitlines()
+
+
+@pytest.mark.parametrize(("number", "value"), list(enumerate(ODD_VALUES)), ids=ODD_VALUES)
+def test_no_value_costs_a_record_or_makes_a_line_that_is_not_json(odd_lines: list[str], number: int, value: str):
+    found = [
+        json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+        for line in odd_lines
+        if line.startswith("{") and f'"number": {number},' in line
+    ]
+    assert sorted(record["event"] for record in found) == ["ours", "theirs"]
+
+
+def test_the_logging_module_itself_never_has_to_complain(odd_lines: list[str]):
+    assert [line for line in odd_lines if line == "--- Logging error ---"] == []
+
+
+def test_an_exception_that_cannot_be_printed_and_a_name_that_is_half_a_character_cost_no_record():
+    program = """
+try:
+    raise Hostile
+except Hostile:
+    log.exception("hostile")
+log.info("\\ud800 event", **{"\\ud800": 1})
+log.info("last")
+"""
+    found = records(ODD + program)
+    assert [record["event"] for record in found] == ["hostile", "\\ud800 event", "last"]
+    assert "Hostile" in found[0]["exception"]
+
+
+_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(), max_size=30)
+    | st.binary(max_size=30)
+    | st.sampled_from(["amqp://u:hunter@h", "://", "@", 10**400]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=150, deadline=None, database=None)
+@given(st.dictionaries(st.text(min_size=1, max_size=10), _VALUES, max_size=4))
+def test_any_record_is_tidied_to_what_utf_8_can_hold(record: dict[str, Any]):
+    names = set(record)
+    made = tidy(None, "info", record)
+    assert set(made) == names
+    for value in made.values():
+        assert isinstance(value, bool | int | float | str | None)
+        if isinstance(value, str):
+            value.encode()
+            assert "hunter" not in value
+
+
+def on_a_terminal(program: str, **variables: str) -> bytes:
+    leader, follower = pty.openpty()
+    environ = {name: value for name, value in os.environ.items() if name not in {"NO_COLOR", "FORCE_COLOR"}}
+    text = PROLOGUE.format(level="INFO", log_format="console") + program
+    try:
+        subprocess.run(
+            [sys.executable, "-c", text], stderr=follower, env={**environ, **variables}, timeout=30, check=True
+        )
+        return os.read(leader, 65_536)
+    finally:
+        os.close(follower)
+        os.close(leader)
+
+
+def test_the_console_is_coloured_on_a_terminal_only_and_never_under_no_color():
+    program = 'log.warning("careful", url="amqp://u:hunter@h")'
+    coloured = on_a_terminal(program)
+    assert b"\x1b[" in coloured
+    plain = on_a_terminal(program, NO_COLOR="1")
+    assert b"\x1b[" not in plain
+    assert b"careful" in plain
+    assert b"hunter" not in coloured + plain
+    piped = stderr_of(program, log_format="console")
+    assert "\x1b[" not in piped
+    assert "careful" in piped
+    assert "hunter" not in piped
+    assert not piped.startswith("{")

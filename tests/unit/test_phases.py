@@ -44,7 +44,7 @@ def test_a_move_is_legal_exactly_where_the_contract_has_it(start: TransactionPha
         assert (caught.value.current, caught.value.target) == (start, target)
 
 
-@settings(max_examples=1000, deadline=None, database=None)
+@settings(max_examples=500, deadline=None, database=None)
 @given(st.lists(st.sampled_from(P), max_size=20))
 def test_any_sequence_of_moves_follows_the_line_and_illegal_ones_leave_no_mark(targets: list[TransactionPhase]):
     machine = PhaseMachine()
@@ -58,7 +58,7 @@ def test_any_sequence_of_moves_follows_the_line_and_illegal_ones_leave_no_mark(t
         assert machine.current is expected
 
 
-@settings(max_examples=300, deadline=None, database=None)
+@settings(max_examples=100, deadline=None, database=None)
 @given(st.lists(st.sampled_from(P), max_size=40))
 def test_once_committed_nothing_is_left_but_publishing_the_events(targets: list[TransactionPhase]):
     machine = PhaseMachine(P.COMMITTED)

@@ -79,7 +79,7 @@ def test_an_empty_list_asks_for_no_policies(text: str):
     assert read(text) == []
 
 
-POLICY = {
+POLICY: dict[str, Any] = {
     "name": "smile",
     "tenant_id": None,
     "effect": "flag",
@@ -311,11 +311,11 @@ def test_a_thousand_policies_are_read():
 _SCRAPS = [
     "- ", "name: a", "effect: flag", "severity: LOW", 'condition: "true"', "condition: |", "\n", "\n  ", " ", ": ",
     "? ", "{", "}", "[", "]", ",", "&a ", "*a", "!!int ", "!!python/name:os ", "!", '"', "'", "|", ">", "#", "%", "@",
-    "---", "...", "<<: ", "=", "~", "0x_", "2026-13-45", "1:99", "policies:", "\t", "\x00", "\ufeff", "\ud800", "\x85", "ä",
+    "---", "...", "<<: ", "=", "~", "0x_", "2026-13-45", "1:99", "policies:", "\t", "\x00", "\ufeff", "\ud800", "\x85",
 ]  # fmt: skip
 
 
-@settings(max_examples=1000, deadline=None, database=None)
+@settings(max_examples=600, deadline=None, database=None)
 @given(st.lists(st.sampled_from(_SCRAPS), max_size=25).map("".join))
 def test_no_text_raises_anything_but_a_policy_file_error(text: str):
     try:

@@ -1,0 +1,49 @@
+"""The README says what the code does."""
+
+import re
+from pathlib import Path
+
+import yaml
+from typer.testing import CliRunner
+
+from config.settings import describe
+from consumer.cli import app
+from consumer.message import decode
+from domains.policies.files import read_policies
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_the_settings_table_is_the_one_that_the_settings_describe():
+    for name, default, meaning in describe():
+        shown = default if default in {"required", "empty"} else f"`{default}`"
+        assert f"| `{name}` | {shown} | {meaning} |" in README
+
+
+def test_every_command_of_the_readme_exists_and_every_command_is_in_the_readme():
+    told = CliRunner().invoke(app, ["--help"], env={"NO_COLOR": "1", "COLUMNS": "200"}).stdout
+    commands = set(re.findall(r"^│ (\w+) ", told, re.MULTILINE)) - {"Show", "Install"}
+    assert commands == {"worker", "migrate", "topology", "publish", "runs", "policies", "schema"}
+    for command in commands:
+        assert f"`closeout {command}" in README
+
+
+def test_the_example_message_is_valid(monkeypatch):
+    code = re.search(r"json\.dumps\(\s*(\{.*?\})\s*\),\n    pika", README, re.DOTALL)
+    assert code
+    namespace: dict[str, object] = {}
+    exec(f"import uuid, json\nbody = json.dumps({code[1]})", namespace)  # noqa: S102 - our own README
+    assert decode(str(namespace["body"]).encode(), max_bytes=10_000).run.tenant_id == "acme"
+
+
+def test_the_example_policy_is_valid():
+    example = re.search(r"## Policies\n\n```yaml\n(.*?)```", README, re.DOTALL)
+    assert example
+    (draft,) = read_policies(example[1], source="README.md")
+    assert draft.tenant_id == yaml.safe_load(example[1])[0]["tenant_id"]
+
+
+def test_every_file_that_the_readme_names_exists():
+    root = Path(__file__).parents[2]
+    for name in re.findall(r"`((?:consumer|domains|scripts|deploy|config)/[\w./]*|\w+\.py)`", README):
+        assert (root / name).exists() or (root / "consumer" / name).exists(), name
