@@ -60,6 +60,12 @@ class LegacyCloseOut:
 
     async def execute(self, arrival: Arrival) -> TransactionResult:
         """Close out *arrival*, or what is left of it; raise :class:`TransactionFailed` where a write failed."""
+        with structlog.contextvars.bound_contextvars(
+            tenant_id=arrival.run.tenant_id, run_id=str(arrival.run.run_id), mode=self.mode
+        ):
+            return await self._execute(arrival)
+
+    async def _execute(self, arrival: Arrival) -> TransactionResult:
         started = perf_counter()
         run = arrival.run
         async with self._engine.begin() as conn:
@@ -92,6 +98,7 @@ class LegacyCloseOut:
         except Exception as error:
             self._metrics.rollbacks.labels(phase.value).inc()
             self._metrics.transactions.labels(self.mode, "rolled_back").inc()
+            log.warning("write failed; a redelivery goes on from here", phase=phase, error=one_line(error))
             raise TransactionFailed(
                 phase=phase, results=tuple(results), operations=(), rolled_back=True, cause=error
             ) from error

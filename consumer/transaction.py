@@ -72,9 +72,10 @@ class RunCompletionTransaction:
         for arrival in arrivals:
             unique.setdefault(arrival.key, arrival)
         attempt = Attempt(list(unique.values()), results={key: [] for key in unique})
-        await self._commit(attempt)
-        self._observe(attempt)
-        published = await self._publish(attempt)
+        with structlog.contextvars.bound_contextvars(**_about(attempt.arrivals)):
+            await self._commit(attempt)
+            self._observe(attempt)
+            published = await self._publish(attempt)
         return [self._result(arrival, unique, attempt, published) for arrival in arrivals]
 
     async def _commit(self, attempt: Attempt) -> None:
@@ -138,11 +139,12 @@ class RunCompletionTransaction:
         self._metrics.rollbacks.labels(reached.value).inc(len(keys))
         self._metrics.transactions.labels(self.mode, "rolled_back" if confirmed else "failed").inc(len(keys))
         self._metrics.phase_entered.labels(attempt.machine.current.value).inc(len(keys))
+        log.warning("rolled back", phase=reached, confirmed=confirmed, error=one_line(error))
         try:
             async with asyncio.timeout(_RECORD_TIMEOUT_SECONDS):
                 await record_rollbacks(self._engine, keys, phase=reached, operations=operations, error=error)
         except Exception as secondary:  # noqa: BLE001 - whatever it is, it must not hide the first error
-            log.warning("rollback not recorded", phase=reached, runs=len(keys), error=one_line(secondary))
+            log.warning("rollback not recorded", phase=reached, error=one_line(secondary))
         return self._failed(attempt, error, rolled_back=confirmed, phase=reached)
 
     def _failed(
@@ -216,6 +218,14 @@ _STATE: dict[ClaimState, Literal["committed", "duplicate", "conflict", "unfinish
     ClaimState.CONFLICT: "conflict",
     ClaimState.UNFINISHED: "unfinished",
 }
+
+
+def _about(arrivals: Sequence[Arrival]) -> dict[str, object]:
+    """Return what a log line says it is about: the run, or how many there are."""
+    if len(arrivals) == 1:
+        run = arrivals[0].run
+        return {"tenant_id": run.tenant_id, "run_id": str(run.run_id)}
+    return {"runs": len(arrivals)}
 
 
 async def _rolled_back(conn: AsyncConnection, transaction: AsyncTransaction) -> bool:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 from sqlalchemy import func, insert, select, text, update
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection
 from uuid_utils.compat import uuid7
 
@@ -85,5 +86,5 @@ async def list_policies(
     if tenant_id is not None:
         query = query.where(row.tenant_id.is_(None) | (row.tenant_id == tenant_id))
     if not all_versions:
-        query = query.distinct(row.tenant_id, row.name)
+        query = query.ext(distinct_on(row.tenant_id, row.name))
     return [dict(found) for found in (await conn.execute(query)).mappings()]

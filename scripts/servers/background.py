@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from servers.pair import end_on_signals, running_pair
+from servers.pair import running_pair
 from servers.process import ServerError
 from servers.rabbitmq_binaries import Version, find_rabbitmq
 
@@ -98,7 +98,6 @@ def down(folder: Path) -> bool:
 
 def supervise(folder: Path, version: Version, *, management: bool) -> int:
     """Be the supervisor: run both servers until a signal comes or one of them ends."""
-    end_on_signals()
     (folder / PID).write_text(str(os.getpid()))
     with running_pair(folder / "servers", version, management=management) as (postgres, rabbit, environment):
         state = State(rabbit.full_version, environment)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from servers import background, foreground
+from servers.pair import end_on_signals
 from servers.postgres_binaries import find_postgres
 from servers.process import ServerError
 from servers.rabbitmq_binaries import Version, find_rabbitmq
@@ -35,13 +36,12 @@ environment:
 def main(arguments: Sequence[str]) -> int:
     """Carry out one command and return the exit status."""
     options = _parser().parse_args(arguments)
+    end_on_signals()
     try:
         return _carry_out(options)
     except ServerError as error:
         print(f"services: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
 
 
 def _carry_out(options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from servers.keeper import dies_with
-from servers.pair import ENDING, end_on_signals, running_pair
+from servers.pair import ENDING, running_pair
 from servers.rabbitmq_binaries import Version
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126  # as shells say it
@@ -18,7 +18,6 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126  # as shells say it
 
 def run(command: Sequence[str], version: Version, *, management: bool) -> int:
     """Run *command* with the servers' addresses in its environment and return its exit status."""
-    end_on_signals()
     folder = Path(tempfile.mkdtemp(prefix="closeout-run-"))
     with running_pair(folder, version, management=management) as (_, _, environment):
         return wait_for(command, {**os.environ, **environment})

@@ -37,6 +37,7 @@ def running_pair(
             environment["RABBITMQ_MANAGEMENT_URL"] = address
         yield postgres, rabbit, environment
     finally:
+        _ignore_signals()  # one that comes now must not interrupt the taking down
         # Nothing of it is needed again, so it needs no graceful end.
         rabbit.kill()
         postgres.kill()
@@ -47,9 +48,13 @@ def end_on_signals() -> None:
     """Make SIGINT, SIGTERM and SIGHUP unwind the program, so that what was started is taken down."""
 
     def end(number: int, _: FrameType | None) -> NoReturn:
-        for other in ENDING:
-            signal.signal(other, signal.SIG_IGN)  # a second one must not interrupt the taking down
+        _ignore_signals()
         raise SystemExit(128 + number)
 
     for number in ENDING:
         signal.signal(number, end)
+
+
+def _ignore_signals() -> None:
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)

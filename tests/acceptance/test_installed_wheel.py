@@ -1,0 +1,72 @@
+"""What is shipped: a wheel, installed away from the checkout."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel and install it into a folder; its dependencies are this environment's."""
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
+        cwd=CHECKOUT,
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = folder.glob("*.whl")
+    target = folder / "site"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(target), str(wheel)],
+        check=True,
+    )
+    return target
+
+
+def closeout(installed: Path, *words: str, **environ: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", "import consumer.cli, sys; print(consumer.cli.__file__); consumer.cli.main()", *words],
+        cwd=installed,
+        env={**os.environ, "PYTHONPATH": str(installed), **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    first, _, rest = done.stdout.partition("\n")
+    assert first.startswith(str(installed)), "the checkout's code ran instead of the wheel's"
+    return rest
+
+
+def test_the_installed_wheel_migrates_a_database_and_finds_that_it_agrees(installed, empty_database_url):
+    assert "empty -> " in closeout(installed, "migrate", DATABASE_URL=empty_database_url)
+    assert "agree" in closeout(installed, "migrate", "--check", DATABASE_URL=empty_database_url)
+
+
+def test_the_installed_wheel_prints_its_documents_and_its_version(installed):
+    assert "urn:closeout:run-completed:1" in closeout(installed, "schema", "run-completed")
+    assert closeout(installed, "--version").strip()
+
+
+def test_the_configured_coordinator_is_one_and_a_created_one_is_fresh(installed, database_url):
+    program = (
+        "import consumer; a = consumer.get_transaction_coordinator()\n"
+        "assert a is consumer.get_transaction_coordinator()\n"
+        f"b = consumer.create_transaction_coordinator(database_url={database_url!r}); assert a is not b; print(b.mode)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=installed,
+        env={**os.environ, "DATABASE_URL": database_url, "AMQP_URL": "amqp://u:p@localhost/"},
+    )
+    assert done.stdout.strip() == "atomic"
