@@ -18,10 +18,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("publish")(publish.publish)
-app.command("schema")(schema.schema)
-app.add_typer(runs.app, name="runs")
-app.add_typer(policies.app, name="policies")
 
 
 def _version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
@@ -111,6 +107,12 @@ def topology(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON
             typer.echo("\n".join(stands))
 
     in_words(run())
+
+
+app.command("publish")(publish.publish)
+app.add_typer(runs.app, name="runs")
+app.add_typer(policies.app, name="policies")
+app.command("schema")(schema.schema)
 
 
 def main() -> None:

@@ -35,16 +35,21 @@ class RunFile(Struct, frozen=True, kw_only=True):
     rollbacks: list[Row]
 
     def phases(self) -> list[tuple[str, datetime | None]]:
-        """Return the phases that the run has passed and when, as far as its rows tell."""
+        """Return the phases that the run has passed, and when, where a row tells."""
         raised = self.incident or self.prevention_record
         passed: list[tuple[TransactionPhase, Row | None, str]] = [
             (TransactionPhase.NOT_STARTED, self.completion, "received_at"),
             (TransactionPhase.INCIDENT_CREATED, raised, "created_at"),
             (TransactionPhase.POLICY_EVALUATED, self.policy_evaluation, "evaluated_at"),
+            (TransactionPhase.TRACE_COMPLETED, None, ""),
             (TransactionPhase.COMMITTED, self.completion, "committed_at"),
             (TransactionPhase.EVENTS_PUBLISHED, self.completion, "events_published_at"),
         ]
-        return [(phase.value, row[name] if row else None) for phase, row, name in passed]
+        order = list(TransactionPhase)
+        reached = order.index(TransactionPhase(self.completion["phase"]))
+        return [
+            (phase.value, row[name] if row else None) for phase, row, name in passed if order.index(phase) <= reached
+        ]
 
 
 async def list_runs(

@@ -1,5 +1,6 @@
 """Carrying out settlements: ack, park, retry later, give back. The order is what makes it safe: copy, confirm, ack."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from time import monotonic
@@ -31,6 +32,7 @@ class Settler:
         self._max_attempts = max_attempts
         self._unreported: Counter[str] = Counter()
         self._reported_at = float("-inf")
+        self._report_due: asyncio.TimerHandle | None = None
 
     async def settle_all(self, outcomes: Sequence[tuple[Delivery, Outcome]]) -> str | None:
         """Settle each delivery by its outcome; return why the worker must pause, if it must.
@@ -54,8 +56,9 @@ class Settler:
         for result, count in counts.items():
             self._metrics.deliveries.labels(result).inc(count)
         self._unreported.update(counts)
-        if monotonic() >= self._reported_at + _REPORT_EVERY_SECONDS:
-            self.report()
+        if self._report_due is None:
+            wait = self._reported_at + _REPORT_EVERY_SECONDS - monotonic()
+            self._report_due = asyncio.get_running_loop().call_later(max(0.0, wait), self.report)
         return trouble
 
     def report(self) -> None:
@@ -63,6 +66,7 @@ class Settler:
         if self._unreported:
             log.info("deliveries settled", **self._unreported)
         self._unreported.clear()
+        self._report_due = None
         self._reported_at = monotonic()
 
     async def _carry_out(self, message: DeliveredMessage, settlement: Settlement, outcome: Outcome) -> str:

@@ -105,18 +105,20 @@ class RunCompletionTransaction:
             attempt.machine.advance(TransactionPhase.COMMITTED)
 
     async def _write(self, conn: AsyncConnection, attempt: Attempt) -> None:
+        now = datetime.now(UTC)
         attempt.claims = await inbox.claim(conn, attempt.arrivals)
         if attempt.new:
-            await self._write_new(conn, attempt, [arrival.run for arrival in attempt.new])
+            await self._write_new(conn, attempt, [arrival.run for arrival in attempt.new], now)
         waiting = [key for key, claim in attempt.claims.items() if claim.phase is TransactionPhase.COMMITTED]
         if waiting:
             # Of runs that were committed before: what a crash, or another worker, has not published yet.
             attempt.events += await outbox.unpublished(conn, waiting)
 
-    async def _write_new(self, conn: AsyncConnection, attempt: Attempt, runs: Sequence[CompletedRun]) -> None:
-        now = datetime.now(UTC)
+    async def _write_new(
+        self, conn: AsyncConnection, attempt: Attempt, runs: Sequence[CompletedRun], now: datetime
+    ) -> None:
         book = await self._policies.current(conn)
-        evaluations = [evaluate(run, book) for run in runs]
+        evaluations = [evaluate(run, book, now=now) for run in runs]
         findings = [
             finding_for(run, suppressed_by=evaluation.suppressed_by, now=now)
             for run, evaluation in zip(runs, evaluations, strict=True)

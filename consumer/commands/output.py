@@ -13,7 +13,8 @@ EXIT_USAGE = 2
 _encoder = msgspec.json.Encoder(decimal_format="number", enc_hook=str)
 
 # rich respects NO_COLOR and the absence of a terminal by itself.
-out = Console(soft_wrap=True, highlight=False)
+# Into a file or a pipe a table is as wide as it needs to be: an id that is cut short is of no use.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 250)
 err = Console(stderr=True, highlight=False)
 
 

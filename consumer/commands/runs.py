@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -16,6 +16,9 @@ from consumer.phases import TransactionPhase
 
 app = typer.Typer(help="Look at runs: which there are, and all that is known of one.", no_args_is_help=True)
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+_LISTED = ("status", "error_code", "severity", "policy", "phase", "mode")
 
 
 @app.command("list")
@@ -35,14 +38,11 @@ def list_(
     if as_json:
         print_json(found)
         return
-    table = Table("received", "tenant", "run", "status", "error", "severity", "policy", "phase", "mode", box=None)
+    table = Table("received (UTC)", Column("run", no_wrap=True), *_LISTED, box=None)
     for run in found:
-        table.add_row(
-            f"{run['received_at']:%Y-%m-%d %H:%M:%S}", *(
-                Text(str(run[name] if run[name] is not None else "-"))
-                for name in ("tenant_id", "run_id", "status", "error_code", "severity", "policy", "phase", "mode")
-            ),
-        )  # fmt: skip
+        values = (Text(_plain(run[name])) for name in _LISTED)
+        run_name = Text(f"{run['tenant_id']}/{run['run_id']}")
+        table.add_row(f"{run['received_at'].astimezone(UTC):%m-%d %H:%M:%S}", run_name, *values)
     out.print(table)
     out.print(f"{len(found)} runs" + (f" (the newest {limit}; --limit shows more)" if len(found) == limit else ""))
 
@@ -84,7 +84,7 @@ def _print(run: RunFile) -> None:
     out.print(Text(f"Run {done['tenant_id']}/{done['run_id']}", style="bold"))
     out.print(Text(_sentence(run)))
     out.print()
-    _section("phases", [(name, _moment(at)) for name, at in run.phases()])
+    _section("phases", [(name, at or "passed in the same transaction") for name, at in run.phases()])
     _section("run", [(name, done[name]) for name in _RUN_FIELDS])
     for title, row in (
         ("incident", run.incident),
@@ -101,10 +101,7 @@ def _print(run: RunFile) -> None:
             table.add_row(*(Text("-" if value is None else str(value)) for value in values))
         out.print(table)
         out.print()
-    waiting = [
-        (event["type"], f"{event['event_id']} waits since {_moment(event['created_at'])}") for event in run.outbox
-    ]
-    _section("events not confirmed yet", waiting or [("none", "all of the run's events are out")])
+    _section("events", _events(run))
     _section("rollbacks", [(_moment(r["occurred_at"]), f"attempt {r['attempt']} at {r['phase_reached']}: {r['error']}")
                            for r in run.rollbacks])  # fmt: skip
 
@@ -115,15 +112,31 @@ _RUN_FIELDS = (
 )  # fmt: skip
 
 
+def _events(run: RunFile) -> list[tuple[str, str]]:
+    waiting = {event["type"]: f"waits since {_moment(event['created_at'])}" for event in run.outbox}
+    finding = "incident.suppressed" if run.prevention_record else "incident.created"
+    published = run.completion["events_published_at"]
+    out_by = f"confirmed by {_moment(published)}" if published else "confirmed"
+    if run.completion["committed_at"] is None:
+        return [("none yet", "events go out after the last write")]
+    return [(kind, waiting.get(kind, out_by)) for kind in (finding, "policy.evaluated", "run.finalized")]
+
+
 def _section(title: str, rows: list[tuple[str, Any]]) -> None:
     if not rows:
         return
     table = Table(title, "", box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.columns[0].min_width = 22
     for name, value in rows:
-        table.add_row("  " + name, Text(_moment(value) if isinstance(value, datetime) else str(value)))
+        table.add_row("  " + name, Text(_plain(value)))
     out.print(table)
     out.print()
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, datetime):
+        return _moment(value)
+    return "-" if value is None else str(value)
 
 
 def _moment(at: datetime | None) -> str:

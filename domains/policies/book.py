@@ -25,6 +25,7 @@ class PolicyBook:
     def __init__(self, *, max_age_seconds: float = MAX_AGE_SECONDS) -> None:
         self._max_age = max_age_seconds
         self._read_at = float("-inf")
+        self._known = False
         self._set = PolicySet(())
         self._compiled: dict[tuple[UUID, int, str], _Compiled] = {}
 
@@ -36,14 +37,17 @@ class PolicyBook:
         now = monotonic()
         if now < self._read_at + self._max_age:
             return self._set
-        # Taken before the statement is sent: of several transactions at once only one reads.
-        self._read_at = now
+        # Of several transactions at once only one reads again, the others use what was known; but until something is
+        # known each reads for itself, or the first runs after a start would be evaluated against nothing.
+        if self._known:
+            self._read_at = now
         try:
             rows = (await conn.execute(_IN_FORCE)).mappings().all()
         except BaseException:
             self._read_at = float("-inf")
             raise
         self._set = self._compile([Policy(**row) for row in rows])
+        self._known, self._read_at = True, now
         return self._set
 
     def _compile(self, found: list[Policy]) -> PolicySet:

@@ -95,11 +95,11 @@ class PolicySet:
         return self._by_tenant.get(tenant_id, self._for_all)
 
 
-def evaluate(run: CompletedRun, policies: PolicySet) -> Evaluation:
+def evaluate(run: CompletedRun, policies: PolicySet, *, now: datetime | None = None) -> Evaluation:
     """Evaluate the policies that apply to *run*; a condition that fails is part of the result, never an exception.
 
     ``evaluation_error`` outranks ``violation``, so that nobody takes an incomplete answer for a complete one; the
-    violations of the other policies are listed all the same.
+    violations of the other policies are listed all the same. It is dated *now*, by default the clock's.
     """
     applying = policies.of(run.tenant_id)
     violations: list[Violation] = []
@@ -126,7 +126,7 @@ def evaluate(run: CompletedRun, policies: PolicySet) -> Evaluation:
         policies_checked=len(applying),
         violations=tuple(violations),
         errors=tuple(errors),
-        evaluated_at=datetime.now(UTC),
+        evaluated_at=now or datetime.now(UTC),
         suppressed_by=suppressed_by,
     )
 

@@ -26,18 +26,21 @@ def run(command: Sequence[str], version: Version, *, management: bool) -> int:
 def wait_for(command: Sequence[str], environment: dict[str, str]) -> int:
     """Run *command*; signals are for it from now on, and the servers outlive it whatever happens."""
     child: subprocess.Popen[bytes] | None = None
+    early: list[int] = []  # what came while the command was being started
 
-    def pass_on(number: int, _: FrameType | None) -> None:
-        # Ctrl-C has reached the command already: the terminal sends it to all in the foreground.
+    def pass_on(number: int, _: FrameType | None = None) -> None:
         if child is None:
-            raise SystemExit(128 + number)
-        if number != signal.SIGINT or not _in_foreground():
+            early.append(number)
+        # Ctrl-C has reached the command already: the terminal sends it to all in the foreground.
+        elif number != signal.SIGINT or not _in_foreground():
             child.send_signal(number)
 
     before = [(number, signal.signal(number, pass_on)) for number in ENDING]
     try:
         # It would go on without its servers if this process were killed.
         child = subprocess.Popen(command, env=environment, preexec_fn=dies_with(os.getpid()))  # noqa: PLW1509
+        for number in early:
+            pass_on(number)
         status = child.wait()
     except OSError as error:
         print(f"services: {command[0]}: {error.strerror}", file=sys.stderr)

@@ -98,7 +98,7 @@ def _end_all() -> None:
             return
 
 
-def _release_shared_memory(postmaster_pid: Path) -> None:
+def release_shared_memory(postmaster_pid: Path) -> None:
     """Remove the System V segment that a killed PostgreSQL leaves in the kernel, named in its pid file."""
     with contextlib.suppress(OSError, IndexError, ValueError):
         segment = int(postmaster_pid.read_text().splitlines()[6].split()[1])
@@ -142,7 +142,7 @@ def main() -> None:
     finally:
         _end_all()
         if order["postmaster_pid"]:
-            _release_shared_memory(Path(order["postmaster_pid"]))
+            release_shared_memory(Path(order["postmaster_pid"]))
         for path in order["remove_when_abandoned"] if abandoned else ():
             shutil.rmtree(path, ignore_errors=True)
 

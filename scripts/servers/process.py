@@ -46,6 +46,8 @@ class KeptProcess:
         remove_when_abandoned: Sequence[Path] = (),
         postmaster_pid: Path | None = None,
     ) -> None:
+        self._postmaster_pid = postmaster_pid
+        self._closed = False
         self._keeper = subprocess.Popen(
             [sys.executable, "-I", "-S", keeper.__file__],
             stdin=subprocess.PIPE,
@@ -121,6 +123,11 @@ class KeptProcess:
                 os.kill(pid, number)
 
     def _close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._postmaster_pid is not None:
+            keeper.release_shared_memory(self._postmaster_pid)  # in case the keeper itself was killed
         for pipe in (self._keeper.stdin, self._keeper.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):

@@ -82,6 +82,15 @@ async def test_a_change_is_taken_up_without_a_restart_and_compiled_once(engine, 
     assert compiled == ["run.status == 'failed'"]
 
 
+async def test_transactions_that_start_together_all_see_the_policies_from_the_first_run_on(engine):
+    await apply(engine, draft())
+    coordinator = create_transaction_coordinator(engine=engine)
+    await asyncio.gather(*(coordinator.execute(runs.run()) for _ in range(6)))
+    async with engine.connect() as conn:
+        checked = (await conn.execute(select(tables.policy_evaluations.c.policies_checked))).scalars().all()
+    assert checked == [1] * 6
+
+
 async def test_a_condition_that_fails_to_evaluate_is_recorded_and_the_run_is_closed_out(engine):
     await apply(engine, draft(name="broken", condition="run.nothing == 1"), draft(name="fine"))
     assert (await create_transaction_coordinator(engine=engine).execute(runs.run())).state == "committed"

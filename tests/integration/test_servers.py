@@ -168,19 +168,24 @@ def test_nothing_is_left_after_the_parent_is_killed(version: Version, tmp_path: 
     tree = dict(descendants(parent.pid))
     assert {"postgres", "epmd", "beam.smp", "erl_child_setup", "inet_gethost", "sleep"} <= {_name(pid) for pid in tree}
     data = next(Path(_arguments(pid)[2]) for pid in tree if _arguments(pid)[1:2] == ["-D"])
-    assert data.is_dir()
+    segment = _shared_memory(data)
+    assert segment in _all_shared_memory()
     parent.kill()
     parent.communicate()
     assert _eventually(lambda: not [pid for pid in tree if _name(pid)])
     assert _eventually(lambda: not list(tmp_path.iterdir()) and not data.exists())
+    assert segment not in _all_shared_memory()
 
 
 def test_nothing_is_left_after_the_keeper_is_killed(tmp_path: Path) -> None:
     server = PostgresServer(tmp_path).start()
     tree = _tree(server)
+    assert server._home is not None
+    segment = _shared_memory(server._home / "data")
     os.kill(_keeper(server), signal.SIGKILL)
     assert _eventually(lambda: not [pid for pid, _ in tree if _name(pid)])
     assert not server.running
+    assert segment not in _all_shared_memory()
 
 
 def test_a_suspended_server_does_not_survive_its_parent(tmp_path: Path) -> None:
@@ -272,6 +277,15 @@ def _name(pid: int) -> str:
 
 def _arguments(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+
+
+def _shared_memory(data: Path) -> str:
+    """Return the number of the System V segment that this PostgreSQL has."""
+    return (data / "postmaster.pid").read_text().splitlines()[6].split()[1]
+
+
+def _all_shared_memory() -> set[str]:
+    return {line.split()[1] for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]}
 
 
 def _eventually(true: Callable[[], bool]) -> bool:
