@@ -12,7 +12,7 @@ from typing import cast
 import aio_pika
 import structlog
 from aiormq.channel import Channel as AmqpChannel
-from aiormq.exceptions import AMQPError
+from aiormq.exceptions import AMQPError, ChannelInvalidStateError
 from yarl import URL
 
 from consumer.errors import UnavailableError, one_line
@@ -26,7 +26,8 @@ OPEN_TIMEOUT_SECONDS = 10.0
 # Seconds between two attempts to connect, so that many callers cannot make a storm of them.
 RECONNECT_PAUSE_SECONDS = 1.0
 
-BROKER_ERRORS = (AMQPError, ConnectionError, OSError, TimeoutError, asyncio.IncompleteReadError, RuntimeError)
+# ChannelInvalidStateError is no AMQPError: the channel closed under a call.
+BROKER_ERRORS = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError, asyncio.IncompleteReadError)
 
 
 class BrokerConnection:

@@ -1,5 +1,6 @@
 """The engine: SQLAlchemy over asyncpg, with every wait bounded."""
 
+import asyncio
 from typing import Any
 
 import asyncpg
@@ -70,7 +71,8 @@ def create_engine(url: str, *, pool_size: int = 5) -> AsyncEngine:
 async def probe(engine: AsyncEngine) -> None:
     """Return if the database can take a close-out; raise :class:`UnavailableError` saying why it cannot."""
     try:
-        async with engine.connect() as conn:
+        # A connection whose line has stalled is given up, which takes it out of the pool.
+        async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS), engine.connect() as conn:
             read_only = (await conn.execute(text("SHOW transaction_read_only"))).scalar_one()
             table = (await conn.execute(text("SELECT to_regclass('governance.run_completions')"))).scalar_one()
     except DATABASE_ERRORS as error:

@@ -62,7 +62,9 @@ class HttpService:
                 error.errno, f"HTTP_HOST, HTTP_PORT: cannot listen on {host}:{port}: {error.strerror}"
             ) from None
         self.port: int = self._socket.getsockname()[1]
-        self._server = _Server(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False))
+        self._server = _Server(
+            uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1)
+        )
 
     async def run(self) -> None:
         """Serve until :meth:`stop`."""

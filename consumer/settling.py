@@ -8,8 +8,8 @@ from typing import assert_never
 
 import structlog
 from aiormq.abc import DeliveredMessage
-from aiormq.exceptions import AMQPError
 
+from consumer.broker import BROKER_ERRORS
 from consumer.errors import UnavailableError, one_line
 from consumer.intake import Delivery
 from consumer.metrics import Metrics
@@ -32,6 +32,7 @@ class Settler:
         self._max_attempts = max_attempts
         self._unreported: Counter[str] = Counter()
         self._reported_at = float("-inf")
+        self._cannot_publish = False
         self._report_due: asyncio.TimerHandle | None = None
 
     async def settle_all(self, outcomes: Sequence[tuple[Delivery, Outcome]]) -> str | None:
@@ -50,6 +51,7 @@ class Settler:
                     trouble = trouble or settlement.why
             except UnavailableError as error:
                 # No copy, no ack: the delivery goes back whole.
+                self._cannot_publish = True
                 trouble = trouble or one_line(error)
                 await self._nack(delivery.message)
                 counts["requeued"] += 1
@@ -60,6 +62,15 @@ class Settler:
             wait = self._reported_at + _REPORT_EVERY_SECONDS - monotonic()
             self._report_due = asyncio.get_running_loop().call_later(max(0.0, wait), self.report)
         return trouble
+
+    async def ready(self) -> None:
+        """Return unless a copy could not be published and still cannot be; raise ``UnavailableError`` then.
+
+        Without it a message that must be parked would come again every second of an alarm.
+        """
+        if self._cannot_publish:
+            await self._channel.opened()
+            self._cannot_publish = False
 
     def report(self) -> None:
         """Log what was settled since the last report, if anything was."""
@@ -113,7 +124,7 @@ class Settler:
                 await message.channel.basic_ack(tag, wait=False)
             else:
                 await message.channel.basic_nack(tag, requeue=True, wait=False)
-        except (AMQPError, OSError, RuntimeError) as error:
+        except BROKER_ERRORS as error:
             log.info("delivery not settled; it comes again", error=one_line(error))
 
 

@@ -87,6 +87,7 @@ class Worker:
         while not self.stopping.is_set():
             try:
                 await self._probe()
+                await self._settler.ready()
                 await self._consume()
             except UnavailableError as error:
                 self._pause(one_line(error))

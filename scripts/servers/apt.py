@@ -37,8 +37,8 @@ class PrivateApt:
     def fetch(self, packages: Sequence[str]) -> list[Path]:
         """Download *packages* in their newest version and return the files."""
         self._sources.write_text(_sources(self.release))
-        # Not with --error-on=any: apt's plain check already fails when the release cannot be had.
-        self._get("update", "-q", "-o", "Acquire::Languages=none")
+        # By itself `update` succeeds, with a warning, when the archive did not answer.
+        self._get("update", "-q", "-o", "APT::Update::Error-Mode=any", "-o", "Acquire::Languages=none")
         self._get("download", "-q", *packages)
         return sorted((self.folder / "debs").glob("*.deb"))
 
