@@ -64,7 +64,8 @@ def _carry_out(options: argparse.Namespace) -> int:
             _show(options.folder, found)
         case _:
             for version in options.versions or get_args(Version):
-                print(f"RabbitMQ {find_rabbitmq(version).version}: {find_rabbitmq(version).root}")
+                installation = find_rabbitmq(version)
+                print(f"RabbitMQ {installation.version}: {installation.root}")
             print(f"PostgreSQL: {find_postgres()}")
     return 0
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from servers.apt import AptError, PrivateApt, unpack
+from servers.apt import PrivateApt, unpack
 from servers.elf import adopt_libraries
 from servers.process import ServerError
 
@@ -82,23 +82,17 @@ def cache_folder() -> Path:
 
 
 def find_rabbitmq(version: Version) -> Installation:
-    """Return RabbitMQ of the line *version*, fetched on the first call.
+    """Return RabbitMQ of the line *version*: from the cache, else the machine's own, else fetched now.
 
-    Safe to call in several processes at once. Falls back to the machine's own if that is of the same line.
-    Raises ServerError with what is missing.
+    Safe to call in several processes at once. Raises ServerError with what is missing.
     """
     target = cache_folder() / f"rabbitmq-{version}-{os.uname().machine}-r{RECIPE}"
-    if Installation(target).offers(version):
-        return Installation(target)
-    machines = Installation(Path("/"))
-    try:
-        with _locked(target.with_name(f"{target.name}.lock")):
-            if not Installation(target).offers(version):  # somebody else may have been first
-                _build(RELEASES[version], target)
-    except AptError:
-        if machines.offers(version):
-            return machines
-        raise
+    for place in (target, Path("/")):
+        if Installation(place).offers(version):
+            return Installation(place)
+    with _locked(target.with_name(f"{target.name}.lock")):
+        if not Installation(target).offers(version):  # somebody else may have been first
+            _build(RELEASES[version], target)
     if not Installation(target).offers(version):
         raise ServerError(f"Debian {RELEASES[version].codename} has RabbitMQ {Installation(target).version} now")
     return Installation(target)

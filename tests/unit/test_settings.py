@@ -84,7 +84,7 @@ def test_a_variable_is_read(variable: str, text: str, value: object):
     assert getattr(load(**{variable: text}), variable.lower()) == value
 
 
-@pytest.mark.parametrize("variable", [name.upper() for name in (*DEFAULTS, *MEASURED)])
+@pytest.mark.parametrize("variable", [name.upper() for name in (*DEFAULTS, *sorted(MEASURED))])
 def test_an_empty_variable_counts_as_not_set(variable: str):
     assert load(**{variable: ""}) == load()
 
