@@ -8,7 +8,6 @@ from functools import lru_cache, partial
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
-from yarl import URL
 
 from config.settings import Settings, load_settings
 from consumer.broker import BrokerConnection
@@ -101,7 +100,7 @@ def build_service(settings: Settings) -> Service:
     )
     worker = Worker(
         connection=consuming,
-        decode=partial(decode_delivery, settings=settings, own_user=URL(amqp_url).user),
+        decode=partial(decode_delivery, settings=settings, own_user=publishing.user),
         close_out=dispatcher.close_out,
         settler=Settler(
             channel=ConfirmedChannel(publishing), metrics=metrics, max_attempts=settings.delivery_max_attempts

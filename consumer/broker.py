@@ -36,6 +36,7 @@ class BrokerConnection:
     def __init__(self, url: str, *, name: str) -> None:
         self._url = str(URL(url).update_query(heartbeat=HEARTBEAT_SECONDS))
         self._name = name
+        self.user = URL(url).user
         self._connection: aio_pika.abc.AbstractConnection | None = None
         self._lock = asyncio.Lock()
         self._failed_at = float("-inf")

@@ -66,11 +66,21 @@ async def retry_later(channel: ConfirmedChannel, message: DeliveredMessage, *, a
         FIRST_SEEN: str(first_seen),
         ERROR: error.replace("\x00", "\\u0000"),
     }
-    await _copy(channel, message, RETRY_QUEUE, headers)
+    # Vouches for the copy where only trusted publishers are taken: the broker verifies it.
+    await _copy(channel, message, RETRY_QUEUE, headers, user_id=channel.user)
 
 
-async def _copy(channel: ConfirmedChannel, message: DeliveredMessage, queue: str, ours: dict[str, str | int]) -> None:
-    await channel.send(exchange="", routing_key=queue, body=message.body, properties=_copied_properties(message, ours))
+async def _copy(
+    channel: ConfirmedChannel,
+    message: DeliveredMessage,
+    queue: str,
+    ours: dict[str, str | int],
+    *,
+    user_id: str | None = None,
+) -> None:
+    properties = _copied_properties(message, ours)
+    properties.user_id = user_id
+    await channel.send(exchange="", routing_key=queue, body=message.body, properties=properties)
 
 
 def _copied_properties(message: DeliveredMessage, ours: dict[str, str | int]) -> spec.Basic.Properties:
@@ -79,7 +89,7 @@ def _copied_properties(message: DeliveredMessage, ours: dict[str, str | int]) ->
     headers = headers_of(message)
     for name, header in _SET_ASIDE.items():
         if kept[name] is not None:
-            headers[header] = kept[name]
+            headers.setdefault(header, kept[name])  # of a copy that came back, the sender's own is there already
             kept[name] = None
     for name, header in _SET_ASIDE_HEADERS.items():
         if name in headers:

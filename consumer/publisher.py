@@ -41,6 +41,11 @@ class ConfirmedChannel:
         self._channel: AmqpChannel | None = None
         self._lock = asyncio.Lock()
 
+    @property
+    def user(self) -> str | None:
+        """The broker's user that publishes here, by the URL; the only ``user_id`` that the broker lets it state."""
+        return self._connection.user
+
     async def opened(self) -> AmqpChannel:
         """Return an open channel; raise :class:`UnavailableError` if the broker is away or takes nothing now."""
         async with self._lock:
