@@ -32,7 +32,10 @@ class RabbitError(ServerError):
 
 
 class RabbitServer(Server):
-    """RabbitMQ of one line on 127.0.0.1, one node, with an epmd and a cookie of its own."""
+    """RabbitMQ of one line on 127.0.0.1, one node, with an epmd and a cookie of its own.
+
+    *plugins* are enabled from the first start; others cannot be enabled later.
+    """
 
     name = "rabbitmq"
     stop_signal = signal.SIGTERM

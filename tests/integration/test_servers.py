@@ -15,7 +15,7 @@ import pika
 import pytest
 from servers import PostgresServer, RabbitServer, ServerError, SqlError, foreground
 from servers.keeper import descendants
-from servers.rabbitmq_binaries import Version, find_rabbitmq
+from servers.rabbitmq_binaries import Installation, Version, find_rabbitmq
 from servers.wire import answers_amqp
 
 CHECKOUT = Path(__file__).parents[2]
@@ -84,9 +84,13 @@ def test_postgres_has_the_durability_of_production(postgres: PostgresServer) -> 
     assert postgres.psql("SHOW unix_socket_directories") == ""
 
 
-def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
-    with pytest.raises(ServerError, match="unrecognized configuration parameter"):
-        PostgresServer(tmp_path, settings={"no_such": "1"}).start()
+def test_a_server_that_cannot_start_says_why(postgres: PostgresServer) -> None:
+    postgres.stop()
+    postgres.settings["no_such"] = "1"
+    with pytest.raises(ServerError, match='unrecognized configuration parameter "no_such"'):
+        postgres.start()
+    del postgres.settings["no_such"]
+    postgres.start()
 
 
 def test_a_server_does_not_start_on_a_port_that_is_taken(postgres: PostgresServer, tmp_path: Path) -> None:
@@ -94,14 +98,13 @@ def test_a_server_does_not_start_on_a_port_that_is_taken(postgres: PostgresServe
         PostgresServer(tmp_path, port=postgres.port).start()
 
 
-def test_a_start_in_another_thread_outlives_the_thread(tmp_path: Path) -> None:
-    server = PostgresServer(tmp_path)
-    thread = threading.Thread(target=server.start)
+def test_a_start_in_another_thread_outlives_the_thread(postgres: PostgresServer) -> None:
+    postgres.stop()
+    assert not postgres.running
+    thread = threading.Thread(target=postgres.start)
     thread.start()
     thread.join()
-    assert server.psql("SELECT 1") == "1"
-    server.stop()
-    assert not server.running
+    assert postgres.psql("SELECT 1") == "1"
 
 
 def test_no_two_servers_choose_the_same_port(tmp_path: Path) -> None:
@@ -242,6 +245,7 @@ def test_up_prints_what_a_shell_can_evaluate_and_down_leaves_nothing(tmp_path: P
 
 
 def test_a_machine_without_apt_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Installation, "offers", lambda *_: False)
     monkeypatch.setenv("CLOSEOUT_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ServerError, match="only be fetched on Debian"):
