@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Iterator
 
@@ -58,9 +59,8 @@ class HttpService:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             self._socket = socket.create_server((host, port), family=family)
         except OSError as error:
-            raise OSError(
-                error.errno, f"HTTP_HOST, HTTP_PORT: cannot listen on {host}:{port}: {error.strerror}"
-            ) from None
+            why = os.strerror(error.errno) if error.errno else str(error)
+            raise OSError(f"HTTP_HOST, HTTP_PORT: cannot listen on {host}:{port}: {why}") from None
         self.port: int = self._socket.getsockname()[1]
         self._server = _Server(
             uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1)

@@ -45,6 +45,8 @@ class Topology:
 
 
 def _quorum(name: str, **arguments: str | int) -> Queue:
+    # On every queue: looking at the parked ones counts as delivering them, and they have nowhere else to go.
+    arguments["delivery_limit"] = UNREACHABLE_DELIVERY_LIMIT
     named = {f"x-{key.replace('_', '-')}": value for key, value in arguments.items()}
     return Queue(name, MappingProxyType({"x-queue-type": "quorum", **named}))
 
@@ -55,7 +57,6 @@ TOPOLOGY = Topology(
         _quorum(PARKED_QUEUE),
         _quorum(
             RUN_COMPLETED_QUEUE,
-            delivery_limit=UNREACHABLE_DELIVERY_LIMIT,
             dead_letter_exchange="",
             dead_letter_routing_key=PARKED_QUEUE,
             # Dead letters are confirmed like any publish; this asks for overflow to refuse rather than drop.
