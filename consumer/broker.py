@@ -51,12 +51,13 @@ class BrokerConnection:
                 channel = connection.channel(publisher_confirms=confirms, on_return_raises=False)
                 await channel.initialize()
                 return cast(AmqpChannel, await channel.get_underlay_channel())
-        except BROKER_ERRORS as error:
+        except (*BROKER_ERRORS, RuntimeError) as error:
+            # RuntimeError: aiormq's word for a connection that closed a moment ago.
             raise UnavailableError(f"RabbitMQ is not available: {one_line(error)}") from error
 
     async def _connected(self) -> aio_pika.abc.AbstractConnection:
         async with self._lock:
-            if self._connection is not None and not self._connection.is_closed:
+            if self._connection is not None and self.is_open:
                 return self._connection
             if time.monotonic() < self._failed_at + RECONNECT_PAUSE_SECONDS:
                 raise UnavailableError(self._failure)
@@ -71,7 +72,7 @@ class BrokerConnection:
     async def is_blocked(self) -> bool:
         """Say whether the broker, in a memory or disk alarm, has stopped reading what is published here."""
         connection = self._connection
-        if connection is None or connection.is_closed or connection.transport is None:
+        if connection is None or connection.transport is None or not self.is_open:
             return False
         try:
             async with asyncio.timeout(0):  # ready() returns without a pause unless the connection is blocked
@@ -83,7 +84,11 @@ class BrokerConnection:
     @property
     def is_open(self) -> bool:
         """Say whether there is a connection; a dead line counts as one until its heartbeat is missed."""
-        return self._connection is not None and not self._connection.is_closed
+        # aio-pika's own is_closed stays false when aiormq's connection, which it stands on, was lost.
+        connection = self._connection
+        if connection is None or connection.is_closed or connection.transport is None:
+            return False
+        return not connection.transport.connection.is_closed
 
     async def close(self) -> None:
         """Close the connection, at most a few seconds long; never raises for a broker that is gone."""

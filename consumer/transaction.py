@@ -169,17 +169,17 @@ class RunCompletionTransaction:
         """Publish and mark; never raises: the commit stands, and the relay takes what is left."""
         if self._publisher is None or not attempt.events:
             return set()
-        outcome = await self._publisher.publish(attempt.events)
-        if outcome.failure:
-            left = len(attempt.events) - len(outcome.confirmed)
-            log.warning("events left to the relay", events=left, error=outcome.failure)
-        if not outcome.confirmed:
-            return set()
         try:
+            outcome = await self._publisher.publish(attempt.events)
+            if outcome.failure:
+                left = len(attempt.events) - len(outcome.confirmed)
+                log.warning("events left to the relay", events=left, error=outcome.failure)
+            if not outcome.confirmed:
+                return set()
             async with self._engine.begin() as conn:
                 return await outbox.mark(conn, outcome.confirmed)
         except Exception as error:  # noqa: BLE001 - after COMMITTED nothing may fail the run
-            log.warning("published events not marked; the relay repeats them", error=one_line(error))
+            log.warning("events not marked as published; the relay repeats them", error=one_line(error))
             return set()
 
     def _observe(self, attempt: Attempt) -> None:
