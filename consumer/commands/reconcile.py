@@ -1,0 +1,109 @@
+"""``closeout reconcile``: whether all that must hold of every run does, and the stale events published."""
+
+import re
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from config.settings import Settings
+from consumer.broker import BrokerConnection
+from consumer.commands.output import EXIT_USAGE, fail, out, print_json
+from consumer.commands.session import in_words, settings_for
+from consumer.database import create_engine
+from consumer.metrics import Metrics
+from consumer.publisher import ConfirmedChannel, EventPublisher
+from consumer.reconcile import Finding, publish_stale
+from consumer.reconcile import reconcile as check
+from consumer.relay import Relay
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def reconcile(
+    *,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Publish the events that are stale; needs AMQP_URL.")
+    ] = False,
+    older_than: Annotated[str, typer.Option(metavar="TIME", help="What is stale: 90s, 5m, 2h, 1d.")] = "5m",
+    tenant: Annotated[str | None, typer.Option(help="Check this tenant's runs only.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Runs to name for each rule, at most.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check what must hold of every run, beside live workers; name the runs that break it. Exit 1 if any does.
+
+    Nothing is changed without --repair, which publishes stale events, of all tenants, as a worker's relay would,
+    and checks again.
+
+    Example: closeout reconcile --tenant acme --older-than 10m
+    """
+    seconds = _seconds(older_than)
+    settings = settings_for(need_amqp=repair)
+
+    async def work() -> tuple[list[Finding], dict[str, Any] | None]:
+        engine = create_engine(settings.database_url.get_secret_value(), pool_size=1)
+        try:
+            repaired = await _repair(engine, settings, seconds) if repair else None
+            return await check(engine, older_than_seconds=seconds, tenant=tenant, limit=limit), repaired
+        finally:
+            await engine.dispose()
+
+    findings, repaired = in_words(work())
+    if as_json:
+        print_json({"repaired": repaired, "invariants": [_as_json(finding) for finding in findings]})
+    else:
+        _print(findings, repaired)
+    if any(finding.count for finding in findings) or (repaired and repaired["failure"]):
+        raise typer.Exit(1)
+
+
+async def _repair(engine: AsyncEngine, settings: Settings, seconds: float) -> dict[str, Any]:
+    metrics = Metrics()
+    connection = BrokerConnection(settings.amqp_url.get_secret_value(), name="closeout reconcile")
+    publisher = EventPublisher(
+        ConfirmedChannel(connection), metrics=metrics, require_subscribers=settings.require_event_subscribers
+    )
+    try:
+        runs, failure = await publish_stale(
+            Relay(engine=engine, publisher=publisher, metrics=metrics, grace_seconds=seconds)
+        )
+    finally:
+        await connection.close()
+    return {"runs": runs, "failure": failure}
+
+
+def _seconds(words: str) -> float:
+    found = re.fullmatch(r"(\d{1,6})([smhd])", words.strip())
+    if found is None:
+        fail(f"--older-than: found {words!r}; expected a number with s, m, h or d, like 5m", status=EXIT_USAGE)
+    return float(int(found[1]) * _UNITS[found[2]])
+
+
+def _as_json(finding: Finding) -> dict[str, Any]:
+    rule = finding.invariant
+    return {
+        "name": rule.name,
+        "rule": rule.rule,
+        "broken": finding.count,
+        "runs": [broken._asdict() for broken in finding.examples],
+        **({"meaning": rule.meaning, "remedy": rule.remedy} if finding.count else {}),
+    }
+
+
+def _print(findings: list[Finding], repaired: dict[str, Any] | None) -> None:
+    if repaired is not None:
+        why = f"; then: {repaired['failure']}" if repaired["failure"] else ""
+        out.print(escape(f"repair: stale events of {repaired['runs']} runs handed to the broker{why}"), soft_wrap=True)
+    for finding in findings:
+        rule = finding.invariant
+        mark = "[green]ok[/green]" + " " * 5 if not finding.count else f"[red]{finding.count:<7,}[/red]"
+        out.print(f"{mark} {rule.name:<17} {escape(rule.rule)}", soft_wrap=True)
+        if not finding.count:
+            continue
+        for broken in finding.examples:
+            out.print(escape(f"          {broken.tenant_id}/{broken.run_id}  {broken.detail}"), soft_wrap=True)
+        if finding.count > len(finding.examples):
+            out.print(f"          and {finding.count - len(finding.examples):,} more (--limit)", soft_wrap=True)
+        out.print(escape(f"        it means: {rule.meaning}"), soft_wrap=True)
+        out.print(escape(f"        to do: {rule.remedy}"), soft_wrap=True)
