@@ -15,8 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from consumer import TransactionFailed, create_transaction_coordinator
 from consumer.inbox import Arrival
+from consumer.invariants import INVARIANTS
 from consumer.legacy import LegacyCloseOut
-from consumer.reconcile import INVARIANTS, Finding, reconcile
+from consumer.reconcile import Finding, reconcile
 from domains.policies.book import PolicyBook
 from domains.run import CompletedRun
 from tests import runs

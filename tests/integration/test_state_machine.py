@@ -113,7 +113,7 @@ class CloseOut(RuleBasedStateMachine):
 
     @rule(batch=st.lists(arrivals, min_size=1, max_size=5))
     def two_workers_take_the_same_batch_at_once(self, batch: list[Arrival]) -> None:
-        async def both() -> list[Any]:
+        async def both() -> Any:
             return await asyncio.gather(
                 self.workers[0].execute_many(batch), self.workers[1].execute_many(batch[::-1]), return_exceptions=True
             )
