@@ -1,7 +1,7 @@
 """The policies in force, read again every few seconds, compiled once a version."""
 
+import asyncio
 from time import monotonic
-from uuid import UUID
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -12,6 +12,8 @@ from domains.policies.tables import policies
 
 # Seconds until a change of a policy reaches every worker.
 MAX_AGE_SECONDS = 5.0
+# Conditions, a millisecond each, between two turns of the event loop: at a start there may be a thousand.
+_COMPILED_AT_ONCE = 8
 
 _FIELDS = ("policy_id", "tenant_id", "name", "version", "effect", "severity", "condition")
 _IN_FORCE = select(*[policies.c[name] for name in _FIELDS]).where(policies.c.enabled)
@@ -27,7 +29,7 @@ class PolicyBook:
         self._read_at = float("-inf")
         self._known = False
         self._set = PolicySet(())
-        self._compiled: dict[tuple[UUID, int, str], _Compiled] = {}
+        self._compiled: dict[str, _Compiled] = {}
 
     async def current(self, conn: AsyncConnection) -> PolicySet:
         """Return the policies in force, reading them on *conn* if they were last read too long ago.
@@ -43,20 +45,25 @@ class PolicyBook:
             self._read_at = now
         try:
             rows = (await conn.execute(_IN_FORCE)).mappings().all()
+            self._set = await self._compile([Policy(**row) for row in rows])
         except BaseException:
             self._read_at = float("-inf")
             raise
-        self._set = self._compile([Policy(**row) for row in rows])
         self._known, self._read_at = True, now
         return self._set
 
-    def _compile(self, found: list[Policy]) -> PolicySet:
-        kept: dict[tuple[UUID, int, str], _Compiled] = {}
-        for policy in found:
-            key = (policy.policy_id, policy.version, policy.condition)
-            kept[key] = self._compiled.get(key) or compiled(policy.condition)
-        self._compiled = kept
-        return PolicySet((policy, kept[policy.policy_id, policy.version, policy.condition]) for policy in found)
+    async def _compile(self, found: list[Policy]) -> PolicySet:
+        for fresh, text in enumerate({policy.condition for policy in found} - self._compiled.keys(), 1):
+            # Another reader may have compiled it in the meantime.
+            if text not in self._compiled:
+                self._compiled[text] = compiled(text)
+            if fresh % _COMPILED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        in_force = {
+            policy.condition: self._compiled.get(policy.condition) or compiled(policy.condition) for policy in found
+        }
+        self._compiled = in_force
+        return PolicySet((policy, in_force[policy.condition]) for policy in found)
 
 
 def compiled(text: str) -> _Compiled:

@@ -1,30 +1,48 @@
 """Conditions: CEL, compiled once, evaluated within bounds.
 
-What bounds an evaluation: the library's budget of 10,000 loop iterations (a nested loop over 1,000 steps runs into it,
-which is an evaluation error), regular expressions that are RE2's (linear) and small (``patterns.py``), the condition's
-length, and the length of each string that a condition gets to see. The worst condition found so far takes 0.3 s,
-four usual ones 17 us.
+An evaluation cannot be interrupted and holds the interpreter's lock, so its cost is bounded before it starts
+(``cost.py``): a condition that would be too dear over a run of usual size is refused when it is compiled; one that is
+too dear over this run only is an evaluation error. Most are cheap over every run and are never reckoned again.
 """
 
 import re
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 from cel_expr_python import cel
 
-from domains.policies.patterns import pattern_fault
+from domains.policies import syntax
+from domains.policies.cost import CostFaultError
+from domains.policies.extent import LARGEST, TEXT_MAX_BYTES, TEXTS, USUAL, Extent, extent_of, milliseconds
 from domains.run import CompletedRun
 
 # Characters. A rule that needs more is a program.
 CONDITION_MAX = 4_096
 # Characters of each string of the run that conditions see: an error message may have a megabyte, and a condition may
-# match it 10,000 times.
-VISIBLE_MAX = 4_096
+# match it 10,000 times. UTF-8 has at most four bytes a character.
+VISIBLE_MAX = TEXT_MAX_BYTES // 4
+# Milliseconds of one evaluation, as reckoned, which is more than it takes: the dearest found took 54. Room for one
+# filter over 1,000 steps: the library copies the list so far for each element that is appended.
+COST_MAX_MS = 100
+# As reckoned over the largest run. Below, an evaluation allocates less than 3 MB, for copying takes 2 ns a byte.
+_ALLOCATING_MS = 5
 
 _INT64 = range(-(2**63), 2**63)
-_POSITION = re.compile(r"ERROR: <input>:(?P<line>\d+):(?P<column>\d+): (?P<what>[^\n]*)")
+_POSITION = re.compile(r"ERROR: <input>:(?P<line>-?\d+):(?P<column>-?\d+): (?P<what>[^\n]*)")
+_MISSING_KEY = re.compile(r"(Key not found in map : )[\"']?(.*?)[\"']?", re.DOTALL)
+# The library takes the ends of Python's calendar for infinite, and rounds the last second up out of it.
+_EARLIEST = datetime.min.replace(tzinfo=UTC) + timedelta(microseconds=1)
+_LATEST = datetime.max.replace(tzinfo=UTC, microsecond=0)
 
-_env = cel.NewEnv(variables={"run": cel.Type.Map(cel.Type.STRING, cel.Type.DYN)})
+# A time inside a map is refused by the library, a variable of its own is not: with these, run.completed_at is a time.
+_TIMES = ("started_at", "completed_at")
+_env = cel.NewEnv(
+    variables={
+        "run": cel.Type.Map(cel.Type.STRING, cel.Type.DYN),
+        **{f"run.{name}": cel.Type.TIMESTAMP for name in _TIMES},
+    }
+)
 
 
 class ConditionError(ValueError):
@@ -37,22 +55,42 @@ class ConditionError(ValueError):
 
 
 class EvaluationError(Exception):
-    """A condition that could not be evaluated over one run; the text says why."""
+    """A condition that could not be evaluated over one run; the text says why, and quotes no text of the run."""
 
 
 class Visible:
     """A run as conditions see it, converted once for all of them."""
 
-    __slots__ = ("activation",)
+    __slots__ = ("_extent", "_shared", "_variables")
 
     def __init__(self, run: CompletedRun) -> None:
-        self.activation = _env.Activation({"run": visible_fields(run)})
+        self._variables: dict[str, Any] = {
+            "run": visible_fields(run),
+            **{f"run.{name}": _time(getattr(run, name)) for name in _TIMES},
+        }
+        self._shared = _env.Activation(self._variables)
+        self._extent: Extent | None = None
+
+    @property
+    def extent(self) -> Extent:
+        """How large the run is; measured when a condition needs it."""
+        if self._extent is None:
+            self._extent = extent_of(self._variables["run"])
+        return self._extent
+
+    def activation(self, *, alone: bool) -> cel.Activation:
+        """Return the run in the library's form: one for all conditions, or one that goes with its evaluation.
+
+        What an evaluation allocates lives as long as its activation, 18 MB for one filter over 1,000 steps; another
+        activation costs a conversion of the run, 2 ms for 1,000 steps.
+        """
+        return _env.Activation(self._variables) if alone and not self.extent.is_usual else self._shared
 
 
 class Condition:
     """A compiled condition."""
 
-    __slots__ = ("_expression", "text")
+    __slots__ = ("_allocates", "_dear", "_expression", "text")
 
     def __init__(self, text: str) -> None:
         """Compile *text*; raise :class:`ConditionError` with the place where it is wrong."""
@@ -65,36 +103,48 @@ class Condition:
             raise ConditionError("the text is not Unicode: it holds half of a surrogate pair") from None
         except RuntimeError as error:
             raise _condition_error(str(error)) from None
-        fault = pattern_fault(text)
-        if fault:
-            what, offset = fault
-            before = text[:offset]
-            raise ConditionError(what, line=before.count("\n") + 1, column=offset - before.rfind("\n"))
         kind = expression.return_type().name()
         if kind not in {"BOOL", "DYN"}:
             raise ConditionError(f"the condition gives {kind.lower()}; expected true or false")
+        tree, largest = _reckoned(text, expression.serialize())
+        # Null for a condition that is cheap enough over the largest run there is.
+        self._dear = tree if largest > COST_MAX_MS else None
+        self._allocates = largest > _ALLOCATING_MS
         self.text = text
         self._expression = expression
 
     def holds(self, run: Visible) -> bool:
         """Say whether the condition is true of *run*; raise :class:`EvaluationError` if it has no answer."""
+        if self._dear is not None and not run.extent.is_usual:
+            reckoned = milliseconds(self._dear, run.extent)
+            if reckoned > COST_MAX_MS:
+                raise EvaluationError(f"the run is too large for this condition: {_too_dear(reckoned)}")
         try:
-            value = self._expression.eval(run.activation)
-            kind, answer = value.type().name(), value.plain_value()
-        except RuntimeError as error:  # how the library says that the iteration budget is used up
+            value = self._expression.eval(run.activation(alone=self._allocates))
+            kind = value.type().name()
+            # Other values are not looked at: a list may be far larger in Python than it is in the library.
+            answer = value.plain_value() if kind in {"BOOL", "ERROR"} else None
+        except Exception as error:  # noqa: BLE001 - whatever the library says of one run must not stop it; RuntimeError is
+            # how it says that the iteration budget is used up
             raise EvaluationError(str(error).split(" [")[0]) from None
         if isinstance(answer, bool):
             return answer
         if kind == "ERROR":
-            raise EvaluationError(str(answer))
+            raise EvaluationError(self._without_values(str(answer)))
         raise EvaluationError(f"the condition gave {kind.lower()}; expected true or false")
+
+    def _without_values(self, words: str) -> str:
+        """Return *words* without a key that the run gave: errors are stored, shown and sent on."""
+        match = _MISSING_KEY.search(words)
+        found = _MISSING_KEY.fullmatch(words, match.start()) if match else None
+        return words if found is None or found[2] in self.text else words[: found.end(1)] + "one that the run gave"
 
 
 def visible_fields(run: CompletedRun) -> dict[str, Any]:
     """Return the message's fields as CEL can hold them, and ``duration_ms``.
 
-    Times are RFC 3339 text (``timestamp(run.completed_at)`` makes a time of it), costs are doubles, strings are cut
-    to ``VISIBLE_MAX`` characters, and whole numbers beyond 64 bits become doubles.
+    Times are RFC 3339 text here, costs are doubles, strings are cut to ``VISIBLE_MAX`` characters, and whole numbers
+    beyond 64 bits become doubles.
     """
     fields = msgspec.to_builtins(run, enc_hook=str)
     usage = fields["usage"]
@@ -102,7 +152,7 @@ def visible_fields(run: CompletedRun) -> dict[str, Any]:
     for step, source in zip(fields["steps"], run.steps, strict=True):
         step["cost_usd"] = _double(source.cost_usd)
     fields["metadata"] = {_cut(key): _bounded(value) for key, value in fields["metadata"].items()}
-    for name in ("error_message", "agent_id", "model", "synthetic_scenario_id"):
+    for name in TEXTS:
         fields[name] = _bounded(fields[name])
     for step in fields["steps"]:
         step["skill"] = _bounded(step["skill"])
@@ -111,8 +161,16 @@ def visible_fields(run: CompletedRun) -> dict[str, Any]:
     return fields  # type: ignore[no-any-return]
 
 
-def _double(cost: object) -> float | None:
-    return None if cost is None else float(str(cost))
+def _time(moment: datetime) -> datetime:
+    try:
+        return min(max(moment.astimezone(UTC), _EARLIEST), _LATEST)
+    except OverflowError:
+        # An offset that carries it out of the calendar.
+        return _EARLIEST if moment.year == _EARLIEST.year else _LATEST
+
+
+def _double(cost_usd: object) -> float | None:
+    return None if cost_usd is None else float(str(cost_usd))
 
 
 def _bounded(value: object) -> object:
@@ -134,4 +192,28 @@ def _condition_error(complaint: str) -> ConditionError:
     match = _POSITION.search(complaint)
     if match is None:
         return ConditionError(" ".join(complaint.split())[:300])
-    return ConditionError(match["what"].strip()[:300], line=int(match["line"]), column=int(match["column"]))
+    # -1 where the library knows no place.
+    line, column = max(1, int(match["line"])), max(1, int(match["column"]))
+    return ConditionError(match["what"].strip()[:300], line=line, column=column)
+
+
+def _reckoned(text: str, serialized: bytes) -> tuple[syntax.Node, int]:
+    """Return a condition's tree, and its milliseconds over the largest run; raise if a usual run is too dear for it."""
+    try:
+        tree = syntax.read(serialized)
+        largest = milliseconds(tree, LARGEST)
+        usual = milliseconds(tree, USUAL) if largest > COST_MAX_MS else 0
+    except CostFaultError as fault:
+        before = text[: syntax.offset_of(serialized, fault.at)]
+        place = {"line": before.count("\n") + 1, "column": len(before) - before.rfind("\n")}
+        raise ConditionError(str(fault), **place) from None
+    except ValueError as error:
+        raise ConditionError(f"its cost cannot be reckoned: {error}") from None
+    if usual > COST_MAX_MS:
+        raise ConditionError(f"too dear: over a run of {USUAL.steps} steps {_too_dear(usual)}")
+    return tree, largest
+
+
+def _too_dear(reckoned: int) -> str:
+    shown = f"{reckoned:,} ms" if reckoned < 1_000_000 else "more than 1,000 s"
+    return f"it may take {shown}; expected at most {COST_MAX_MS}"

@@ -1,6 +1,7 @@
 """Policies as rows: applied with versions, taken up without a restart, never fatal."""
 
 import asyncio
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import select, text
@@ -13,6 +14,8 @@ from domains.policies.apply import apply_policies, list_policies
 from domains.policies.book import PolicyBook
 from domains.policies.conditions import Condition
 from domains.policies.files import PolicyDraft
+from domains.policies.rules import Policy, PolicySet, evaluate
+from domains.policies.writes import record, record_once
 from tests import runs
 from tests.integration.faults import only_row
 
@@ -111,3 +114,39 @@ async def test_a_condition_written_by_hand_into_the_table_cannot_stop_the_worker
             {"condition": condition},
         )
     assert (await create_transaction_coordinator(engine=engine).execute(runs.run())).state == "committed"
+
+
+async def test_an_evaluation_that_is_recorded_again_leaves_the_first_standing_and_returns_it_whole(engine):
+    run = runs.run()
+    broken, fine = (
+        Policy(policy_id=uuid4(), tenant_id=None, name=name, version=3, effect="flag", severity="HIGH", condition=text)
+        for name, text in (("broken", "run.nothing == 1"), ("fine", "true"))
+    )
+    first = evaluate(run, PolicySet((policy, Condition(policy.condition)) for policy in (broken, fine)))
+    async with engine.begin() as conn:
+        assert await record_once(conn, first) == first
+    async with engine.begin() as conn:
+        assert await record_once(conn, evaluate(run, PolicySet(()))) == first
+    assert (await only_row(engine, "policy_evaluations"))["policy_evaluation_id"] == first.policy_evaluation_id
+
+
+async def test_evaluations_of_many_tenants_are_recorded_in_one_statement(engine):
+    run = runs.run()
+    found = [evaluate(runs.run(tenant_id=f"t{n}", run_id=str(run.run_id)), PolicySet(())) for n in range(100)]
+    async with engine.begin() as conn:
+        results = await record(conn, found)
+    async with engine.connect() as conn:
+        stored = (await conn.execute(select(tables.policy_evaluations))).mappings().all()
+    assert {row["tenant_id"]: row["policy_evaluation_id"] for row in stored} == {
+        one.tenant_id: one.policy_evaluation_id for one in found
+    }
+    assert {results[one.key].record_id for one in found} == {one.policy_evaluation_id for one in found}
+
+
+async def test_a_condition_by_hand_that_would_take_all_memory_is_an_error_of_its_policy(engine):
+    greedy = "size([run.error_message]" + ".map(x, x + x)" * 25 + ") > 0"
+    await apply(engine, draft(name="greedy", condition=greedy), draft(name="fine"))
+    assert (await create_transaction_coordinator(engine=engine).execute(runs.run())).state == "committed"
+    stored = await only_row(engine, "policy_evaluations")
+    assert [("too dear" in error["error"], error["name"]) for error in stored["errors"]] == [(True, "greedy")]
+    assert [violation["name"] for violation in stored["violations"]] == ["fine"]

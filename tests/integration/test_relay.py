@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from aiormq.abc import DeliveredMessage
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -23,6 +24,12 @@ def relay(engine: AsyncEngine, broker: BrokerConnection, *, grace: float = 0.0, 
     return Relay(engine=engine, publisher=publisher, metrics=metrics, grace_seconds=grace)
 
 
+async def until_received(events: list[DeliveredMessage], number: int) -> None:
+    async with asyncio.timeout(15):
+        while len(events) < number:
+            await asyncio.sleep(0.02)
+
+
 async def commit_without_publishing(engine: AsyncEngine, number: int) -> list[str]:
     """Commit runs whose worker dies before it publishes; return their event ids in order."""
     await create_transaction_coordinator(engine=engine).execute_many([runs.run() for _ in range(number)])
@@ -41,7 +48,7 @@ async def test_the_relay_publishes_a_dead_workers_events_under_their_ids_and_in_
 
     assert await relay(engine, broker).sweep() == 50
 
-    await asyncio.sleep(0.1)
+    await until_received(events, len(ids))
     assert sorted(str(e.header.properties.message_id) for e in events) == sorted(ids)
     order = {event_id: position % 3 for position, event_id in enumerate(ids)}
     for run_id in {e.header.properties.correlation_id for e in events}:
@@ -66,7 +73,7 @@ async def test_several_relays_at_once_publish_every_event_exactly_once(engine, b
 
     sweeps = await asyncio.gather(*(relay(engine, other).sweep() for other in others))
 
-    await asyncio.sleep(0.2)
+    await until_received(events, len(ids))
     assert sweeps == [200, 200, 200]
     assert sorted(str(e.header.properties.message_id) for e in events) == sorted(ids)
     for other in others:

@@ -336,7 +336,9 @@ async def _sessions(engine: AsyncEngine) -> int:
 
 
 async def _until_waiting(engine: AsyncEngine) -> None:
-    async with asyncio.timeout(5), engine.connect() as conn:
+    # Outside a transaction: within one, PostgreSQL shows pg_stat_activity as it was at the first look.
+    looking = engine.execution_options(isolation_level="AUTOCOMMIT")
+    async with asyncio.timeout(15), looking.connect() as conn:
         query = text(
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         )
