@@ -2,13 +2,16 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from time import monotonic
 from typing import assert_never
+from weakref import WeakKeyDictionary
 
 import structlog
-from aiormq.abc import DeliveredMessage
+from aiormq.abc import AbstractChannel, DeliveredMessage
 
+from consumer.acks import Acks
 from consumer.broker import BROKER_ERRORS
 from consumer.errors import UnavailableError, one_line
 from consumer.intake import Delivery
@@ -34,6 +37,7 @@ class Settler:
         self._reported_at = float("-inf")
         self._cannot_publish = False
         self._report_due: asyncio.TimerHandle | None = None
+        self._acks: WeakKeyDictionary[AbstractChannel, Acks] = WeakKeyDictionary()
 
     async def settle_all(self, outcomes: Sequence[tuple[Delivery, Outcome]]) -> str | None:
         """Settle each delivery by its outcome; return why the worker must pause, if it must.
@@ -55,6 +59,7 @@ class Settler:
                 trouble = trouble or one_line(error)
                 await self._nack(delivery.message)
                 counts["requeued"] += 1
+        await self._flush(outcomes)
         for result, count in counts.items():
             self._metrics.deliveries.labels(result).inc(count)
         self._unreported.update(counts)
@@ -83,18 +88,18 @@ class Settler:
     async def _carry_out(self, message: DeliveredMessage, settlement: Settlement, outcome: Outcome) -> str:
         match settlement:
             case Ack(result):
-                await self._ack(message)
+                self._ack(message)
                 return result
             case Park(reason, error, attempts):
                 await park(self._channel, message, reason=reason, error=error, attempts=attempts)
-                await self._ack(message)
+                self._ack(message)
                 self._metrics.parked.labels(reason).inc()
                 # The error may quote the message; it is in the parked message's header, not here.
                 log.warning("message parked", reason=reason, **_about(message))
                 return "parked"
             case RetryLater(attempts, error):
                 await retry_later(self._channel, message, attempts=attempts, error=error)
-                await self._ack(message)
+                self._ack(message)
                 failure = outcome.error if isinstance(outcome, Failed) else None
                 log.warning("run will be tried again", attempts=attempts, exc_info=failure, **_about(message))
                 return "retried"
@@ -109,23 +114,40 @@ class Settler:
         if deliveries:
             self._metrics.deliveries.labels("requeued").inc(len(deliveries))
 
-    async def _ack(self, message: DeliveredMessage) -> None:
-        await self._answer(message, ack=True)
+    def _ack(self, message: DeliveredMessage) -> None:
+        if message.delivery_tag is not None:
+            self._acks_of(message.channel).ack(message.delivery_tag)
 
     async def _nack(self, message: DeliveredMessage) -> None:
-        await self._answer(message, ack=False)
+        if message.delivery_tag is not None and not message.channel.is_closed:
+            with _comes_again():
+                await self._acks_of(message.channel).requeue(message.delivery_tag)
 
-    async def _answer(self, message: DeliveredMessage, *, ack: bool) -> None:
-        tag = message.delivery_tag
-        if tag is None or message.channel.is_closed:
-            return
-        try:
-            if ack:
-                await message.channel.basic_ack(tag, wait=False)
-            else:
-                await message.channel.basic_nack(tag, requeue=True, wait=False)
-        except BROKER_ERRORS as error:
-            log.info("delivery not settled; it comes again", error=one_line(error))
+    async def closing(self, channel: AbstractChannel) -> None:
+        """Ack what is done on *channel*, even what an unfinished batch held back; it is about to be closed."""
+        if not channel.is_closed:
+            with _comes_again():
+                await self._acks_of(channel).flush(hold_back=0)
+
+    async def _flush(self, outcomes: Sequence[tuple[Delivery, Outcome]]) -> None:
+        for channel in {delivery.message.channel for delivery, _ in outcomes}:
+            if not channel.is_closed:
+                with _comes_again():
+                    await self._acks_of(channel).flush()
+
+    def _acks_of(self, channel: AbstractChannel) -> Acks:
+        if channel not in self._acks:
+            self._acks[channel] = Acks(channel)
+        return self._acks[channel]
+
+
+@contextmanager
+def _comes_again() -> Iterator[None]:
+    """Let a broker that is gone be: what it was not told of, it delivers again."""
+    try:
+        yield
+    except BROKER_ERRORS as error:
+        log.info("deliveries not settled; they come again", error=one_line(error))
 
 
 def _about(message: DeliveredMessage) -> dict[str, object]:

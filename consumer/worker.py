@@ -140,6 +140,7 @@ class Worker:
             await asyncio.wait_for(self._intake.idle(), grace)
         except TimeoutError:
             log.warning("not drained in time; the rest goes back to the queue", seconds=grace)
+            await self._settler.closing(channel)
         with contextlib.suppress(*BROKER_ERRORS):
             # The close goes out behind the last acks, which would be lost with the connection.
             await asyncio.wait_for(channel.close(), _CLOSING_SECONDS / 2)

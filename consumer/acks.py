@@ -1,0 +1,51 @@
+"""Acks, gathered into as few as order permits: one ``basic.ack`` with ``multiple`` for all deliveries up to a tag.
+
+It is not only cheaper. A channel keeps at most 32 settlements in flight to a quorum queue and the rest in its own
+memory; a channel that closes right behind two hundred single acks loses up to 168 of them (measured on RabbitMQ 3.10
+and 4, see ``tests/integration/test_acks.py``), and runs that were committed come again. One ``multiple`` is one
+settlement.
+"""
+
+from aiormq.abc import AbstractChannel
+
+# Deliveries that one unfinished batch may hold back before they are acked one by one: their prefetch is needed.
+_HELD_BACK_MAX = 100
+
+
+class Acks:
+    """The delivery tags of one channel, which count from 1, and which of them were answered."""
+
+    def __init__(self, channel: AbstractChannel) -> None:
+        self._channel = channel
+        self._sent_up_to = 0  # every tag up to here is answered, and the broker was told
+        self._answered: set[int] = set()  # tags above it that are answered
+        self._untold: set[int] = set()  # those of them whose ack the broker was not yet sent
+
+    def ack(self, tag: int) -> None:
+        """Remember that *tag* is done with; :meth:`flush` tells the broker."""
+        self._answered.add(tag)
+        self._untold.add(tag)
+
+    async def requeue(self, tag: int) -> None:
+        """Give *tag* back to its queue, at once."""
+        await self._channel.basic_nack(tag, requeue=True, wait=False)
+        self._answered.add(tag)  # only now: an ack of all up to a later tag must not cover it
+
+    async def flush(self, *, hold_back: int = _HELD_BACK_MAX) -> None:
+        """Ack all below the first tag that is still being worked on; if over *hold_back* wait above it, each of them.
+
+        Raises what the channel raises. What was not sent then comes again, and the claim finds it.
+        """
+        upto = self._sent_up_to
+        while upto + 1 in self._answered:
+            upto += 1
+            self._answered.discard(upto)
+        self._sent_up_to = upto
+        covered = {tag for tag in self._untold if tag <= upto}
+        if covered:
+            self._untold -= covered
+            await self._channel.basic_ack(max(covered), multiple=True, wait=False)
+        if len(self._untold) > hold_back:
+            untold, self._untold = sorted(self._untold), set()
+            for tag in untold:
+                await self._channel.basic_ack(tag, wait=False)
