@@ -4,6 +4,7 @@ A fault names the variable, what was found and what would be right; a secret's v
 """
 
 import os
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,6 +18,10 @@ _SECRETS = ("database_url", "amqp_url")
 # Stands for a URL that a command does not need and nobody gave.
 _UNSET = {"database_url": "postgresql://unset", "amqp_url": "amqp://unset"}
 
+# A message's tenant_id (domains/run.py, which config does not import). A list split by anything but commas would name
+# no tenant at all, and leave every run on the legacy path without a word.
+_TENANT = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
 
 class SettingsError(Exception):
     """The environment is not as it must be; the text has one line a fault."""
@@ -28,8 +33,23 @@ def _words(value: object) -> object:
     return value
 
 
+def _tenants(names: frozenset[str]) -> frozenset[str]:
+    if not all(map(_TENANT.fullmatch, names)):
+        raise ValueError("not tenant ids")
+    return names
+
+
+def _url(value: SecretStr) -> str:
+    """Return the URL without the white space that templates and files leave around it."""
+    url = value.get_secret_value().strip()
+    # The clients end a URL at its # and connect somewhere else; a second line or a NUL came with it by mistake.
+    if "#" in url or not url.isprintable():
+        raise ValueError("not a URL")
+    return url
+
+
 def _database_url(value: SecretStr) -> SecretStr:
-    url = value.get_secret_value()
+    url = _url(value)
     scheme, separator, rest = url.partition("://")
     if scheme not in {"postgresql", "postgres", "postgresql+asyncpg"} or not separator:
         raise ValueError("not a PostgreSQL URL")
@@ -39,10 +59,11 @@ def _database_url(value: SecretStr) -> SecretStr:
 
 
 def _amqp_url(value: SecretStr) -> SecretStr:
-    parts = urlsplit(value.get_secret_value())
+    url = _url(value)
+    parts = urlsplit(url)
     if parts.scheme not in {"amqp", "amqps"} or not parts.hostname or parts.port == 0:
         raise ValueError("not an AMQP URL")
-    return value
+    return SecretStr(url)
 
 
 Names = Annotated[frozenset[str], BeforeValidator(_words)]
@@ -60,21 +81,21 @@ class Settings(BaseModel):
         description="RabbitMQ, amqp:// or amqps://; or AMQP_URL_FILE, a mounted secret"
     )
     transaction_coordinator_enabled: bool = Field(False, description="atomic transactions; set it to true")
-    transaction_coordinator_tenants: Names = Field(
+    transaction_coordinator_tenants: Annotated[Names, AfterValidator(_tenants)] = Field(
         frozenset(), description="gradual rollout: these tenants are atomic, the rest legacy; empty: all"
     )
     legacy_fallback_enabled: bool = Field(
         False, description="after a failed transaction, fall back to the legacy non-atomic writes"
     )
-    # Memory is prefetch times MESSAGE_MAX_BYTES at the worst.
+    # AMQP writes it in 16 bits, and its 0 means no limit. Memory is prefetch times MESSAGE_MAX_BYTES at the worst.
     prefetch_count: int = Field(200, ge=1, le=65_535, description="deliveries a worker holds at once")
+    # One bad run rolls back the whole batch, and its runs go again.
     batch_max_runs: int = Field(50, ge=1, le=5_000, description="runs a transaction, at most")
+    # Each holds a connection, and PostgreSQL has 100 unless told otherwise.
     max_concurrent_transactions: int = Field(2, ge=1, le=100, description="transactions at once")
+    # Ten seconds apart (consumer/topology.py): 1,000 tries are three hours.
     delivery_max_attempts: int = Field(
-        5,
-        ge=1,
-        le=1_000,
-        description="tries at a message that fails for a reason of its own, before it is parked",
+        5, ge=1, le=1_000, description="tries at a message that fails for a reason of its own, before it is parked"
     )
     # RabbitMQ itself refuses more than 128 MiB (4.x: 16 MiB unless raised).
     message_max_bytes: int = Field(1_048_576, ge=1_024, le=134_217_728, description="bytes of a message's body")
@@ -86,6 +107,7 @@ class Settings(BaseModel):
     )
     http_host: str = Field("0.0.0.0", description="where /metrics, /livez and /readyz are served")
     http_port: int = Field(9464, ge=0, le=65_535, description="0: any free port")
+    # Orchestrators kill far sooner than after an hour; without a bound, inf would be a number too.
     shutdown_grace_seconds: float = Field(
         25.0, gt=0, le=3_600, description="seconds to finish what was taken, on SIGTERM"
     )
@@ -103,8 +125,8 @@ def load_settings(
 ) -> Settings:
     """Return the settings that *environ* (by default the process's) describes; raise :class:`SettingsError`.
 
-    A command that talks to one server only says which it does not need; that URL is then empty where none is given.
-    An empty variable counts as not set, as deployment templates often write it.
+    A command that talks to one server only says which it does not need; a stand-in takes the place of that URL where
+    none is given. An empty variable counts as not set, as deployment templates often write it.
     """
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {name: environ[name.upper()] for name in _VARIABLES if environ.get(name.upper())}
@@ -148,11 +170,13 @@ def _read_secret(name: str, environ: Mapping[str, str], values: dict[str, Any]) 
     path = environ.get(variable)
     if not path:
         return None
+    if "://" in path:  # the URL itself, with its password
+        return f"{variable}: found a URL; expected the path of a file that holds it"
     if name in values:
         return f"{name.upper()}: set, and {variable} too; set one of them"
     try:
         secret = Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         return f"{variable}: cannot read {path}: {reason}; it must hold the URL and nothing else"
     if not secret:
@@ -165,14 +189,20 @@ def _in_words(name: str, fault: Mapping[str, Any]) -> str:
     variable = name.upper()
     if fault["type"] == "missing":
         return f"{variable}: not set; expected {_EXPECTED[name]}"
-    found = "a value that is kept secret" if name in _SECRETS else repr(fault["input"])[:80]
-    return f"{variable}: found {found}; expected {_EXPECTED.get(name) or _expected(fault)}"
+    # A URL stands in another variable by mistake only, and then with its password.
+    kept_secret = name in _SECRETS or "://" in str(fault["input"])
+    found = "a value that is kept secret" if kept_secret else repr(fault["input"])[:80]
+    hint = _ENCODED if name in _SECRETS else ""
+    return f"{variable}: found {found}; expected {_EXPECTED.get(name) or _expected(fault)}{hint}"
 
 
 _EXPECTED = {
     "database_url": "postgresql://user:password@host/database, with libpq's parameters such as ?sslmode=require",
     "amqp_url": "amqp://user:password@host:5672/vhost, or amqps:// for TLS",
+    "transaction_coordinator_tenants": "tenant ids of A-Z a-z 0-9 . _ - with commas between",
 }
+# The usual reason why a URL that looks right is not.
+_ENCODED = "; / ? # @ in a password are written %2F %3F %23 %40"
 
 
 def _expected(fault: Mapping[str, Any]) -> str:
@@ -185,14 +215,9 @@ def _expected(fault: Mapping[str, Any]) -> str:
         return "a number"
     if kind == "literal_error":
         return f"one of {context['expected']}"
-    bounds = {
-        "greater_than_equal": ("at least", "ge"),
-        "less_than_equal": ("at most", "le"),
-        "greater_than": ("above", "gt"),
-    }
-    if kind in bounds:
-        words, key = bounds[kind]
-        return f"{words} {context[key]}"
+    for bound, words in (("ge", "at least"), ("le", "at most"), ("gt", "above")):
+        if bound in context:
+            return f"{words} {context[bound]}"
     return str(fault["msg"])
 
 
@@ -202,10 +227,24 @@ def _warnings(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]
         found.append(
             f"BATCH_MAX_RUNS={settings.batch_max_runs} is never reached: PREFETCH_COUNT is {settings.prefetch_count}"
         )
+    found += [
+        f"{name.upper()} is set and names nobody: that means all"
+        for name in ("transaction_coordinator_tenants", "trusted_publishers")
+        if environ.get(name.upper()) and not getattr(settings, name)
+    ]
     known = {name.upper() for name in _VARIABLES} | {f"{name.upper()}_FILE" for name in _SECRETS}
-    for variable in sorted(set(environ) - known):
-        # A near miss of a long name is a slip of the pen; short names belong to others too often.
-        near = get_close_matches(variable, known, n=1, cutoff=0.9)
-        if near and len(variable) > 8:
-            found.append(f"{variable} is not a setting; did you mean {near[0]}?")
+    found += [
+        f"{variable} is not a setting; did you mean {meant}?"
+        for variable in sorted(set(environ) - known)
+        if (meant := _meant(variable.upper(), known))
+    ]
     return tuple(found)
+
+
+def _meant(variable: str, known: set[str]) -> str | None:
+    """Return the setting that *variable* nearly spells or begins: TRANSACTION_COORDINATOR=true must not pass unseen."""
+    if len(variable) <= 8:  # short names belong to others too often
+        return None
+    near = get_close_matches(variable, known, n=1, cutoff=0.9)
+    begun = [name for name in sorted(known) if len(variable) > 12 and name.startswith(f"{variable}_")]
+    return next(iter(near + begun), None)

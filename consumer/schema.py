@@ -36,10 +36,16 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _BINDING = {"bindingVersion": "0.3.0"}
 # What the types cannot say, in words: consumer/message.py holds these rules.
 _RULES = (
-    " completed_at is not before started_at; each step's index is unique; no text holds a NUL character; costs are "
-    f"below {MAX_COST_USD:,} US dollars, with at most {MAX_COST_DECIMALS} digits after the point. A missing optional "
-    "field is null or its default; unknown fields are ignored."
+    " completed_at is not before started_at; each step's index is unique; no text holds NUL or half a surrogate pair; "
+    f"whole numbers have no point and no exponent; costs are below {MAX_COST_USD:,} US dollars, with at most "
+    f"{MAX_COST_DECIMALS} digits after the point. A missing optional field is null or its default, others ignored."
 )
+# Validators may take a format for a remark only; a time without its offset must not pass them.
+_PATTERNS = {
+    "date-time": r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[Tt]([01][0-9]|2[0-3])(:[0-5][0-9]){2}(\.[0-9]+)?"
+    r"([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$",
+    "uuid": "^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$",
+}
 _ENVELOPE_WORDS = {
     "id": "The same however often the event is published.",
     "subject": "<tenant_id>/<run_id>",
@@ -128,7 +134,7 @@ def _definitions(types: Sequence[type[Struct]], prefix: str) -> Schema:
         for field in msgspec.structs.fields(struct):
             # msgspec calls a plain datetime a string; ours are aware, so they are written with their offset.
             if field.type is datetime and field.name in properties:
-                properties[field.name]["format"] = "date-time"
+                properties[field.name] |= _as_on_the_wire({"format": "date-time"})
             if field.name in _ENVELOPE_WORDS and field.name in properties:
                 properties[field.name]["description"] = _ENVELOPE_WORDS[field.name]
     if CompletedRun in types:
@@ -146,12 +152,13 @@ def _as_on_the_wire(schema: Any) -> Any:  # noqa: ANN401 - any part of a schema
     if made.get("format") == "decimal":
         del made["format"], made["type"]
         digits = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?$"}
-        return {**made, "anyOf": [{"type": "number", "minimum": 0}, digits]}
+        return {**made, "anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": int(MAX_COST_USD)}, digits]}
+    if made.get("format") in _PATTERNS:
+        made["pattern"] = _PATTERNS[made["format"]]
     if isinstance(pattern := made.get("pattern"), str):
         made["pattern"] = pattern.replace(r"\Z", "$")  # ECMA-262 has no \Z, and its $ is the very end
     if isinstance(choices := made.get("enum"), list) and len(choices) == 1:
-        del made["enum"]
-        made["const"] = choices[0]
+        made["const"] = made.pop("enum")[0]
     if isinstance(words := made.get("description"), str):
         made["description"] = words.replace("``", "`")
     return made
@@ -171,32 +178,25 @@ def _channels() -> Schema:
 
 def _channel(address: str, exchange: str, message: str) -> Schema:
     described = {"name": exchange, "type": "topic", "durable": True, "autoDelete": False}
-    return {
-        "address": address,
-        "messages": {message: {"$ref": f"#/components/messages/{message}"}},
-        "bindings": {"amqp": {"is": "routingKey", "exchange": described, **_BINDING}},
-    }
+    return _bound(address, message, {"is": "routingKey", "exchange": described})
 
 
 def _queue(name: str, message: str, words: str) -> Schema:
     described = {"name": name, "durable": True, "exclusive": False, "autoDelete": False}
-    return {
-        "address": name,
-        "description": words,
-        "messages": {message: {"$ref": f"#/components/messages/{message}"}},
-        "bindings": {"amqp": {"is": "queue", "queue": described, **_BINDING}},
-    }
+    return {"description": words, **_bound(name, message, {"is": "queue", "queue": described})}
+
+
+def _bound(address: str, message: str, amqp: Schema) -> Schema:
+    messages = {message: {"$ref": f"#/components/messages/{message}"}}
+    return {"address": address, "messages": messages, "bindings": {"amqp": {**amqp, **_BINDING}}}
 
 
 def _operations() -> Schema:
     sent = {"deliveryMode": PERSISTENT, "mandatory": True}
 
     def operation(action: str, channel: str, amqp: Schema) -> Schema:
-        return {
-            "action": action,
-            "channel": {"$ref": f"#/channels/{channel}"},
-            "bindings": {"amqp": {**amqp, **_BINDING}},
-        }
+        bindings = {"amqp": {**amqp, **_BINDING}}
+        return {"action": action, "channel": {"$ref": f"#/channels/{channel}"}, "bindings": bindings}
 
     operations = {"closeOut": operation("receive", "runCompletedQueue", {"ack": True})}
     for name in map(_camel, get_args(EventType)):

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from typing import Any
@@ -80,6 +81,70 @@ warnings.warn("careful", UserWarning, stacklevel=1)
     assert found[0]["event"] == "to amqp://u:***@h/v"
     assert found[0]["port"] == 5672
     assert "careful" in found[2]["event"]
+
+
+def test_what_the_callers_have_bound_stands_in_every_record():
+    program = """
+structlog.contextvars.bind_contextvars(run_id="r-1", tenant_id="acme", phase="COMMITTED")
+log.info("ours")
+logging.getLogger("library").info("theirs")
+"""
+    for record in records(program):
+        assert (record["run_id"], record["tenant_id"], record["phase"]) == ("r-1", "acme", "COMMITTED")
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_arguments_that_do_not_fit_their_text_cost_no_record_and_show_no_password(log_format: str):
+    program = """
+class Unprintable:
+    def __str__(self): raise RuntimeError("no")
+    __repr__ = __str__
+for info in (log.info, logging.getLogger("library").info):
+    info("%d items", "amqp://u:hunter@h")
+    info("too many", "amqp://u:hunter@h", 2)
+    info("%s is odd", Unprintable())
+    info("%(name)s by name", {"name": "called"})
+    info("100%")
+    info(Unprintable())
+    info(b"amqp://u:hunter@h/\\xff")
+"""
+    written = stderr_of(program, log_format=log_format)
+    assert len(written.splitlines()) == 14
+    assert "hunter" not in written
+    for words in ("%d items", "too many", "%s is odd", "called by name", "100%", "amqp://u:***@h/"):
+        assert written.count(words) >= 2
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_librarys_extra_cannot_stand_in_for_the_level_or_the_time(log_format: str):
+    program = 'logging.getLogger("library").info("theirs", extra={"level": 3, "timestamp": 4, "logger": 5})'
+    (line,) = stderr_of(program, log_format=log_format).splitlines()
+    assert "info" in line
+    assert "library" in line
+
+
+def test_of_a_long_exception_the_last_line_is_kept():
+    found = records("""
+try:
+    raise RuntimeError("amqp://u:hunter@h " + "x" * 30_000) from ValueError("y " * 30_000)
+except RuntimeError as error:
+    try:
+        raise OSError("the reason: amqp://u:hunter@h") from error
+    except OSError:
+        log.exception("lost")
+""")
+    shown = found[0]["exception"]
+    assert shown.endswith("OSError: the reason: amqp://u:***@h")
+    assert shown.startswith("ValueError: y y")
+    assert len(shown) < 10_100
+    assert "hunter" not in shown
+
+
+def test_a_password_at_the_place_where_a_long_exception_goes_on_is_masked():
+    for after in (*range(3_970, 4_005), *range(19_970, 20_005)):
+        record = {"exception": "." * 20_000 + " amqp://u:hunter@h " + "." * after}
+        shown = tidy(None, "error", record)["exception"]
+        assert not re.search("hunter|unter|nter@|ter@|er@|r@h", shown)
 
 
 def test_passwords_are_masked_in_exception_text_and_in_its_causes():

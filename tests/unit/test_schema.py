@@ -34,11 +34,19 @@ REFUSED_BY_SHAPE = [
     {"error_code": "lower"},
     {"error_code": "X" * 65},
     {"started_at": 5},
+    {"started_at": "2026-11-01T12:00:00"},
+    {"started_at": "2026-11-01"},
+    {"started_at": "2026-11-01T12:00Z"},
+    {"started_at": "2026-13-01T12:00:00Z"},
+    {"started_at": "2026-11-01T24:00:00Z"},
+    {"started_at": "2026-11-01T12:00:00+24:00"},
+    {"started_at": "1777777777"},
     {"usage": {"cost_usd": -1}},
     {"usage": {"cost_usd": "-1"}},
     {"usage": {"cost_usd": "a lot"}},
     {"usage": {"cost_usd": "NaN"}},
     {"usage": {"cost_usd": True}},
+    {"usage": {"cost_usd": 10**12}},
     {"usage": {"input_tokens": 1.5}},
     {"usage": {"input_tokens": "1"}},
     {"usage": {"input_tokens": -1}},
@@ -59,6 +67,10 @@ ACCEPTED = [
     {"usage": {"cost_usd": "0.01"}},
     {"usage": {"cost_usd": "1E-5"}},
     {"usage": {"cost_usd": None}},
+    {"usage": {"cost_usd": 999_999_999_999.99}},
+    {"started_at": "2026-11-01t12:00:00.123456789z"},
+    {"completed_at": "2026-11-01T23:59:59-00:30"},
+    {"run_id": "0193AAAA-BBBB-7CCC-8DDD-EEEEFFFF0000"},
     {"trace_id": None, "agent_id": ..., "steps": ..., "metadata": ..., "usage": ...},
     {"unknown": {"field": [1]}},
 ]
@@ -76,6 +88,8 @@ def test_what_the_decoder_refuses_by_shape_the_schema_refuses_too(changes: dict[
     with pytest.raises(MessageRefusedError):
         decode(json.dumps(fields).encode(), max_bytes=1_000_000)
     assert not _validator(run_completed_schema()).is_valid(fields)
+    # Many validators take a format for a remark.
+    assert not Draft202012Validator(run_completed_schema()).is_valid(fields)
 
 
 @pytest.mark.parametrize("changes", ACCEPTED, ids=str)
@@ -132,7 +146,13 @@ def test_moments_are_said_to_be_rfc_3339() -> None:
 
 def test_what_the_types_cannot_say_is_said_in_words() -> None:
     words = run_completed_schema()["description"]
-    for rule in ("completed_at is not before started_at", "index is unique", "NUL", "below 1,000,000,000,000"):
+    for rule in (
+        "completed_at is not before started_at",
+        "index is unique",
+        "NUL",
+        "no exponent",
+        "below 1,000,000,000,000",
+    ):
         assert rule in words
 
 

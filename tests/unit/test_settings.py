@@ -3,15 +3,21 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 
 from config.settings import Settings, SettingsError, describe, load_settings
+from domains.run import TenantId
 
 DATABASE = "postgresql://worker:hunter2@db.example/closeout?sslmode=require"
 AMQP = "amqp://worker:hunter3@mq.example:5672/prod"
 ENVIRON = {"DATABASE_URL": DATABASE, "AMQP_URL": AMQP}
 DATABASE_RIGHT = "expected postgresql://user:password@host/database, with libpq's parameters such as ?sslmode=require"
 AMQP_RIGHT = "expected amqp://user:password@host:5672/vhost, or amqps:// for TLS"
+ENCODED = "; / ? # @ in a password are written %2F %3F %23 %40"
 
 # The contract's section 6, where it gives a number or a word.
 DEFAULTS = {
@@ -94,6 +100,26 @@ def test_a_database_url_is_taken_in_each_spelling(url: str):
     assert load(DATABASE_URL=url).database_url.get_secret_value() == "postgresql://u:p@h/d"
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "u:p@h1:5432,h2:5433/d?target_session_attrs=read-write",
+        "u:p@[::1]:5432/d?sslmode=verify-full&sslrootcert=/ca.pem",
+        "/d?host=/run/postgresql",
+        "%2Frun%2Fpostgresql/d",
+    ],
+)
+def test_libpqs_several_hosts_sockets_and_parameters_are_left_as_they_are(rest: str):
+    url = load(DATABASE_URL=f"postgresql+asyncpg://{rest}").database_url
+    assert url.get_secret_value() == f"postgresql://{rest}"
+
+
+def test_white_space_around_a_url_is_left_out():
+    settings = load(DATABASE_URL=f" {DATABASE}\n", AMQP_URL=f"{AMQP}\r\n")
+    assert settings.database_url.get_secret_value() == DATABASE
+    assert settings.amqp_url.get_secret_value() == AMQP
+
+
 @pytest.mark.parametrize("url", ["amqp://u:p@h:5672/v", "amqps://u:p@h"])
 def test_an_amqp_url_is_taken_as_it_is(url: str):
     assert load(AMQP_URL=url).amqp_url.get_secret_value() == url
@@ -113,11 +139,16 @@ def test_an_amqp_url_is_taken_as_it_is(url: str):
         ("SHUTDOWN_GRACE_SECONDS", "soon", "found 'soon'; expected a number"),
         ("SHUTDOWN_GRACE_SECONDS", "inf", "found 'inf'; expected at most 3600.0"),
         ("LOG_LEVEL", "info", "found 'info'; expected one of 'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
+        (
+            "TRANSACTION_COORDINATOR_TENANTS",
+            "acme;globex",
+            "found 'acme;globex'; expected tenant ids of A-Z a-z 0-9 . _ - with commas between",
+        ),
         ("LOG_FORMAT", "xml", "found 'xml'; expected one of 'json' or 'console'"),
-        ("DATABASE_URL", "mysql://u:hunter2@h/d", f"found a value that is kept secret; {DATABASE_RIGHT}"),
-        ("AMQP_URL", "http://u:hunter3@h", f"found a value that is kept secret; {AMQP_RIGHT}"),
-        ("AMQP_URL", "amqp://", f"found a value that is kept secret; {AMQP_RIGHT}"),
-        ("AMQP_URL", "amqp://[hunter3", f"found a value that is kept secret; {AMQP_RIGHT}"),
+        ("DATABASE_URL", "mysql://u:hunter2@h/d", f"found a value that is kept secret; {DATABASE_RIGHT}{ENCODED}"),
+        ("AMQP_URL", "http://u:hunter3@h", f"found a value that is kept secret; {AMQP_RIGHT}{ENCODED}"),
+        ("AMQP_URL", "amqp://", f"found a value that is kept secret; {AMQP_RIGHT}{ENCODED}"),
+        ("AMQP_URL", "amqp://[hunter3", f"found a value that is kept secret; {AMQP_RIGHT}{ENCODED}"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_right(variable: str, text: str, words: str):
@@ -134,6 +165,14 @@ def test_a_wrong_value_is_named_with_what_is_right(variable: str, text: str, wor
         ("AMQP_URL", "amqp://u:hunter3@h:port"),
         ("AMQP_URL", "amqp://u:hunter3@h:99999"),
         ("DATABASE_URL", "postgresql://u:hunter2@h:port/d"),
+        ("DATABASE_URL", "postgresql://u:12#hunter2@h/d"),  # read as port 12 of host u
+        ("DATABASE_URL", "postgresql://u:hunter2@h/d\nsecond line"),
+        ("DATABASE_URL", "postgresql://u:hunter2@h/d\x00"),
+        ("AMQP_URL", "amqp://u:12#hunter3@h"),
+        ("AMQP_URL", "amqp://u:\udcff@h"),
+        ("TRANSACTION_COORDINATOR_TENANTS", "acme globex"),
+        ("TRANSACTION_COORDINATOR_TENANTS", "acme,*"),
+        ("TRANSACTION_COORDINATOR_TENANTS", "x" * 129),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_at_the_start_on_one_short_line(variable: str, text: str):
@@ -152,7 +191,7 @@ def test_all_faults_are_named_at_once():
         "DATABASE_URL_FILE": "/nowhere",
     }
     assert sorted(faults(environ)) == [
-        f"AMQP_URL: found a value that is kept secret; {AMQP_RIGHT}",
+        f"AMQP_URL: found a value that is kept secret; {AMQP_RIGHT}{ENCODED}",
         "DATABASE_URL_FILE: cannot read /nowhere: No such file or directory; it must hold the URL and nothing else",
         "HTTP_PORT: found 'x'; expected a whole number",
         "LEGACY_FALLBACK_ENABLED: found 'perhaps'; expected true or false",
@@ -169,7 +208,7 @@ def test_a_command_that_needs_one_server_asks_for_one_url():
     assert load_settings({"AMQP_URL": AMQP}, need_database=False).amqp_url.get_secret_value() == AMQP
     assert faults({}, need_amqp=False) == [f"DATABASE_URL: not set; {DATABASE_RIGHT}"]
     assert faults({"DATABASE_URL": DATABASE, "AMQP_URL": "x"}, need_amqp=False) == [
-        f"AMQP_URL: found a value that is kept secret; {AMQP_RIGHT}"
+        f"AMQP_URL: found a value that is kept secret; {AMQP_RIGHT}{ENCODED}"
     ]
 
 
@@ -193,6 +232,8 @@ def test_secrets_stand_in_no_text_of_the_settings():
         {"DATABASE_URL": "hunter2"},
         {**ENVIRON, "DATABASE_URL_FILE": "/x", "AMQP_URL_FILE": "/y"},
         {**ENVIRON, "HTTP_PORT": "x"},
+        {**ENVIRON, "HTTP_PORT": AMQP, "LOG_LEVEL": DATABASE, "TRANSACTION_COORDINATOR_TENANTS": AMQP},
+        {"DATABASE_URL_FILE": DATABASE, "AMQP_URL_FILE": AMQP},
     ],
 )
 def test_secrets_stand_in_no_error_nor_in_what_led_to_it(environ: dict[str, str]):
@@ -232,8 +273,19 @@ def test_a_mounted_secret_that_cannot_be_one_is_named_without_its_text(tmp_path:
     for environ, words in expected:
         assert faults({"AMQP_URL": AMQP, **environ}) == [words]
     assert faults({"DATABASE_URL": DATABASE, "AMQP_URL_FILE": str(wrong)}) == [
-        f"AMQP_URL: found a value that is kept secret; {AMQP_RIGHT}"
+        f"AMQP_URL: found a value that is kept secret; {AMQP_RIGHT}{ENCODED}"
     ]
+
+
+def test_a_url_where_the_path_of_its_file_belongs_is_said_to_be_one():
+    assert faults({"DATABASE_URL": DATABASE, "AMQP_URL_FILE": AMQP}) == [
+        "AMQP_URL_FILE: found a URL; expected the path of a file that holds it"
+    ]
+
+
+def test_a_path_that_no_file_can_have_is_a_fault_like_any_other():
+    (fault,) = faults({"DATABASE_URL": DATABASE, "AMQP_URL_FILE": "a\x00b"})
+    assert fault.startswith("AMQP_URL_FILE: cannot read ")
 
 
 def test_a_secret_given_both_ways_is_refused():
@@ -249,13 +301,18 @@ def test_a_secret_given_both_ways_is_refused():
         ("TRANSACTION_COORDINATOR_ENABLE", "TRANSACTION_COORDINATOR_ENABLED"),
         ("DATABASE_URL_FILES", "DATABASE_URL_FILE"),
         ("TRUSTED_PUBLISHER", "TRUSTED_PUBLISHERS"),
+        ("TRANSACTION_COORDINATOR", "TRANSACTION_COORDINATOR_ENABLED"),
+        ("LEGACY_FALLBACK", "LEGACY_FALLBACK_ENABLED"),
+        ("transaction_coordinator_enabled", "TRANSACTION_COORDINATOR_ENABLED"),
     ],
 )
 def test_a_slip_of_the_pen_is_a_warning_that_names_what_was_meant(variable: str, meant: str):
     assert load(**{variable: "hunter4"}).warnings == (f"{variable} is not a setting; did you mean {meant}?",)
 
 
-@pytest.mark.parametrize("variable", ["PATH", "HOME", "LOG_LEVE", "HTTP_PROXY", "PGHOST", "WARNINGS", "AMQP_URL_OF_X"])
+@pytest.mark.parametrize(
+    "variable", ["PATH", "HOME", "LOG_LEVE", "HTTP_PROXY", "http_proxy", "PGHOST", "WARNINGS", "AMQP_URL_OF_X"]
+)
 def test_what_belongs_to_others_is_no_slip(variable: str):
     assert load(**{variable: "x"}).warnings == ()
 
@@ -264,6 +321,31 @@ def test_a_batch_that_is_never_reached_is_a_warning():
     assert load(BATCH_MAX_RUNS="500", PREFETCH_COUNT="100").warnings == (
         "BATCH_MAX_RUNS=500 is never reached: PREFETCH_COUNT is 100",
     )
+
+
+@pytest.mark.parametrize("variable", ["TRUSTED_PUBLISHERS", "TRANSACTION_COORDINATOR_TENANTS"])
+def test_a_list_that_is_set_and_names_nobody_is_a_warning(variable: str):
+    assert load(**{variable: " , "}).warnings == (f"{variable} is set and names nobody: that means all",)
+
+
+@examples(deadline=None, database=None)
+@given(st.text(max_size=130) | st.from_regex(r"[A-Za-z0-9._-]{1,129}", fullmatch=True))
+def test_a_tenant_can_be_named_exactly_where_a_message_can_name_it(tenant: str):
+    def fits(name: str) -> bool:
+        try:
+            msgspec.convert(name, TenantId)
+        except msgspec.ValidationError:
+            return False
+        return True
+
+    words = [word.strip() for word in tenant.split(",") if word.strip()]
+    try:
+        named = load(TRANSACTION_COORDINATOR_TENANTS=tenant or ",").transaction_coordinator_tenants
+    except SettingsError:
+        assert not all(map(fits, words))
+    else:
+        assert named == set(words)
+        assert all(map(fits, named))
 
 
 def test_settings_cannot_be_changed_after_they_were_read():
