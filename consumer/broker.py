@@ -16,6 +16,7 @@ from aiormq.exceptions import AMQPError, ChannelInvalidStateError
 from yarl import URL
 
 from consumer.errors import UnavailableError, one_line
+from consumer.wire import read_leniently
 
 log = structlog.get_logger(__name__)
 
@@ -28,6 +29,9 @@ RECONNECT_PAUSE_SECONDS = 1.0
 
 # ChannelInvalidStateError is no AMQPError: the channel closed under a call.
 BROKER_ERRORS = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError, asyncio.IncompleteReadError)
+
+# Before the first connection: one message must not be able to break them all.
+read_leniently()
 
 
 class BrokerConnection:

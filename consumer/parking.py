@@ -12,6 +12,7 @@ from pamqp import encode
 
 from consumer.errors import ParkReason
 from consumer.publisher import PERSISTENT, ConfirmedChannel
+from consumer.wire import writable
 
 PARKED_QUEUE = "closeout.parked"
 RETRY_QUEUE = "closeout.run-completed.retry"
@@ -63,7 +64,7 @@ async def retry_later(channel: ConfirmedChannel, message: DeliveredMessage, *, a
     first_seen = headers_of(message).get(FIRST_SEEN, datetime.now(UTC).isoformat())
     headers: dict[str, str | int] = {
         ATTEMPTS: attempts,
-        FIRST_SEEN: str(first_seen),
+        FIRST_SEEN: str(first_seen)[:64],
         ERROR: error.replace("\x00", "\\u0000"),
     }
     # Vouches for the copy where only trusted publishers are taken: the broker verifies it.
@@ -86,7 +87,8 @@ async def _copy(
 def _copied_properties(message: DeliveredMessage, ours: dict[str, str | int]) -> spec.Basic.Properties:
     original = message.header.properties
     kept = {name: getattr(original, name) for name in spec.Basic.Properties.attributes()}
-    headers = headers_of(message)
+    kept["cluster_id"] = ""  # AMQP has no use for it, and the client refuses to write it
+    headers: dict[str, Any] = writable(headers_of(message))
     for name, header in _SET_ASIDE.items():
         if kept[name] is not None:
             headers.setdefault(header, kept[name])  # of a copy that came back, the sender's own is there already
@@ -94,9 +96,9 @@ def _copied_properties(message: DeliveredMessage, ours: dict[str, str | int]) ->
     for name, header in _SET_ASIDE_HEADERS.items():
         if name in headers:
             headers[header] = headers.pop(name)
-    # A message that comes back from the retry queue says where it first came from.
-    headers.setdefault(EXCHANGE, message.exchange or "")
-    headers.setdefault(ROUTING_KEY, message.routing_key or "")
+    # A message that comes back from the retry queue, through no exchange, says where it first came from.
+    if message.exchange or EXCHANGE not in headers:
+        headers |= {EXCHANGE: message.exchange or "", ROUTING_KEY: message.routing_key or ""}
     headers.update(ours)
     kept["headers"] = _fitted(headers, ours)
     kept["delivery_mode"] = PERSISTENT

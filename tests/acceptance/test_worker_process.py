@@ -61,8 +61,8 @@ class Installation:
     def sql(self, statement: str) -> str:
         return str(self.postgres.psql(statement, self.database)).strip()
 
-    def http(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+    def http(self, path: str, port: object = None) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port or self.port}{path}", timeout=5) as answer:
             return str(answer.read().decode())
 
 
@@ -135,12 +135,16 @@ def test_messages_in_rows_and_events_out_duplicates_harmless_bad_ones_parked_and
 
 def test_two_workers_given_the_same_runs_at_the_same_instant_commit_each_once(installation, pika_channel):
     bodies = [runs.body() for _ in range(100)]
-    for body in bodies * 2:
-        pika_channel.basic_publish("runs", "run.completed", body, pika.BasicProperties(content_type="application/json"))
     first = installation.worker()
     installation.environ["HTTP_PORT"] = str(_free_port())
     second = installation.worker()
     try:
+        for port in (installation.port, installation.environ["HTTP_PORT"]):
+            _until(lambda port=port: json.loads(installation.http("/readyz", port))["ready"])
+        for body in bodies * 2:
+            pika_channel.basic_publish(
+                "runs", "run.completed", body, pika.BasicProperties(content_type="application/json")
+            )
         _until(
             lambda: (
                 installation.sql("SELECT count(*) FROM governance.run_completions WHERE phase = 'EVENTS_PUBLISHED'")
