@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -43,12 +44,15 @@ class Service:
     engine: AsyncEngine
     publishing: BrokerConnection
 
-    async def run(self) -> None:
-        """Work until SIGTERM or SIGINT, drain, and close everything; a second signal ends the process at once."""
+    async def run(self, *, on_signal: Callable[[], None] | None = None) -> None:
+        """Work until SIGTERM or SIGINT, drain, and close everything; a second signal ends the process at once.
+
+        *on_signal* is called at the first one.
+        """
         async with AsyncExitStack() as closing:
             closing.push_async_callback(self.engine.dispose)
             closing.push_async_callback(self.publishing.close)
-            self._listen_for_signals()
+            self._listen_for_signals(on_signal)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.http.run())
                 group.create_task(self.relay.run(self.worker.stopping))
@@ -56,7 +60,7 @@ class Service:
                 self.http.stop()
         log.info("stopped")
 
-    def _listen_for_signals(self) -> None:
+    def _listen_for_signals(self, then: Callable[[], None] | None) -> None:
         loop = asyncio.get_running_loop()
 
         def on_signal(number: signal.Signals) -> None:
@@ -67,6 +71,8 @@ class Service:
                 signal.raise_signal(number)
             log.info("stopping", signal=number.name)
             self.worker.stop()
+            if then is not None:
+                then()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number)
@@ -87,6 +93,7 @@ def build_service(settings: Settings) -> Service:
     publishing = BrokerConnection(amqp_url, name="closeout publish")
     publisher = partial(EventPublisher, metrics=metrics, require_subscribers=settings.require_event_subscribers)
     policies = PolicyBook()
+    leaving = asyncio.Event()
     events = publisher(ConfirmedChannel(publishing))
     dispatcher = Dispatcher(
         coordinator=RunCompletionTransaction(engine=engine, policies=policies, publisher=events, metrics=metrics),
@@ -97,6 +104,7 @@ def build_service(settings: Settings) -> Service:
             settings.legacy_fallback_enabled,
         ),
         metrics=metrics,
+        give_up=leaving.is_set,
     )
     worker = Worker(
         connection=consuming,
@@ -112,6 +120,7 @@ def build_service(settings: Settings) -> Service:
         batch_max_runs=settings.batch_max_runs,
         max_concurrent_transactions=settings.max_concurrent_transactions,
         grace_seconds=settings.shutdown_grace_seconds,
+        leaving=leaving,
     )
     # The relay has a channel of its own: an event that both publish at once must not share a message id's bookkeeping.
     relay = Relay(engine=engine, publisher=publisher(ConfirmedChannel(publishing)), metrics=metrics)

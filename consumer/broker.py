@@ -55,8 +55,8 @@ class BrokerConnection:
                 channel = connection.channel(publisher_confirms=confirms, on_return_raises=False)
                 await channel.initialize()
                 return cast(AmqpChannel, await channel.get_underlay_channel())
-        except (*BROKER_ERRORS, RuntimeError) as error:
-            # RuntimeError: aiormq's word for a connection that closed a moment ago.
+        except (*BROKER_ERRORS, RuntimeError, StopAsyncIteration) as error:
+            # aiormq's words for a connection that closed a moment ago, and for one that ends before its first answer.
             raise UnavailableError(f"RabbitMQ is not available: {one_line(error)}") from error
 
     async def _connected(self) -> aio_pika.abc.AbstractConnection:

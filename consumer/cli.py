@@ -6,7 +6,7 @@ import typer
 
 from consumer.commands import parked, policies, publish, reconcile, runs, schema
 from consumer.commands.output import fail, print_json
-from consumer.commands.session import in_words, settings_for, with_database
+from consumer.commands.session import end_after, in_words, settings_for, with_database
 from consumer.errors import one_line
 from consumer.metrics import installed_version
 
@@ -50,7 +50,7 @@ def worker() -> None:
     settings = settings_for()
 
     async def work() -> None:
-        await build_service(settings).run()
+        await build_service(settings).run(on_signal=lambda: end_after(settings.shutdown_grace_seconds))
 
     try:
         uvloop.run(work())

@@ -1,6 +1,6 @@
 """The flag that chooses: which runs are closed out atomically, which on the legacy path, and what falls back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -41,11 +41,14 @@ class Dispatcher:
         legacy: LegacyCloseOut,
         rollout: Rollout,
         metrics: Metrics,
+        give_up: Callable[[], bool] = lambda: False,
     ) -> None:
         self._coordinator = coordinator
         self._legacy = legacy
         self._rollout = rollout
         self._metrics = metrics
+        # Says that the worker is leaving or has paused: nothing that failed is then tried again in place.
+        self._give_up = give_up
 
     async def close_out(self, arrivals: Sequence[Arrival]) -> list[Outcome]:
         """Return an outcome for each of *arrivals*, in order; failures are values, only cancellation raises."""
@@ -54,13 +57,16 @@ class Dispatcher:
         if atomic:
             for arrival, outcome in zip(atomic, await isolate(self._atomically, atomic), strict=True):
                 outcomes[id(arrival)] = await self._second_path(arrival, outcome)
+        away: Outcome | None = None
         for arrival in arrivals:
             if id(arrival) not in outcomes:
-                outcomes[id(arrival)] = await self._legacy_way(arrival)
+                # One by one, each would wait for a database that is away, and hold its delivery.
+                outcome = outcomes[id(arrival)] = away or await self._legacy_way(arrival)
+                away = outcome if _is_away(outcome) else None
         return [outcomes[id(arrival)] for arrival in arrivals]
 
     async def _atomically(self, arrivals: Sequence[Arrival]) -> Sequence[Outcome]:
-        return await retry_the_moment(lambda: self._coordinator.execute_many(arrivals))
+        return await retry_the_moment(lambda: self._coordinator.execute_many(arrivals), give_up=self._give_up)
 
     async def _second_path(self, arrival: Arrival, outcome: Outcome) -> Outcome:
         """Finish on the legacy path what was begun there, and what falls back to it."""
@@ -80,6 +86,10 @@ class Dispatcher:
 
     async def _legacy_way(self, arrival: Arrival) -> Outcome:
         try:
-            return await retry_the_moment(lambda: self._legacy.execute(arrival))
+            return await retry_the_moment(lambda: self._legacy.execute(arrival), give_up=self._give_up)
         except Exception as error:  # noqa: BLE001 - settlement decides what it is
             return Failed(error)
+
+
+def _is_away(outcome: Outcome) -> bool:
+    return isinstance(outcome, Failed) and fault_of(outcome.error) is Fault.MOMENT

@@ -3,7 +3,15 @@
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_delay,
+    stop_any,
+    wait_random_exponential,
+)
+from tenacity.stop import stop_base
 
 from consumer.errors import Fault, fault_of
 
@@ -17,11 +25,27 @@ _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 1.0
 
 
-async def retry_the_moment(work: Callable[[], Awaitable[T]], *, give_up_after: float = GIVE_UP_AFTER_SECONDS) -> T:
-    """Return what *work* returns, repeating it while its error is the moment's; its last error passes through."""
+class _When(stop_base):
+    def __init__(self, true: Callable[[], bool]) -> None:
+        self._true = true
+
+    def __call__(self, retry_state: RetryCallState) -> bool:  # noqa: ARG002 - as tenacity calls it
+        return self._true()
+
+
+async def retry_the_moment(
+    work: Callable[[], Awaitable[T]],
+    *,
+    give_up_after: float = GIVE_UP_AFTER_SECONDS,
+    give_up: Callable[[], bool] = lambda: False,
+) -> T:
+    """Return what *work* returns, repeating it while its error is the moment's; its last error passes through.
+
+    Once *give_up* says so, the next failure is the last.
+    """
     retrying = AsyncRetrying(
         retry=retry_if_exception(lambda error: isinstance(error, Exception) and fault_of(error) is Fault.MOMENT),
-        stop=stop_after_delay(give_up_after),
+        stop=stop_any(stop_after_delay(give_up_after), _When(give_up)),
         wait=wait_random_exponential(multiplier=_FIRST_PAUSE_SECONDS, max=_LONGEST_PAUSE_SECONDS),
         reraise=True,
     )

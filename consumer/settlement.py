@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, assert_never
 
 from consumer.attempt import TransactionResult
-from consumer.errors import Fault, ParkReason, fault_of, one_line, refusal_in
+from consumer.errors import Fault, ParkReason, UnavailableError, fault_of, one_line, refusal_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,9 @@ def _settle_failure(error: BaseException, *, attempts: int, max_attempts: int) -
             refusal = refusal_in(error)
             return Park(refusal.reason, one_line(refusal), attempts)
         case Fault.MOMENT:
-            return PauseAndRequeue(one_line(error))
+            # A close-out speaks to the database only; what fails to be published is left to the relay.
+            named = isinstance(error, UnavailableError)
+            return PauseAndRequeue(one_line(error) if named else f"PostgreSQL: {one_line(error)}")
         case Fault.UNKNOWN:
             failed = attempts + 1
             if failed >= max_attempts:

@@ -50,6 +50,7 @@ class Worker:
         batch_max_runs: int,
         max_concurrent_transactions: int,
         grace_seconds: float,
+        leaving: asyncio.Event,
     ) -> None:
         self._connection = connection
         self._decode = decode
@@ -63,13 +64,14 @@ class Worker:
         self._concurrency = max_concurrent_transactions
         self._grace_seconds = grace_seconds
         self.stopping = asyncio.Event()
-        self._broken = asyncio.Event()
+        # Set while the worker stops, or leaves a channel because of an outage.
+        self._leaving = leaving
         self._why = ""
 
     def stop(self) -> None:
         """Take no more deliveries, finish those that were taken within the grace period, and return."""
         self.stopping.set()
-        self._broken.set()
+        self._leaving.set()
 
     async def run(self) -> None:
         """Work until :meth:`stop`; returns only then. A bug of ours ends it with that exception."""
@@ -97,7 +99,7 @@ class Worker:
 
     async def _consume(self) -> None:
         """Consume until something breaks or the worker is stopped; leave no delivery unsettled on an open channel."""
-        self._broken.clear()
+        self._leaving.clear()
         if self.stopping.is_set():
             return
         channel = await self._connection.channel(confirms=False)
@@ -105,7 +107,9 @@ class Worker:
             tag = await self._start(channel)
             self._health.consuming()
             log.info("consuming", queue=RUN_COMPLETED_QUEUE, prefetch=self._prefetch_count)
-            await self._broken.wait()
+            await self._leaving.wait()
+            if not self.stopping.is_set():
+                self._pause(self._why)  # now, not after batches that may hang for seconds
             await self._drain(channel, tag)
         finally:
             self._intake.give_back()
@@ -182,9 +186,9 @@ class Worker:
         self._break(f"RabbitMQ cancelled the consumer of {RUN_COMPLETED_QUEUE}; was the queue deleted?")
 
     def _break(self, why: str) -> None:
-        if not self._broken.is_set():
+        if not self._leaving.is_set():
             self._why = why
-            self._broken.set()
+            self._leaving.set()
 
     def _pause(self, why: str) -> None:
         if self._health.reason != why:

@@ -1,6 +1,8 @@
 """What every command that talks to a server needs: settings, an engine, and errors in words."""
 
 import asyncio
+import os
+import threading
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -55,3 +57,19 @@ def in_words(work: Awaitable[T]) -> T:
         fail(str(error))
     except DATABASE_ERRORS as error:
         fail(f"PostgreSQL: {one_line(error)}")
+
+
+def end_after(seconds: float) -> None:
+    """End this process in *seconds*, whatever still hangs, with status 0; from a thread, for the loop may hang too.
+
+    Closing a stalled line politely takes longer than any grace period. Nothing is lost by not doing so: a transaction
+    is rolled back and a delivery given back with its connection, and the next delivery finds what was committed.
+    """
+
+    def end() -> None:
+        log.warning("grace period over: ending without closing what hangs", seconds=seconds)
+        os._exit(0)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()

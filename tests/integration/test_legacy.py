@@ -1,6 +1,8 @@
 """The non-atomic path, the flag that chooses it, and how the two paths meet."""
 
 import asyncio
+from collections.abc import Callable
+from time import monotonic
 
 import pytest
 from sqlalchemy import func, select, text, update
@@ -8,11 +10,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from consumer import TransactionFailed, create_transaction_coordinator
 from consumer.attempt import TransactionResult
+from consumer.database import create_engine
 from consumer.dispatch import Dispatcher, Rollout
 from consumer.inbox import Arrival
 from consumer.legacy import LegacyCloseOut
 from consumer.metrics import Metrics
 from consumer.phases import TransactionPhase
+from consumer.retries import GIVE_UP_AFTER_SECONDS
 from consumer.settlement import Failed
 from domains import tables
 from domains.policies.book import PolicyBook
@@ -32,13 +36,14 @@ def legacy(engine: AsyncEngine) -> LegacyCloseOut:
     return LegacyCloseOut(engine=engine, policies=PolicyBook())
 
 
-def dispatcher(engine: AsyncEngine, rollout: Rollout) -> Dispatcher:
+def dispatcher(engine: AsyncEngine, rollout: Rollout, **more: Callable[[], bool]) -> Dispatcher:
     metrics = Metrics()
     return Dispatcher(
         coordinator=create_transaction_coordinator(engine=engine, metrics=metrics),
         legacy=LegacyCloseOut(engine=engine, policies=PolicyBook(), metrics=metrics),
         rollout=rollout,
         metrics=metrics,
+        **more,
     )
 
 
@@ -153,6 +158,30 @@ async def test_a_failed_transaction_falls_back_to_the_legacy_path_only_if_told_t
     assert isinstance(refused, Failed)
     assert isinstance(fallen_back, TransactionResult)
     assert (await only_row(engine, "run_completions"))["mode"] == "legacy"
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+async def test_many_runs_in_an_outage_wait_no_longer_than_one(enabled):
+    engine = create_engine("postgresql://nobody@127.0.0.1:1/nothing")
+    arrivals = [Arrival.of(runs.run()) for _ in range(5)]
+    began = monotonic()
+
+    outcomes = await dispatcher(engine, Rollout(enabled=enabled)).close_out(arrivals)
+
+    assert GIVE_UP_AFTER_SECONDS <= monotonic() - began < 2 * GIVE_UP_AFTER_SECONDS
+    assert [type(outcome) for outcome in outcomes] == [Failed] * 5
+
+
+async def test_a_worker_that_is_leaving_tries_nothing_again():
+    engine = create_engine("postgresql://nobody@127.0.0.1:1/nothing")
+    began = monotonic()
+
+    (outcome,) = await dispatcher(engine, Rollout(enabled=True), give_up=lambda: True).close_out(
+        [Arrival.of(runs.run())]
+    )
+
+    assert monotonic() - began < 2
+    assert isinstance(outcome, Failed)
 
 
 async def test_a_policy_that_suppresses_works_on_both_paths(legacy, engine):

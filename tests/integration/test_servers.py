@@ -168,8 +168,9 @@ def test_nothing_is_left_after_the_parent_is_killed(version: Version, tmp_path: 
     parent = _start("run", "--rabbitmq", version, "--", "sh", "-c", script, folder=tmp_path)
     assert parent.stdout is not None
     assert [address.partition("://")[0] for address in parent.stdout.readline().split()] == ["postgresql", "amqp"]
+    expected = {"postgres", "epmd", "beam.smp", "erl_child_setup", "inet_gethost", "sleep"}
+    assert _eventually(lambda: expected <= {_name(pid) for pid in dict(descendants(parent.pid))})
     tree = dict(descendants(parent.pid))
-    assert {"postgres", "epmd", "beam.smp", "erl_child_setup", "inet_gethost", "sleep"} <= {_name(pid) for pid in tree}
     data = next(Path(_arguments(pid)[2]) for pid in tree if _arguments(pid)[1:2] == ["-D"])
     segment = _shared_memory(data)
     assert segment in _all_shared_memory()

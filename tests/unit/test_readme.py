@@ -47,3 +47,14 @@ def test_every_file_that_the_readme_names_exists():
     root = Path(__file__).parents[2]
     for name in re.findall(r"`((?:consumer|domains|scripts|deploy|config)/[\w./]*|\w+\.py)`", README):
         assert (root / name).exists() or (root / "consumer" / name).exists(), name
+
+
+def test_every_fault_test_has_its_row_and_every_row_its_test():
+    tests = Path(__file__).parents[1]
+
+    def found(folder: Path) -> set[str]:
+        return {n for f in folder.rglob("test_*.py") for n in re.findall(r"def test_(\w+)\(", f.read_text())}
+
+    named = set(re.findall(r"`([a-z]\w{15,})`", README.partition("## Crash here")[2].partition("## Phases")[0]))
+    assert found(tests / "faults") - named == set()
+    assert named - found(tests) - {"attempts_exhausted", "consumer_timeout"} == set()

@@ -1,0 +1,75 @@
+"""Servers of each file's own, because here they are killed; a scene with a worker's own users and lines a test."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from servers import PostgresServer, RabbitServer, start_all
+
+from consumer.database import create_engine
+from domains.migrate import migrate
+from tests.faults.scene import Scene
+
+_TEMPLATE = "migrated"
+
+
+@pytest.fixture(scope="module")
+def servers(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[PostgresServer, RabbitServer]]:
+    place = folder / request.module.__name__
+    place.mkdir()
+    place.chmod(0o755)
+    postgres, rabbit = PostgresServer(place / "pg"), RabbitServer(place / "mq")
+    start_all(postgres, rabbit)
+    asyncio.run(_migrate(postgres.create_database(_TEMPLATE)))
+    yield postgres, rabbit
+    rabbit.kill()
+    postgres.kill()
+
+
+@pytest.fixture(scope="module")
+def postgres(servers: tuple[PostgresServer, RabbitServer]) -> PostgresServer:
+    return servers[0]
+
+
+@pytest.fixture(scope="module")
+def rabbit(servers: tuple[PostgresServer, RabbitServer]) -> RabbitServer:
+    return servers[1]
+
+
+@pytest.fixture
+async def scene(
+    postgres: PostgresServer, rabbit: RabbitServer, database_url: str, amqp_url: str, tmp_path: Path
+) -> AsyncIterator[Scene]:
+    made = Scene(postgres, rabbit, database_url.rsplit("/", 1)[1], amqp_url.rsplit("/", 1)[1], tmp_path)
+    await made.set_up()
+    try:
+        yield made
+    finally:
+        for server in (postgres, rabbit):  # a test that failed leaves one as it was
+            if server.running:
+                server.resume()
+            else:
+                server.start()
+        await made.take_down()
+
+
+async def _migrate(url: str) -> None:
+    engine = create_engine(url, pool_size=1)
+    await migrate(engine)
+    await engine.dispose()
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Say what was measured; CLOSEOUT_FAULTS_REPORT names a file that collects it."""
+
+    def say(line: str) -> None:
+        line = f"{request.node.name}: {line}"
+        print(line)  # noqa: T201 - pytest shows it with -s, and where a test fails
+        if path := os.environ.get("CLOSEOUT_FAULTS_REPORT"):
+            with Path(path).open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    return say

@@ -1,0 +1,272 @@
+"""RabbitMQ goes away in every way it can, under load; no message is blamed, and work resumes by itself."""
+
+import asyncio
+from collections.abc import Awaitable
+
+import pytest
+
+from consumer.publisher import EVENTS_EXCHANGE
+from consumer.topology import declare
+from consumer.worker import RUN_COMPLETED_QUEUE
+from tests.faults.endurance import RESUME_SECONDS, endure
+from tests.faults.scene import Running, Scene
+
+pytestmark = pytest.mark.timeout(180)
+
+# Seconds until a worker that is idle notices a dead line: three heartbeats of 10 s, each a second late, and a look.
+HEARTBEATS_SECONDS = 36.0
+# Seconds until the relay has sent what the publisher left: its grace, an interval, and the longest one in trouble.
+RELAY_SECONDS = 20.0
+
+
+async def test_rabbitmq_suspended_and_resumed(scene: Scene, report):
+    async with scene.worker() as worker:
+        report(
+            await endure(
+                scene,
+                worker,
+                lambda: scene.aside(scene.rabbit.suspend),
+                lambda: scene.aside(scene.rabbit.resume),
+                pauses=None,
+                lasting=8,
+            )
+        )
+
+
+async def test_the_line_to_rabbitmq_stalled(scene: Scene, report):
+    async def strike() -> None:
+        scene.broker_line.stall()
+
+    async def heal() -> None:
+        scene.broker_line.flow()
+
+    async with scene.worker() as worker:
+        report(await endure(scene, worker, strike, heal, pauses="RabbitMQ", pause_within=HEARTBEATS_SECONDS))
+
+
+async def test_old_lines_to_rabbitmq_lead_nowhere_and_new_ones_work(scene: Scene, report):
+    """A failover behind one address: packets of the old connections vanish, and nobody resets them."""
+
+    async def strike() -> None:
+        scene.broker_line.stall(new_lines_too=False)
+
+    async def heal() -> None:
+        """The broker is there all the time; what heals is the missed heartbeat."""
+
+    async with scene.worker() as worker:
+        within = HEARTBEATS_SECONDS + RESUME_SECONDS
+        report(await endure(scene, worker, strike, heal, pauses=None, commit_within=within))
+        # The dead line's late end must not disturb the new one.
+        assert sum(record["event"] == "consuming" for record in worker.records()) == 2
+
+
+async def test_the_line_to_rabbitmq_cut_and_refused(scene: Scene, report):
+    async def strike() -> None:
+        scene.broker_line.refuse()
+        scene.broker_line.cut()
+
+    async with scene.worker(in_process=True) as worker:
+        report(await endure(scene, worker, strike, scene.broker_line.accept, pauses="RabbitMQ", lasting=3))
+
+
+async def test_the_line_to_rabbitmq_cut_again_and_again(scene: Scene, report):
+    async def strike() -> None:
+        for _ in range(15):
+            scene.broker_line.cut()
+            await asyncio.sleep(0.3)
+
+    async def heal() -> None:
+        """Cut lines are made anew by the worker."""
+
+    async with scene.worker() as worker:
+        report(await endure(scene, worker, strike, heal, pauses=None))
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+async def test_the_line_to_rabbitmq_breaks_behind_each_of_the_first_answers(scene: Scene, report, reset):
+    """A broker that dies while it is being connected to; a load balancer in front of one that is down."""
+    breaks = [(answers, reset) for answers in range(10)]
+    async with scene.worker() as worker:
+        await scene.publish(20)
+        await scene.all_closed_out()
+        scene.broker_line.breaks = list(breaks)
+        scene.broker_line.cut()
+
+        async def all_broken() -> bool:
+            assert worker.alive, f"it ended by itself with {len(scene.broker_line.breaks)} of {len(breaks)} to go"
+            await scene.publish(1)
+            return not scene.broker_line.breaks
+
+        took = await scene.until(all_broken, within=60, what="all breaks")
+        # The last one may still be on its way.
+        back = await scene.all_closed_out(within=RELAY_SECONDS)
+        report(f"{len(breaks)} lines broken in {took:.1f} s; all closed out {back:.1f} s later")
+        await scene.settle_books(worker)
+
+
+async def test_connections_closed_by_an_operator(scene: Scene, report):
+    async def strike() -> None:
+        for _ in range(3):
+            await scene.aside(scene.rabbit.eval, 'rabbit_networking:close_all_connections(<<"maintenance">>)')
+            await asyncio.sleep(1)
+
+    async def heal() -> None:
+        """They are made anew by the worker."""
+
+    async with scene.worker() as worker:
+        report(await endure(scene, worker, strike, heal, pauses=None))
+
+
+async def test_the_queue_deleted_and_declared_again(scene: Scene, report):
+    gone: set[bytes] = set()
+
+    async def strike() -> None:
+        # What lies in a queue when it is deleted is gone by the operator's will: let it be empty.
+        await scene.all_closed_out()
+        channel = await scene.broker.channel(confirms=False)
+        await channel.queue_delete(RUN_COMPLETED_QUEUE)
+        await channel.close()
+
+    async with scene.worker() as worker:
+        await scene.publish(20)
+        await strike()
+        paused = await scene.until(lambda: _paused(worker), within=5, what="a pause")
+        reason = (await worker.state())["reason"]
+        assert "queue deleted" in reason or "closeout topology" in reason
+        cpu, lines = worker.cpu_seconds(), len(worker.records())
+        await asyncio.sleep(4)
+        assert worker.cpu_seconds() - cpu < 1
+        assert len(worker.records()) - lines < 16
+        assert "closeout topology" in (await worker.state())["reason"]
+        await declare(scene.broker)
+        more = await scene.publish(20)
+        back = await scene.all_closed_out(within=10)
+        assert len(more) == 20
+        assert not gone
+        report(f"paused after {paused:.1f} s; 20 runs closed out {back:.1f} s after the return")
+        assert back <= RESUME_SECONDS
+        await scene.settle_books(worker)
+
+
+async def test_the_exchange_of_events_deleted_and_declared_again(scene: Scene, report):
+    async def strike() -> None:
+        channel = await scene.broker.channel(confirms=False)
+        await channel.exchange_delete(EVENTS_EXCHANGE)
+        await channel.close()
+
+    async def heal() -> None:
+        await declare(scene.broker)
+        await scene.subscribe()
+
+    async with scene.worker() as worker:
+        await _events_wait_and_go_out(scene, worker, strike, heal, report)
+
+
+async def test_the_right_to_publish_events_revoked_and_given_back(scene: Scene, report):
+    async def may_write(pattern: str) -> None:
+        await scene.aside(scene.rabbit._permit, scene.user, scene.vhost, "^$", pattern, ".*")
+        # A channel remembers for a while what it was allowed.
+        scene.broker_line.cut()
+
+    async with scene.worker() as worker:
+        await _events_wait_and_go_out(
+            scene, worker, lambda: may_write("^amq.default$|^$"), lambda: may_write(".*"), report
+        )
+
+
+async def test_a_memory_alarm_on_and_off(scene: Scene, report):
+    async def alarm(fraction: str) -> None:
+        await scene.aside(scene.rabbit.eval, f"vm_memory_monitor:set_vm_memory_high_watermark({fraction})")
+
+    async with scene.worker() as worker:
+        await scene.publish(20)
+        await scene.all_closed_out()
+        # Nobody can publish in an alarm: let runs be in the queue, and the worker at the claim, when it begins.
+        lock = await _lock(scene, "run_completions")
+        await scene.publish(30)
+        await alarm("0.00001")
+        try:
+            await lock()
+            await scene.until(lambda: _is(scene.phase_count("COMMITTED"), 30), within=10, what="commits in an alarm")
+            acked = await scene.until(lambda: _is(scene.held(), 0), within=15, what="acks in an alarm")
+            assert await scene.count("outbox_events") == 90
+            assert await worker.ready()
+            lines, cpu = len(worker.records()), worker.cpu_seconds()
+            await asyncio.sleep(4)
+            assert len(worker.records()) - lines < 12, [r["event"] for r in worker.records()[lines:]]
+            assert worker.cpu_seconds() - cpu < 1
+        finally:
+            await alarm("0.6")
+        back = await scene.all_closed_out(within=RELAY_SECONDS)
+        report(f"30 commits, acked {acked:.1f} s later; events out {back:.1f} s after the alarm")
+        await scene.settle_books(worker)
+
+
+async def test_channels_closed_by_the_broker_for_holding_deliveries_too_long(scene: Scene, report):
+    """The broker's consumer_timeout, 30 minutes by default, here a second."""
+    await scene.aside(
+        scene.rabbit.eval,
+        "application:set_env(rabbit, consumer_timeout, 1000), application:set_env(rabbit, channel_tick_interval, 500)",
+    )
+    try:
+        async with scene.worker() as worker:
+            await scene.publish(20)
+            await scene.all_closed_out()
+            lock = await _lock(scene, "run_completions")
+            await scene.publish(20)
+            paused = await scene.until(lambda: _paused(worker), within=20, what="a pause")
+            reason = (await worker.state())["reason"]
+            assert "RabbitMQ closed the channel" in reason
+            await lock()
+            back = await scene.all_closed_out(within=10)
+            report(f"paused after {paused:.1f} s ({reason[:80]}); closed out {back:.1f} s after the return")
+            await scene.settle_books(worker)
+            assert back <= RESUME_SECONDS
+    finally:
+        await scene.aside(
+            scene.rabbit.eval,
+            "application:set_env(rabbit, consumer_timeout, 1800000),"
+            "application:set_env(rabbit, channel_tick_interval, 60000)",
+        )
+
+
+async def _events_wait_and_go_out(scene: Scene, worker: Running, strike, heal, report) -> None:
+    """Runs are closed out and acked as ever; their events wait in the outbox, and go out by themselves."""
+    await scene.publish(20)
+    await scene.all_closed_out()
+    await strike()
+    await scene.publish(30)
+    await scene.until(lambda: _is(scene.phase_count("COMMITTED"), 30), within=15, what="commits")
+    await scene.until(lambda: _is(scene.held(), 0), within=15, what="acks")
+    assert await scene.count("outbox_events") == 90
+    await scene.until(worker.ready, within=5, what="readiness")
+    # Long enough for the relay to have tried.
+    lines, cpu = len(worker.records()), worker.cpu_seconds()
+    await asyncio.sleep(4)
+    assert len(worker.records()) - lines < 16, [r["event"] for r in worker.records()[lines:]]
+    assert worker.cpu_seconds() - cpu < 1
+    await heal()
+    await scene.publish(5)
+    new = await scene.until(
+        lambda: _is(scene.phase_count(), 25), within=RESUME_SECONDS, what="events of runs after the return"
+    )
+    back = await scene.all_closed_out(within=RELAY_SECONDS)
+    report(f"events of new runs after {new:.1f} s, of the 30 earlier ones {new + back:.1f} s after the return")
+    await scene.settle_books(worker)
+
+
+async def _paused(worker: Running) -> bool:
+    return not await worker.ready()
+
+
+async def _is(found: Awaitable[int], expected: int) -> bool:
+    return await found == expected
+
+
+async def _lock(scene: Scene, table: str):
+    """Hold a lock on *table* until the function that is returned is awaited."""
+    import asyncpg
+
+    conn = await asyncpg.connect(scene.postgres.url(scene.database))
+    await conn.execute(f"BEGIN; LOCK TABLE governance.{table} IN ACCESS EXCLUSIVE MODE")
+    return conn.close
