@@ -13,9 +13,10 @@ from aiormq.abc import DeliveredMessage
 
 from consumer.broker import BrokerConnection
 from consumer.errors import UnavailableError, one_line
+from consumer.frames import PERSISTENT
 from consumer.parked_queue import Held, Parked, Progress, Walk, walk
 from consumer.parking import EXCHANGE, ROUTING_KEY, headers_of
-from consumer.publisher import PERSISTENT, ConfirmedChannel
+from consumer.publisher import ConfirmedChannel
 from consumer.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
 
 _OURS = "x-closeout-"

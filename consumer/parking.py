@@ -11,7 +11,8 @@ from aiormq.abc import DeliveredMessage
 from pamqp import encode
 
 from consumer.errors import ParkReason
-from consumer.publisher import PERSISTENT, ConfirmedChannel
+from consumer.frames import PERSISTENT
+from consumer.publisher import ConfirmedChannel
 from consumer.wire import writable
 
 PARKED_QUEUE = "closeout.parked"

@@ -11,8 +11,10 @@ from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel as AmqpChannel
 
 from consumer.broker import BROKER_ERRORS, BrokerConnection
+from consumer.confirms import publish_batch
 from consumer.errors import UnavailableError, one_line
-from consumer.events import CONTENT_TYPE, OutboxEvent
+from consumer.events import OutboxEvent
+from consumer.frames import event_frames
 from consumer.metrics import Metrics
 from domains.run import RunKey
 
@@ -22,7 +24,6 @@ EVENTS_EXCHANGE = "governance.events"
 # Seconds until a confirm is given up. A healthy quorum queue confirms in milliseconds; a leader election takes under
 # one second, a node restart a few. What is given up stays in the outbox.
 CONFIRM_TIMEOUT_SECONDS = 10.0
-PERSISTENT = 2
 
 
 @dataclass(slots=True)
@@ -96,28 +97,10 @@ class EventPublisher:
         except UnavailableError as error:
             return Published(failure=one_line(error))
         started = perf_counter()
-        # basic_publish takes the channel's lock before it writes, and the lock is fair: frames leave in this order.
-        answers = await asyncio.gather(*(self._send(channel, event) for event in events), return_exceptions=True)
+        messages = [_framed(channel, event) for event in events]
+        answers = await publish_batch(channel, messages, confirm_seconds=CONFIRM_TIMEOUT_SECONDS)
         self._metrics.publish_duration.observe(perf_counter() - started)
         return self._count(events, answers)
-
-    async def _send(self, channel: AmqpChannel, event: OutboxEvent) -> object:
-        properties = spec.Basic.Properties(
-            content_type=CONTENT_TYPE,
-            delivery_mode=PERSISTENT,
-            correlation_id=str(event.run_id),
-            message_id=str(event.event_id),
-            message_type=event.type,
-        )
-        return await channel.basic_publish(
-            event.body.encode(),
-            exchange=EVENTS_EXCHANGE,
-            routing_key=event.routing_key,
-            properties=properties,
-            mandatory=True,
-            timeout=CONFIRM_TIMEOUT_SECONDS,
-            wait=False,
-        )
 
     def _count(self, events: Sequence[OutboxEvent], answers: Sequence[object]) -> Published:
         outcome = Published()
@@ -145,3 +128,18 @@ class EventPublisher:
             if self._require_subscribers:
                 return f"no queue is bound for {event.routing_key} (REQUIRE_EVENT_SUBSCRIBERS)"
         return None
+
+
+def _framed(channel: AmqpChannel, event: OutboxEvent) -> tuple[str, bytes]:
+    event_id = str(event.event_id)
+    frames = event_frames(
+        channel.number,
+        exchange=EVENTS_EXCHANGE,
+        routing_key=event.routing_key,
+        run_id=str(event.run_id),
+        event_id=event_id,
+        kind=event.type,
+        body=event.body.encode(),
+        body_max=channel.max_content_size,
+    )
+    return event_id, frames

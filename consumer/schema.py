@@ -19,10 +19,11 @@ from consumer.events import (
     PolicyEvaluated,
     RunFinalized,
 )
+from consumer.frames import PERSISTENT
 from consumer.message import CONTENT_TYPE as JSON
 from consumer.message import MAX_COST_DECIMALS, MAX_COST_USD, SCHEMA_VERSION
 from consumer.metrics import installed_version
-from consumer.publisher import EVENTS_EXCHANGE, PERSISTENT
+from consumer.publisher import EVENTS_EXCHANGE
 from consumer.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
 from consumer.worker import RUN_COMPLETED_QUEUE
 from domains.incidents.rules import Severity

@@ -15,8 +15,9 @@ from consumer.broker import BrokerConnection
 from consumer.commands.output import EXIT_USAGE, err, fail, print_json
 from consumer.commands.session import settings_for
 from consumer.errors import MessageRefusedError, UnavailableError
+from consumer.frames import PERSISTENT
 from consumer.message import CONTENT_TYPE, decode
-from consumer.publisher import PERSISTENT, ConfirmedChannel
+from consumer.publisher import ConfirmedChannel
 from consumer.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
 
 # Messages on their way at once: a quorum queue confirms in groups, waiting for each would be 10 times slower.

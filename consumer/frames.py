@@ -1,0 +1,47 @@
+"""An event as AMQP 0-9-1 frames, packed in one go: a method frame, a header frame, body frames.
+
+The client builds three objects a message and asks each for its bytes; for events, whose properties are always the
+same five, packing them here takes a tenth of the time. ``tests/unit/test_frames.py`` holds it against the client's.
+"""
+
+import struct
+from functools import lru_cache
+
+from consumer.events import CONTENT_TYPE
+
+PERSISTENT = 2
+
+_FRAME = struct.Struct(">BHI")  # type, channel, bytes of the payload
+_METHOD, _HEADER, _BODY, _END = 1, 2, 3, b"\xce"
+_BASIC, _PUBLISH = 60, 40
+_MANDATORY = 1
+# content_type, delivery_mode, correlation_id, message_id and type; basic's properties have a bit each, in this order.
+_FLAGS = 1 << 15 | 1 << 12 | 1 << 10 | 1 << 7 | 1 << 5
+_CONTENT_HEADER = struct.Struct(">HHQH")
+
+
+def event_frames(
+    channel: int, *, exchange: str, routing_key: str, run_id: str, event_id: str, kind: str, body: bytes, body_max: int
+) -> bytes:
+    """Return the frames that publish one event, mandatory and persistent; *body_max* is bytes a body frame."""
+    properties = b"".join((_TYPE_AND_MODE, _short(run_id.encode()), _short(event_id.encode()), _short(kind.encode())))
+    header = _CONTENT_HEADER.pack(_BASIC, 0, len(body), _FLAGS) + properties
+    parts = [_publish(channel, exchange, routing_key), _FRAME.pack(_HEADER, channel, len(header)), header, _END]
+    for start in range(0, len(body), body_max):
+        piece = body[start : start + body_max]
+        parts += (_FRAME.pack(_BODY, channel, len(piece)), piece, _END)
+    return b"".join(parts)
+
+
+@lru_cache(maxsize=1024)  # few routing keys come again and again
+def _publish(channel: int, exchange: str, routing_key: str) -> bytes:
+    names = _short(exchange.encode()) + _short(routing_key.encode())
+    payload = struct.pack(">HHH", _BASIC, _PUBLISH, 0) + names + bytes((_MANDATORY,))
+    return _FRAME.pack(_METHOD, channel, len(payload)) + payload + _END
+
+
+def _short(text: bytes) -> bytes:
+    return bytes((len(text),)) + text
+
+
+_TYPE_AND_MODE = _short(CONTENT_TYPE.encode()) + bytes((PERSISTENT,))

@@ -1,0 +1,116 @@
+"""A batch of events on a real broker: written at once, each answered for itself."""
+
+import asyncio
+from uuid import uuid4
+
+import pytest
+
+from consumer.broker import BrokerConnection
+from consumer.events import OutboxEvent
+from consumer.metrics import Metrics
+from consumer.publisher import EVENTS_EXCHANGE, ConfirmedChannel, EventPublisher
+from consumer.topology import declare
+from tests.integration.traffic import listen
+
+
+def event(*, routing_key: str = "incident.created.HIGH", body: str = "{}") -> OutboxEvent:
+    return OutboxEvent(
+        tenant_id="acme", run_id=uuid4(), sequence=1, event_id=uuid4(), type="incident.created",
+        routing_key=routing_key, body=body,
+    )  # fmt: skip
+
+
+def publisher(broker: BrokerConnection, **more: bool) -> EventPublisher:
+    return EventPublisher(ConfirmedChannel(broker), metrics=Metrics(), **more)
+
+
+async def received(found: list, number: int) -> list:
+    async with asyncio.timeout(15):
+        while len(found) < number:
+            await asyncio.sleep(0.01)
+    return found
+
+
+async def test_a_batch_arrives_whole_in_order_and_is_confirmed(broker):
+    found = await listen(broker)
+    # The last ones need two body frames, and a hundred.
+    events = [event(body=f"{n}é") for n in range(300)] + [event(body="x" * n) for n in (131_065, 13_000_000)]
+
+    outcome = await publisher(broker).publish(events)
+
+    assert (outcome.confirmed, outcome.failure) == (events, None)
+    for sent, got in zip(events, await received(found, len(events)), strict=True):
+        properties = got.header.properties
+        assert got.body == sent.body.encode()
+        assert (properties.message_id, properties.correlation_id) == (str(sent.event_id), str(sent.run_id))
+        assert (properties.message_type, properties.delivery_mode) == ("incident.created", 2)
+        assert (properties.content_type, got.delivery.routing_key) == (
+            "application/cloudevents+json",
+            "incident.created.HIGH",
+        )
+
+
+async def test_several_batches_at_once_on_one_channel_get_each_their_own_answers(broker):
+    shared = publisher(broker)
+    batches = [[event() for _ in range(40)] for _ in range(10)]
+
+    outcomes = await asyncio.gather(*(shared.publish(batch) for batch in batches))
+
+    assert [outcome.confirmed for outcome in outcomes] == batches
+
+
+async def test_of_a_batch_what_no_queue_takes_is_told_from_what_one_takes(broker):
+    channel = await broker.channel(confirms=False)
+    queue = (await channel.queue_declare("", exclusive=True)).queue or ""
+    await channel.queue_bind(queue, EVENTS_EXCHANGE, routing_key="taken")
+    events = [event(routing_key="taken" if n % 3 else "not.taken") for n in range(30)]
+
+    lenient = await publisher(broker).publish(events)
+    strict = await publisher(broker, require_subscribers=True).publish(events)
+
+    assert lenient.confirmed == events
+    assert strict.confirmed == [e for e in events if e.routing_key == "taken"]
+    assert "not.taken" in str(strict.failure)
+
+
+async def test_a_channel_that_the_broker_closes_under_a_batch_fails_it_and_the_next_goes_out_on_a_new_one(broker):
+    channel = await broker.channel(confirms=False)
+    await channel.exchange_delete(EVENTS_EXCHANGE)
+    mine = publisher(broker)
+
+    gone = await mine.publish([event() for _ in range(20)])
+    await declare(broker)
+    back = await mine.publish([event() for _ in range(20)])
+
+    assert gone.confirmed == []
+    assert "NOT_FOUND" in str(gone.failure)
+    assert (len(back.confirmed), back.failure) == (20, None)
+
+
+async def test_a_connection_that_ends_under_a_batch_fails_it(amqp_url, rabbit):
+    other = BrokerConnection(amqp_url, name="ends")
+    mine = publisher(other)
+    await mine.publish([event()])
+    events = [event(body="x" * 10_000_000) for _ in range(5)]
+    task = asyncio.create_task(mine.publish(events))
+    await asyncio.sleep(0.05)
+    await asyncio.to_thread(rabbit.eval, 'rabbit_networking:close_all_user_connections(<<"closeout">>, <<"test">>)')
+
+    outcome = await task
+
+    assert outcome.failure
+    assert len(outcome.confirmed) < 5
+    await other.close()
+
+
+async def test_a_batch_that_is_cancelled_leaves_the_channel_usable(broker):
+    mine = publisher(broker)
+    large = [event(body="x" * 1_000_000) for _ in range(20)]
+    task = asyncio.create_task(mine.publish(large))
+    await asyncio.sleep(0.02)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    events = [event() for _ in range(20)]
+    assert (await mine.publish(events)).confirmed == events
