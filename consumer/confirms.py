@@ -62,6 +62,8 @@ async def publish_batch(
     refusal of the broker, ``TimeoutError`` after *confirm_seconds*, or what ended the channel. Raises what the channel
     raises before anything was written.
     """
+    if not messages:
+        return ()
     batch = _Batch(channel, len(messages))
     try:
         async with asyncio.timeout(confirm_seconds):

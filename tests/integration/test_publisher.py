@@ -50,6 +50,12 @@ async def test_a_batch_arrives_whole_in_order_and_is_confirmed(broker):
         )
 
 
+async def test_a_batch_of_nothing_is_done_at_once(broker):
+    async with asyncio.timeout(2):
+        outcome = await publisher(broker).publish([])
+    assert (outcome.confirmed, outcome.failure) == ([], None)
+
+
 async def test_several_batches_at_once_on_one_channel_get_each_their_own_answers(broker):
     shared = publisher(broker)
     batches = [[event() for _ in range(40)] for _ in range(10)]
