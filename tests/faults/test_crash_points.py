@@ -8,6 +8,10 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from consumer import create_transaction_coordinator
+from consumer.database import create_engine
+from consumer.message import decode
+from tests import runs
 from tests.faults.hold import table_locked, trigger_held, waiting, waiting_ports
 from tests.faults.scene import Running, Scene
 
@@ -154,6 +158,22 @@ async def test_dead_between_mark_and_ack_the_next_delivery_is_acked_and_nothing_
         await _closes_out(scene, second, committed=0, duplicate=1)
         assert await scene.settle_books(second) == 0
     assert {table: await _rows(scene, table) for table in TABLES} == rows
+
+
+async def test_what_a_dead_worker_left_untold_goes_out_by_another_s_relay_within_fifteen_seconds(scene: Scene, report):
+    """With no delivery to remind anybody: it was taken by an operator, say, or expired."""
+    engine = create_engine(scene.postgres.url(scene.database), pool_size=1)
+    scene.bodies = [runs.body() for _ in range(RUNS)]
+    arrivals = [decode(body, max_bytes=1_000_000).run for body in scene.bodies]
+    await create_transaction_coordinator(engine=engine).execute_many(arrivals)
+    await engine.dispose()
+    scene.must_be_told = await _ids_in_the_outbox(scene)
+
+    async with scene.worker() as other:
+        took = await scene.all_closed_out(within=30)
+        assert await scene.settle_books(other) == 0
+    report(f"told after {took:.1f} s")
+    assert took <= 15
 
 
 async def _closes_out(scene: Scene, worker: Running, *, committed: int, duplicate: int) -> None:
