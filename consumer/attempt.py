@@ -36,14 +36,15 @@ class Attempt:
     machine: PhaseMachine = field(default_factory=PhaseMachine)
     committing: bool = False
     claims: dict[RunKey, Claim] = field(default_factory=dict)
+    new: list[Arrival] = field(default_factory=list)
     results: dict[RunKey, list[DomainResult]] = field(default_factory=dict)
     operations: list[str] = field(default_factory=list)
     events: list[OutboxEvent] = field(default_factory=list)
 
-    @property
-    def new(self) -> list[Arrival]:
-        """The arrivals that this attempt claimed."""
-        return [arrival for arrival in self.arrivals if (held := self.claims.get(arrival.key)) and held.new]
+    def claimed(self, claims: dict[RunKey, Claim]) -> None:
+        """Note what the inbox said of each arrival."""
+        self.claims = claims
+        self.new = [arrival for arrival in self.arrivals if claims[arrival.key].new]
 
     def done(self, phase: TransactionPhase, results: dict[RunKey, DomainResult]) -> None:
         """Note what was done for each run, and move to *phase*."""

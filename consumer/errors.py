@@ -109,6 +109,7 @@ _MOMENT_ERRORS = (
     OSError,
     sa.TimeoutError,  # no connection became free in the pool
     asyncpg.InterfaceError,  # the connection was closed under the statement
+    asyncpg.TargetServerAttributeNotMatched,  # no primary among the URL's hosts: a failover is under way
     aiormq.exceptions.AMQPError,
     aiormq.exceptions.ChannelInvalidStateError,  # no AMQPError: the channel closed under a call
     asyncio.IncompleteReadError,

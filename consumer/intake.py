@@ -23,11 +23,12 @@ class Intake:
     def __init__(self, metrics: Metrics) -> None:
         self._waiting: deque[Delivery] = deque()
         self._arrived = asyncio.Event()
-        self._metrics = metrics
         self._taken = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = False
+        # Asked for when it is scraped, not told with every message.
+        metrics.inflight.set_function(lambda: len(self._waiting) + self._taken)
 
     def put(self, message: DeliveredMessage) -> None:
         """Take in one delivery."""
@@ -72,9 +73,7 @@ class Intake:
         self._arrived.set()
 
     def _changed(self) -> None:
-        held = len(self._waiting) + self._taken
-        self._metrics.inflight.set(held)
-        if held:
+        if self._waiting or self._taken:
             self._idle.clear()
         else:
             self._idle.set()

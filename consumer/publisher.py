@@ -1,6 +1,7 @@
 """The confirmed channel: messages go out mandatory and persistent, and count only once the broker confirmed them."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -106,13 +107,15 @@ class EventPublisher:
         outcome = Published()
         broken: set[RunKey] = set()
         for event, answer in zip(events, answers, strict=True):
-            failure = self._failure(event, answer)
+            failure = None if isinstance(answer, spec.Basic.Ack) else self._failure(event, answer)
             if failure is not None:
                 broken.add(event.key)
                 outcome.failure = outcome.failure or failure
-            elif event.key not in broken:
+            elif not broken or event.key not in broken:
                 outcome.confirmed.append(event)
-                self._metrics.events_published.labels(event.type).inc()
+        # Once a batch, not once an event.
+        for kind, number in Counter(event.type for event in outcome.confirmed).items():
+            self._metrics.events_published.labels(kind).inc(number)
         return outcome
 
     def _failure(self, event: OutboxEvent, answer: object) -> str | None:

@@ -106,7 +106,7 @@ class RunCompletionTransaction:
 
     async def _write(self, conn: AsyncConnection, attempt: Attempt) -> None:
         now = datetime.now(UTC)
-        attempt.claims = await inbox.claim(conn, attempt.arrivals)
+        attempt.claimed(await inbox.claim(conn, attempt.arrivals))
         if attempt.new:
             await self._write_new(conn, attempt, [arrival.run for arrival in attempt.new], now)
         waiting = [key for key, claim in attempt.claims.items() if claim.phase is TransactionPhase.COMMITTED]

@@ -102,10 +102,15 @@ class PostgresServer(Server):
         return home
 
     def _initialise(self, data: Path, identity: tuple[int, int] | None) -> None:
+        """Make the data folder."""
+        options = ["-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync", "--no-instructions"]
+        self._make(data, ["initdb", "-D", str(data), "-U", SUPERUSER, *options], identity)
+
+    def _make(self, data: Path, argv: Sequence[str], identity: tuple[int, int] | None) -> None:
+        """Run a program of PostgreSQL's that makes *data*, as the server's user; nothing is left where it fails."""
         user, group = identity or (None, None)
-        argv = [f"{self._binaries}/initdb", "-D", str(data), "-U", SUPERUSER, "-A", "trust", "-E", "UTF8"]
         done = subprocess.run(
-            [*argv, "--locale=C.UTF-8", "--no-sync", "--no-instructions"],
+            [f"{self._binaries}/{argv[0]}", *argv[1:]],
             env=_environment(),
             cwd=data.parent,
             user=user,
@@ -117,7 +122,7 @@ class PostgresServer(Server):
         )
         if done.returncode:
             shutil.rmtree(data, ignore_errors=True)
-            raise ServerError(f"initdb failed:\n{done.stdout}{done.stderr}")
+            raise ServerError(f"{argv[0]} failed:\n{done.stdout}{done.stderr}")
 
     def _answers(self) -> bool:
         return wire.answers_sql(self.port, user=SUPERUSER)
