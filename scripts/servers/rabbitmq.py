@@ -46,6 +46,7 @@ class RabbitServer(Server):
     ) -> None:
         super().__init__(folder)
         self.version = version
+        self.node = NODE
         self.plugins = tuple(plugins)
         self._ports = {"amqp": Port(port), "epmd": Port(), "node": Port()}
         self._ports |= {plugin: Port() for plugin in self.plugins if plugin in LISTENERS}
@@ -115,7 +116,7 @@ class RabbitServer(Server):
 
     def ctl(self, *arguments: str) -> str:
         """Run rabbitmqctl against this node, in about a second, and return what it prints."""
-        return self._run([str(self._files / "app/sbin/rabbitmqctl"), "-q", "-n", NODE, *arguments])
+        return self._run([str(self._files / "app/sbin/rabbitmqctl"), "-q", "-n", self.node, *arguments])
 
     def _run(self, argv: Sequence[str], text: str | None = None) -> str:
         done = subprocess.run(
@@ -177,7 +178,7 @@ class RabbitServer(Server):
             "HOME": str(files / "home"),
             "ERL_EPMD_PORT": str(self._ports["epmd"].number),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODENAME": NODE,
+            "RABBITMQ_NODENAME": self.node,
             "RABBITMQ_DIST_PORT": str(self._ports["node"].number),
             "RABBITMQ_CONF_ENV_FILE": "/dev/null",
             "RABBITMQ_CONFIG_FILE": str(files / "rabbitmq.conf"),

@@ -17,6 +17,13 @@ class SqlError(RuntimeError):
     """PostgreSQL refused: its message, with the SQLSTATE in front."""
 
 
+def connects(port: int, *, seconds: float = 1.0) -> bool:
+    """Tell whether anybody listens at *port*."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), seconds):
+        return True
+    return False
+
+
 def answers_amqp(port: int, *, seconds: float = 1.0) -> bool:
     """Tell whether a broker at *port* answers the protocol header with a method frame."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), seconds) as line:

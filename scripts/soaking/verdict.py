@@ -65,7 +65,8 @@ async def compare(engine: AsyncEngine, published: Publishing, heard: Hearing, ve
         "events delivered": heard.deliveries,
         "events repeated": heard.repeated,
         "runs with all three events": heard.complete,
-        "events first heard out of order": heard.out_of_order,
+        "events published out of order": heard.out_of_order,
+        "events the broker gave back late": heard.returned_late,
         "runs with an event missing": len(unheard),
     }
     verdict.demand(len(confirmed) == len(published.runs), f"{len(published.runs) - len(confirmed)} never confirmed")
@@ -73,7 +74,7 @@ async def compare(engine: AsyncEngine, published: Publishing, heard: Hearing, ve
     verdict.demand(not stored.keys() - published.runs.keys(), "rows of runs that nobody published")
     verdict.demand(not partial, f"not at EVENTS_PUBLISHED: {_some(partial)}")
     verdict.demand(not unheard, f"an event never came: {_some(unheard)}")
-    verdict.demand(not heard.out_of_order, f"{heard.out_of_order} events were first heard out of their run's order")
+    verdict.demand(not heard.out_of_order, f"{heard.out_of_order} events were published out of their run's order")
     verdict.violations += heard.faults
 
 

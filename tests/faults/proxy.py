@@ -43,10 +43,10 @@ class Line:
 
 
 class Proxy:
-    """Passes bytes on to *port* until told otherwise; its own port stays the same."""
+    """Passes bytes on to the first of *ports* that listens, until told otherwise; its own port stays the same."""
 
-    def __init__(self, port: int) -> None:
-        self.target, self.port = port, 0
+    def __init__(self, *ports: int) -> None:
+        self.targets, self.port = list(ports), 0
         self.lines: set[Line] = set()
         # How many answers of the server each coming line lets through before it breaks, and whether by a reset.
         self.breaks: list[tuple[int, bool]] = []
@@ -55,15 +55,19 @@ class Proxy:
 
     async def accept(self) -> "Proxy":
         """Take connections, from the start or again after :meth:`refuse`."""
+        if self._listener is not None:
+            return self
         # A small limit, so that a stalled line stops being read.
         self._listener = await asyncio.start_server(self._carry, "127.0.0.1", self.port, limit=4096)
         self.port = self._listener.sockets[0].getsockname()[1]
         return self
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            from_server, to_server = await asyncio.open_connection("127.0.0.1", self.target, limit=4096)
-        except OSError:
+        for target in self.targets:
+            with contextlib.suppress(OSError):
+                from_server, to_server = await asyncio.open_connection("127.0.0.1", target, limit=4096)
+                break
+        else:
             writer.transport.abort()
             return
         line = Line(writer, to_server)

@@ -353,7 +353,7 @@ async def closed_in_the_handshake(connection: BrokerConnection, scene: Scene) ->
 
 async def closed_before_the_handshake(connection: BrokerConnection, scene: Scene) -> None:
     """A load balancer, or a listener, without a broker behind it."""
-    scene.broker_line.target = 1
+    scene.broker_line.targets = [1]
     await connection.channel(confirms=False)
 
 
@@ -450,7 +450,7 @@ async def test_a_line_that_breaks_behind_any_answer_is_weather_for_whoever_opens
 
 async def test_a_listener_without_a_broker_behind_it_is_weather_in_the_worker_s_own_loop(scene: Scene):
     """A load balancer in front of a broker that is down. uvloop sees the end of the line before aiormq reads it."""
-    scene.broker_line.target = 1
+    scene.broker_line.targets = [1]
 
     async def connect() -> list[BaseException]:
         found: list[BaseException] = []
