@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -194,6 +195,9 @@ def main() -> int:
     console.print(f"{again} --rate {options.rate:g} --rabbitmq {options.rabbitmq}\n{len(faults)} faults:")
     console.print("\n".join(map(str, faults)), markup=False)
     end_on_signals()
+    # Every kill would fill a screen with what the clients of this process think of it.
+    for name in ("aiormq", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         with tempfile.TemporaryDirectory(prefix="closeout-soak-", ignore_cleanup_errors=True) as name:
             folder = Path(name)
