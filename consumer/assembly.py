@@ -86,6 +86,7 @@ def build_service(settings: Settings) -> Service:
     engine = create_engine(
         settings.database_url.get_secret_value(),
         pool_size=settings.max_concurrent_transactions + _SPARE_CONNECTIONS,
+        by_key=True,
     )
     amqp_url = settings.amqp_url.get_secret_value()
     # Two connections: a broker in alarm blocks publishers, and acks must still flow.
@@ -189,7 +190,7 @@ def create_transaction_coordinator(
         connection = BrokerConnection(amqp_url, name="closeout coordinator")
         publisher = EventPublisher(ConfirmedChannel(connection), metrics=metrics)
     return RunCompletionTransaction(
-        engine=engine or create_engine(database_url or ""),
+        engine=engine or create_engine(database_url or "", by_key=True),
         policies=PolicyBook(),
         publisher=publisher,
         metrics=metrics,

@@ -4,11 +4,10 @@ from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import Boolean, Executable, exists, literal_column
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Executable, cast, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domains.columns import columns_of, given_rows
+from domains.columns import columns_of, insert_many, unnest
 from domains.result import DomainResult
 from domains.run import CompletedRun, RunKey
 from domains.traces.rules import STATUS_OF
@@ -19,39 +18,35 @@ _COLUMNS = ("tenant_id", "trace_id", "run_id", "agent_id", "status", "started_at
 _steps_json = msgspec.json.Encoder(decimal_format="number")
 
 
+_CHANGED = ("status", "started_at", "completed_at", "steps")
+
+
+def _insertion() -> Executable:
+    """Insert what is missing. No arbiter: neither another run's trace nor this run's other trace is touched."""
+    return insert_many(traces, _COLUMNS).on_conflict_do_nothing().returning(traces.c.tenant_id, traces.c.run_id)
+
+
 def _completion() -> Executable:
-    """Insert what is missing, complete what is running, leave what is complete: the first truth wins.
-
-    A trace that belongs to another run is not touched, and a run that has a trace under another id keeps it.
-    """
-    rows = given_rows(traces, _COLUMNS)
-    given = rows.get_final_froms()[0]
-    other = traces.alias("other")
-    elsewhere = exists().where(
-        other.c.tenant_id == given.c.tenant_id,
-        other.c.run_id == given.c.run_id,
-        other.c.trace_id != given.c.trace_id,
-    )
-    statement = insert(traces).from_select(list(_COLUMNS), rows.where(~elsewhere))
-    new = statement.excluded
-    return statement.on_conflict_do_update(
-        index_elements=[traces.c.tenant_id, traces.c.trace_id],
-        set_={name: new[name] for name in ("status", "started_at", "completed_at", "steps")},
-        where=(traces.c.run_id == new.run_id) & (traces.c.status == "running"),
-    ).returning(
-        traces.c.tenant_id,
-        traces.c.run_id,
-        # A row that this statement inserted was never locked or deleted by anyone: its xmax is 0.
-        literal_column("traces.xmax = 0", Boolean).label("inserted"),
+    """Complete what is running, leave what is complete: the first truth wins."""
+    given = unnest(traces, _COLUMNS)
+    values = {name: cast(given.c[name], traces.c[name].type) for name in _CHANGED}
+    return (
+        update(traces)
+        .values(values)
+        .where(*(traces.c[name] == given.c[name] for name in ("tenant_id", "trace_id", "run_id")))
+        .where(traces.c.status == "running")
+        .returning(traces.c.tenant_id, traces.c.run_id)
     )
 
 
+_INSERT = _insertion()
 _COMPLETE = _completion()
 
 
 async def complete(conn: AsyncConnection, runs: Sequence[CompletedRun]) -> dict[RunKey, DomainResult]:
-    """Complete the trace of each of *runs*, in one statement; runs that were not traced are skipped.
+    """Complete the trace of each of *runs*; runs that were not traced are skipped.
 
+    One statement where no trace is there yet, one more for those that are.
     Safe to repeat: a complete trace is kept as it is. Of two runs that name one trace the first gets it.
     """
     owners: dict[tuple[str, UUID], CompletedRun] = {}
@@ -60,8 +55,12 @@ async def complete(conn: AsyncConnection, runs: Sequence[CompletedRun]) -> dict[
             owners.setdefault((run.tenant_id, run.trace_id), run)
     changed: dict[RunKey, bool] = {}
     if owners:
-        found = await conn.execute(_COMPLETE, columns_of(_COLUMNS, _rows(owners.values())))
-        changed = {RunKey(row.tenant_id, row.run_id): row.inserted for row in found}
+        found = await conn.execute(_INSERT, columns_of(_COLUMNS, _rows(owners.values())))
+        changed = {RunKey(*row): True for row in found}
+        rest = [run for run in owners.values() if run.key not in changed]
+        if rest:
+            found = await conn.execute(_COMPLETE, columns_of(_COLUMNS, _rows(rest)))
+            changed |= {RunKey(*row): False for row in found}
     return {run.key: _result(run, changed.get(run.key)) for run in runs}
 
 
