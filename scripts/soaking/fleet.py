@@ -77,10 +77,11 @@ class Fleet:
 
     async def suspend(self, number: int, seconds: float) -> None:
         """Stop a worker's process, and let it go on after *seconds*, if it is still there."""
-        process = self.members[number].process
-        process.send_signal(signal.SIGSTOP)
+        member = self.members[number]
+        member.process.send_signal(signal.SIGSTOP)
         await asyncio.sleep(seconds)
-        process.send_signal(signal.SIGCONT)
+        member.process.send_signal(signal.SIGCONT)
+        member.since += seconds  # it has not grown older
 
     async def stop(self) -> None:
         """Tell all to stop, and wait until they have."""
