@@ -16,6 +16,8 @@ pytestmark = pytest.mark.timeout(90)
 LOAD = 600
 # Batches of 50, two at once: what may be in work, and so come again, when a worker ends in the worst way.
 IN_WORK = 100
+# Seconds: how late a process may be seen to have ended on a machine that is busy with other things.
+LATE = 2.0
 
 
 async def test_stopped_under_load_nothing_is_lost_and_nothing_done_comes_again(scene: Scene, report):
@@ -68,7 +70,7 @@ async def test_a_transaction_that_hangs_does_not_outlast_the_grace_period(scene:
         assert await scene.count("run_completions") == 0
     report(f"ended after {took:.1f} s of 4, exit {status}")
     assert status == 0
-    assert took <= 4.5
+    assert took <= 4 + LATE
     async with scene.worker() as second:
         assert await scene.settle_books(second) == 0
 
@@ -93,7 +95,7 @@ async def test_a_stalled_line_does_not_outlast_the_grace_period(scene: Scene, re
     async with scene.worker() as second:
         await scene.settle_books(second)
     assert status == 0
-    assert took <= 6.5
+    assert took <= 6 + LATE
 
 
 async def test_a_second_signal_ends_it_at_once(scene: Scene):
