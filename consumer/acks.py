@@ -6,17 +6,28 @@ and 4, see ``tests/integration/test_acks.py``), and runs that were committed com
 settlement.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
 from aiormq.abc import AbstractChannel
 
-# Deliveries that one unfinished batch may hold back before they are acked one by one: their prefetch is needed.
-_HELD_BACK_MAX = 100
+from consumer.broker import BROKER_ERRORS
+from consumer.errors import one_line
+
+log = structlog.get_logger(__name__)
 
 
 class Acks:
-    """The delivery tags of one channel, which count from 1, and which of them were answered."""
+    """The delivery tags of one channel, which count from 1, and which of them were answered.
 
-    def __init__(self, channel: AbstractChannel) -> None:
+    Deliveries that wait for an unfinished one before them are acked one by one if they are over *hold_back*: their
+    prefetch is needed. A channel that is gone is no error: what it was not told of, the broker delivers again.
+    """
+
+    def __init__(self, channel: AbstractChannel, *, hold_back: int) -> None:
         self._channel = channel
+        self._hold_back = hold_back
         self._sent_up_to = 0  # every tag up to here is answered, and the broker was told
         self._answered: set[int] = set()  # tags above it that are answered
         self._untold: set[int] = set()  # those of them whose ack the broker was not yet sent
@@ -28,24 +39,35 @@ class Acks:
 
     async def requeue(self, tag: int) -> None:
         """Give *tag* back to its queue, at once."""
-        await self._channel.basic_nack(tag, requeue=True, wait=False)
-        self._answered.add(tag)  # only now: an ack of all up to a later tag must not cover it
+        if self._channel.is_closed:
+            return
+        with _comes_again():
+            await self._channel.basic_nack(tag, requeue=True, wait=False)
+            self._answered.add(tag)  # only now: an ack of all up to a later tag must not cover it
 
-    async def flush(self, *, hold_back: int = _HELD_BACK_MAX) -> None:
-        """Ack all below the first tag that is still being worked on; if over *hold_back* wait above it, each of them.
-
-        Raises what the channel raises. What was not sent then comes again, and the claim finds it.
-        """
+    async def flush(self, *, everything: bool = False) -> None:
+        """Ack all below the first tag that is still being worked on; of those above it, too many or *everything*."""
+        if self._channel.is_closed:
+            return
         upto = self._sent_up_to
         while upto + 1 in self._answered:
             upto += 1
             self._answered.discard(upto)
         self._sent_up_to = upto
         covered = {tag for tag in self._untold if tag <= upto}
-        if covered:
-            self._untold -= covered
-            await self._channel.basic_ack(max(covered), multiple=True, wait=False)
-        if len(self._untold) > hold_back:
-            untold, self._untold = sorted(self._untold), set()
-            for tag in untold:
-                await self._channel.basic_ack(tag, wait=False)
+        self._untold -= covered
+        with _comes_again():
+            if covered:
+                await self._channel.basic_ack(max(covered), multiple=True, wait=False)
+            if everything or len(self._untold) > self._hold_back:
+                untold, self._untold = sorted(self._untold), set()
+                for tag in untold:
+                    await self._channel.basic_ack(tag, wait=False)
+
+
+@contextmanager
+def _comes_again() -> Iterator[None]:
+    try:
+        yield
+    except BROKER_ERRORS as error:
+        log.info("deliveries not settled; they come again", error=one_line(error))

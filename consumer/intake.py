@@ -7,14 +7,21 @@ from typing import NamedTuple
 
 from aiormq.abc import DeliveredMessage
 
+from consumer.acks import Acks
 from consumer.metrics import Metrics
 
 
 class Delivery(NamedTuple):
-    """A message as the broker handed it over, and when."""
+    """A message as the broker handed it over, when, and where its ack goes."""
 
     message: DeliveredMessage
     received_at: datetime
+    acks: Acks
+
+    @property
+    def tag(self) -> int:
+        """The delivery tag; the broker gives one to whatever it delivers."""
+        return self.message.delivery_tag or 0
 
 
 class Intake:
@@ -30,9 +37,9 @@ class Intake:
         # Asked for when it is scraped, not told with every message.
         metrics.inflight.set_function(lambda: len(self._waiting) + self._taken)
 
-    def put(self, message: DeliveredMessage) -> None:
+    def put(self, message: DeliveredMessage, acks: Acks) -> None:
         """Take in one delivery."""
-        self._waiting.append(Delivery(message, datetime.now(UTC)))
+        self._waiting.append(Delivery(message, datetime.now(UTC), acks))
         self._arrived.set()
         self._changed()
 

@@ -2,17 +2,13 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from time import monotonic
 from typing import assert_never
-from weakref import WeakKeyDictionary
 
 import structlog
-from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq.abc import DeliveredMessage
 
-from consumer.acks import Acks
-from consumer.broker import BROKER_ERRORS
 from consumer.errors import UnavailableError, one_line
 from consumer.intake import Delivery
 from consumer.metrics import Metrics
@@ -37,7 +33,6 @@ class Settler:
         self._reported_at = float("-inf")
         self._cannot_publish = False
         self._report_due: asyncio.TimerHandle | None = None
-        self._acks: WeakKeyDictionary[AbstractChannel, Acks] = WeakKeyDictionary()
 
     async def settle_all(self, outcomes: Sequence[tuple[Delivery, Outcome]]) -> str | None:
         """Settle each delivery by its outcome; return why the worker must pause, if it must.
@@ -50,16 +45,17 @@ class Settler:
             attempts = attempts_of(delivery.message)
             settlement = settle(outcome, attempts=attempts, max_attempts=self._max_attempts)
             try:
-                counts[await self._carry_out(delivery.message, settlement, outcome)] += 1
+                counts[await self._carry_out(delivery, settlement, outcome)] += 1
                 if isinstance(settlement, PauseAndRequeue):
                     trouble = trouble or settlement.why
             except UnavailableError as error:
                 # No copy, no ack: the delivery goes back whole.
                 self._cannot_publish = True
                 trouble = trouble or one_line(error)
-                await self._nack(delivery.message)
+                await delivery.acks.requeue(delivery.tag)
                 counts["requeued"] += 1
-        await self._flush(outcomes)
+        for acks in {delivery.acks for delivery, _ in outcomes}:
+            await acks.flush()
         for result, count in counts.items():
             self._metrics.deliveries.labels(result).inc(count)
         self._unreported.update(counts)
@@ -85,26 +81,27 @@ class Settler:
         self._report_due = None
         self._reported_at = monotonic()
 
-    async def _carry_out(self, message: DeliveredMessage, settlement: Settlement, outcome: Outcome) -> str:
+    async def _carry_out(self, delivery: Delivery, settlement: Settlement, outcome: Outcome) -> str:
+        message = delivery.message
         match settlement:
             case Ack(result):
-                self._ack(message)
+                delivery.acks.ack(delivery.tag)
                 return result
             case Park(reason, error, attempts):
                 await park(self._channel, message, reason=reason, error=error, attempts=attempts)
-                self._ack(message)
+                delivery.acks.ack(delivery.tag)
                 self._metrics.parked.labels(reason).inc()
                 # The error may quote the message; it is in the parked message's header, not here.
                 log.warning("message parked", reason=reason, **_about(message))
                 return "parked"
             case RetryLater(attempts, error):
                 await retry_later(self._channel, message, attempts=attempts, error=error)
-                self._ack(message)
+                delivery.acks.ack(delivery.tag)
                 failure = outcome.error if isinstance(outcome, Failed) else None
                 log.warning("run will be tried again", attempts=attempts, exc_info=failure, **_about(message))
                 return "retried"
             case PauseAndRequeue():
-                await self._nack(message)
+                await delivery.acks.requeue(delivery.tag)
                 return "requeued"
             case _:
                 assert_never(settlement)
@@ -113,41 +110,6 @@ class Settler:
         """Count *deliveries* that go back with their channel; closing it is what returns them."""
         if deliveries:
             self._metrics.deliveries.labels("requeued").inc(len(deliveries))
-
-    def _ack(self, message: DeliveredMessage) -> None:
-        if message.delivery_tag is not None:
-            self._acks_of(message.channel).ack(message.delivery_tag)
-
-    async def _nack(self, message: DeliveredMessage) -> None:
-        if message.delivery_tag is not None and not message.channel.is_closed:
-            with _comes_again():
-                await self._acks_of(message.channel).requeue(message.delivery_tag)
-
-    async def closing(self, channel: AbstractChannel) -> None:
-        """Ack what is done on *channel*, even what an unfinished batch held back; it is about to be closed."""
-        if not channel.is_closed:
-            with _comes_again():
-                await self._acks_of(channel).flush(hold_back=0)
-
-    async def _flush(self, outcomes: Sequence[tuple[Delivery, Outcome]]) -> None:
-        for channel in {delivery.message.channel for delivery, _ in outcomes}:
-            if not channel.is_closed:
-                with _comes_again():
-                    await self._acks_of(channel).flush()
-
-    def _acks_of(self, channel: AbstractChannel) -> Acks:
-        if channel not in self._acks:
-            self._acks[channel] = Acks(channel)
-        return self._acks[channel]
-
-
-@contextmanager
-def _comes_again() -> Iterator[None]:
-    """Let a broker that is gone be: what it was not told of, it delivers again."""
-    try:
-        yield
-    except BROKER_ERRORS as error:
-        log.info("deliveries not settled; they come again", error=one_line(error))
 
 
 def _about(message: DeliveredMessage) -> dict[str, object]:

@@ -12,6 +12,7 @@ import structlog
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel as AmqpChannel
 
+from consumer.acks import Acks
 from consumer.broker import BROKER_ERRORS, BrokerConnection
 from consumer.errors import MessageRefusedError, UnavailableError, one_line
 from consumer.health import Health
@@ -99,37 +100,41 @@ class Worker:
 
     async def _consume(self) -> None:
         """Consume until something breaks or the worker is stopped; leave no delivery unsettled on an open channel."""
-        self._leaving.clear()
         if self.stopping.is_set():
             return
+        self._leaving.clear()
         channel = await self._connection.channel(confirms=False)
+        acks = Acks(channel, hold_back=self._prefetch_count // 2)
         try:
-            tag = await self._start(channel)
+            tag = await self._start(channel, acks)
             self._health.consuming()
             log.info("consuming", queue=RUN_COMPLETED_QUEUE, prefetch=self._prefetch_count)
             await self._leaving.wait()
             if not self.stopping.is_set():
                 self._pause(self._why)  # now, not after batches that may hang for seconds
-            await self._drain(channel, tag)
+            await self._drain(channel, tag, acks)
         finally:
             self._intake.give_back()
             await self._connection.close()
         if not self.stopping.is_set():
             raise UnavailableError(self._why)
 
-    async def _start(self, channel: AmqpChannel) -> str:
+    async def _start(self, channel: AmqpChannel, acks: Acks) -> str:
+        async def on_delivery(message: DeliveredMessage) -> None:
+            self._intake.put(message, acks)
+
         channel.closing.add_done_callback(self._on_closed)
         channel.on_consumer_cancel_callbacks.add(self._on_cancelled)
         try:
             await channel.basic_qos(prefetch_count=self._prefetch_count, timeout=_PAUSE_GRACE_SECONDS)
-            consumed = await channel.basic_consume(RUN_COMPLETED_QUEUE, self._on_delivery, timeout=_PAUSE_GRACE_SECONDS)
+            consumed = await channel.basic_consume(RUN_COMPLETED_QUEUE, on_delivery, timeout=_PAUSE_GRACE_SECONDS)
         except BROKER_ERRORS as error:
             raise UnavailableError(
                 f"cannot consume {RUN_COMPLETED_QUEUE}: {one_line(error)} (was closeout topology run?)"
             ) from error
         return consumed.consumer_tag or ""
 
-    async def _drain(self, channel: AmqpChannel, tag: str) -> None:
+    async def _drain(self, channel: AmqpChannel, tag: str, acks: Acks) -> None:
         """Stop deliveries, let what was taken be finished, and hand back the rest."""
         grace = _PAUSE_GRACE_SECONDS
         if self.stopping.is_set():
@@ -144,17 +149,25 @@ class Worker:
             await asyncio.wait_for(self._intake.idle(), grace)
         except TimeoutError:
             log.warning("not drained in time; the rest goes back to the queue", seconds=grace)
-            await self._settler.closing(channel)
+            await acks.flush(everything=True)
         with contextlib.suppress(*BROKER_ERRORS):
             # The close goes out behind the last acks, which would be lost with the connection.
             await asyncio.wait_for(channel.close(), _CLOSING_SECONDS / 2)
 
     async def _transact(self) -> None:
-        while batch := await self._intake.take(self._batch_max_runs):
-            try:
-                await self._process(batch)
-            finally:
-                self._intake.settled(batch)
+        # A call a batch: a variable here would keep the last one, its bodies and its channel alive while idle.
+        while await self._next_batch():
+            pass
+
+    async def _next_batch(self) -> bool:
+        batch = await self._intake.take(self._batch_max_runs)
+        if not batch:
+            return False
+        try:
+            await self._process(batch)
+        finally:
+            self._intake.settled(batch)
+        return True
 
     async def _process(self, batch: Sequence[Delivery]) -> None:
         arrivals: dict[int, Arrival] = {}
@@ -173,9 +186,6 @@ class Worker:
         trouble = await self._settler.settle_all(settled)
         if trouble:
             self._break(trouble)
-
-    async def _on_delivery(self, message: DeliveredMessage) -> None:
-        self._intake.put(message)
 
     def _on_closed(self, closing: "asyncio.Future[object]") -> None:
         error = None if closing.cancelled() else closing.exception()

@@ -40,7 +40,7 @@ async def left_after(amqp_url, broker, number, steps) -> list[int]:
     await publish(broker, *[b"%d" % position for position in range(1, number + 1)])
     consumer = Consumer(amqp_url)
     await consumer.open(number)
-    await steps(Acks(consumer.channel))
+    await steps(Acks(consumer.channel, hold_back=100))
     await consumer.close()
     return sorted(int(message.body) for message in await emptied(broker, QUEUE))
 
@@ -92,7 +92,7 @@ async def test_before_a_channel_is_closed_under_an_unfinished_batch_the_others_a
     async def steps(acks: Acks) -> None:
         for tag in (2, 3):
             acks.ack(tag)
-        await acks.flush(hold_back=0)
+        await acks.flush(everything=True)
 
     assert await left_after(amqp_url, broker, 3, steps) == [1]
 

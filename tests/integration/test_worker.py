@@ -1,6 +1,7 @@
 """The worker's parts together, on both real servers, in the test's own loop."""
 
 import asyncio
+import gc
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from consumer import create_transaction_coordinator
+from consumer.acks import Acks
 from consumer.assembly import Service
 from consumer.broker import BrokerConnection
 from consumer.inbox import Arrival
@@ -138,6 +140,18 @@ async def test_a_run_that_cannot_be_written_does_not_take_its_batch_with_it(data
     headers = headers_of(message)
     assert (headers["x-closeout-reason"], headers["x-closeout-attempts"]) == ("attempts_exhausted", 1)
     assert "no_curse" in headers["x-closeout-error"]
+
+
+async def test_what_was_known_of_a_channel_is_forgotten_with_it(database_url, amqp_url, engine, broker):
+    async with worker(database_url, amqp_url) as service:
+        for number in range(1, 5):
+            await publish(broker, runs.body())
+            await eventually(engine, published_runs(), number)
+            await service.worker._connection.close()
+        async with asyncio.timeout(10):  # the last one's connection may still be closing
+            while len([known for known in gc.get_objects() if isinstance(known, Acks)]) > 1:
+                await asyncio.sleep(0.1)
+                gc.collect()
 
 
 @pytest.mark.parametrize("attempt", range(3))
