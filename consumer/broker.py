@@ -65,13 +65,17 @@ class BrokerConnection:
                 return self._connection
             if time.monotonic() < self._failed_at + RECONNECT_PAUSE_SECONDS:
                 raise UnavailableError(self._failure)
+            await self.close()  # what is lost counts as open to the client until somebody says so
+            made = aio_pika.Connection(URL(self._url), client_properties={"connection_name": self._name})
             try:
-                self._connection = await aio_pika.connect(self._url, client_properties={"connection_name": self._name})
+                await made.connect()
             except BaseException as error:
                 self._failed_at = time.monotonic()
                 self._failure = one_line(error)
+                await made.close()
                 raise
-            return self._connection
+            self._connection = made
+            return made
 
     async def is_blocked(self) -> bool:
         """Say whether the broker, in a memory or disk alarm, has stopped reading what is published here."""

@@ -8,18 +8,19 @@ import asyncio
 from collections.abc import Sequence
 from typing import cast
 
-from aiormq.abc import ChannelFrame
+from aiormq import spec
+from aiormq.abc import ChannelFrame, DeliveredMessage
 from aiormq.channel import Channel as AmqpChannel
 
 # What became of a message: the broker's ack, the message itself if it was returned, or an error.
-Answer = object
+Answer = spec.Basic.Ack | DeliveredMessage | BaseException
 
 
 class _Batch:
     """The answers to one batch as they come in."""
 
     def __init__(self, channel: AmqpChannel, number: int) -> None:
-        self.answers: list[Answer] = [None] * number
+        self.answers: list[Answer | None] = [None] * number
         # Made by the channel, which fails it when it closes.
         self.complete = channel.create_future()
         self._missing = number
@@ -59,12 +60,13 @@ async def publish_batch(
     """Write *messages*, each a message id and its frames, in order, and return the broker's answer to each.
 
     An answer is the confirming frame, the message itself if no queue took it, or the error that stands for it: a
-    refusal of the broker, ``TimeoutError`` after *confirm_seconds*, or what ended the channel. Raises what the channel
-    raises before anything was written.
+    refusal of the broker, ``TimeoutError`` after *confirm_seconds*, or what ended the channel. Raises nothing but the
+    caller's own cancellation.
     """
     if not messages:
         return ()
     batch = _Batch(channel, len(messages))
+    unanswered: BaseException = TimeoutError("not answered")
     try:
         async with asyncio.timeout(confirm_seconds):
             await _write(channel, messages, batch)
@@ -73,15 +75,19 @@ async def publish_batch(
         # aiormq rejects what waits on a closing channel with CancelledError; only ours may pass as one.
         if (task := asyncio.current_task()) and task.cancelling():
             raise
-        return _filled(batch, error)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it stands for what was not answered
-        return _filled(batch, error)
-    return batch.answers
+        unanswered = error
+    except Exception as error:  # noqa: BLE001 - a closing channel fails its futures with whatever ended it, a plain
+        # Exception included; the caller raises those that are not the broker's
+        unanswered = error
+    finally:
+        batch.complete.cancel()  # whoever left early: nothing is kept for answers that nobody waits for
+    return [unanswered if answer is None else answer for answer in batch.answers]
 
 
 async def _write(channel: AmqpChannel, messages: Sequence[tuple[str, bytes]], batch: _Batch) -> None:
     async with channel.lock:
         first = channel.delivery_tag + 1
+        batch.complete.add_done_callback(lambda _: _forget(channel, messages, first))
         for position, (message_id, _) in enumerate(messages):
             channel.confirmations[first + position] = cast("asyncio.Future[object]", _Awaited(batch, position))
             # By this the client finds what was returned.
@@ -96,17 +102,9 @@ async def _write(channel: AmqpChannel, messages: Sequence[tuple[str, bytes]], ba
             for position in range(len(messages)):
                 channel.confirmations.pop(first + position, None)
             raise
-        finally:
-            batch.complete.add_done_callback(lambda _: _forget(channel, messages, first))
 
 
 def _forget(channel: AmqpChannel, messages: Sequence[tuple[str, bytes]], first: int) -> None:
     for position, (message_id, _) in enumerate(messages):
         if channel.message_id_delivery_tag.get(message_id) == first + position:
             del channel.message_id_delivery_tag[message_id]
-
-
-def _filled(batch: _Batch, error: BaseException) -> Sequence[Answer]:
-    if not batch.complete.done():
-        batch.complete.cancel()
-    return [error if answer is None else answer for answer in batch.answers]

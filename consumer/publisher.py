@@ -12,7 +12,7 @@ from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel as AmqpChannel
 
 from consumer.broker import BROKER_ERRORS, BrokerConnection
-from consumer.confirms import publish_batch
+from consumer.confirms import Answer, publish_batch
 from consumer.errors import UnavailableError, one_line
 from consumer.events import OutboxEvent
 from consumer.frames import event_frames
@@ -103,11 +103,11 @@ class EventPublisher:
         self._metrics.publish_duration.observe(perf_counter() - started)
         return self._count(events, answers)
 
-    def _count(self, events: Sequence[OutboxEvent], answers: Sequence[object]) -> Published:
+    def _count(self, events: Sequence[OutboxEvent], answers: Sequence[Answer]) -> Published:
         outcome = Published()
         broken: set[RunKey] = set()
         for event, answer in zip(events, answers, strict=True):
-            failure = None if isinstance(answer, spec.Basic.Ack) else self._failure(event, answer)
+            failure = self._failure(event, answer)
             if failure is not None:
                 broken.add(event.key)
                 outcome.failure = outcome.failure or failure
@@ -118,19 +118,23 @@ class EventPublisher:
             self._metrics.events_published.labels(kind).inc(number)
         return outcome
 
-    def _failure(self, event: OutboxEvent, answer: object) -> str | None:
-        if isinstance(answer, asyncio.CancelledError):
-            # Ours would have cancelled the gather; this one is aiormq's way of saying that the channel closed.
-            return "the channel was closed"
-        if isinstance(answer, BROKER_ERRORS):
-            return one_line(answer)
-        if isinstance(answer, BaseException):
-            raise answer
-        if isinstance(answer, DeliveredMessage):
-            self._metrics.events_unroutable.labels(event.type).inc()
-            if self._require_subscribers:
-                return f"no queue is bound for {event.routing_key} (REQUIRE_EVENT_SUBSCRIBERS)"
-        return None
+    def _failure(self, event: OutboxEvent, answer: Answer) -> str | None:
+        """Say why *answer* is no confirm; only what the broker has confirmed in so many words is one."""
+        match answer:
+            case spec.Basic.Ack():
+                return None
+            case DeliveredMessage():
+                self._metrics.events_unroutable.labels(event.type).inc()
+                if self._require_subscribers:
+                    return f"no queue is bound for {event.routing_key} (REQUIRE_EVENT_SUBSCRIBERS)"
+                return None
+            case asyncio.CancelledError():
+                # Ours would have been raised; this one is aiormq's way of saying that the channel closed.
+                return "the channel was closed"
+            case _ if isinstance(answer, BROKER_ERRORS):
+                return one_line(answer)
+            case _:
+                raise answer
 
 
 def _framed(channel: AmqpChannel, event: OutboxEvent) -> tuple[str, bytes]:

@@ -109,6 +109,23 @@ async def test_a_connection_that_ends_under_a_batch_fails_it(amqp_url, rabbit):
     await other.close()
 
 
+async def test_a_connection_that_was_lost_is_closed_before_another_takes_its_place(amqp_url, rabbit):
+    """Or the garbage collector would, in any thread, and warn of it among the worker's log lines."""
+    made = BrokerConnection(amqp_url, name="lost")
+    await made.channel(confirms=True)
+    lost = made._connection
+    await asyncio.to_thread(rabbit.eval, 'rabbit_networking:close_all_user_connections(<<"closeout">>, <<"test">>)')
+    async with asyncio.timeout(10):
+        while made.is_open:
+            await asyncio.sleep(0.01)
+
+    await made.channel(confirms=True)
+
+    assert made._connection is not lost
+    assert lost.is_closed
+    await made.close()
+
+
 async def test_a_batch_that_is_cancelled_leaves_the_channel_usable(broker):
     mine = publisher(broker)
     large = [event(body="x" * 1_000_000) for _ in range(20)]
