@@ -75,7 +75,7 @@ class Dispatcher:
         error = outcome.error
         if not (self._rollout.fallback and isinstance(error, TransactionFailed)):
             return outcome
-        if fault_of(error) is Fault.MOMENT:
+        if _is_away(outcome):
             return outcome  # without a database there is no other path either
         log.warning(
             "falling back to non-atomic writes",

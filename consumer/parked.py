@@ -18,6 +18,7 @@ from consumer.parked_queue import Held, Parked, Progress, Walk, walk
 from consumer.parking import EXCHANGE, ROUTING_KEY, headers_of
 from consumer.publisher import ConfirmedChannel
 from consumer.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
+from consumer.wire import writable
 
 _OURS = "x-closeout-"
 # The broker's own words about a message, not the sender's, and what would send the message elsewhere again.
@@ -187,7 +188,9 @@ async def _send_back(channel: ConfirmedChannel, message: DeliveredMessage, excha
     kept = {name: getattr(original, name) for name in spec.Basic.Properties.attributes()}
     # Attempts start anew. Expiration and CC stay off: the time is long over, and the others have their copies.
     kept |= {"user_id": channel.user, "expiration": None, "delivery_mode": PERSISTENT, "cluster_id": ""}
-    kept["headers"] = {n: v for n, v in headers.items() if not n.startswith((_OURS, *_BROKERS)) and n not in _FANS_OUT}
+    kept["headers"] = {
+        n: writable(v) for n, v in headers.items() if not n.startswith((_OURS, *_BROKERS)) and n not in _FANS_OUT
+    }
     exchange, key = headers.get(EXCHANGE), headers.get(ROUTING_KEY)
     send = partial(channel.send, body=message.body, properties=spec.Basic.Properties(**kept))
     believed = isinstance(exchange, str) and exchange in {RUNS_EXCHANGE, *exchanges} - {""}

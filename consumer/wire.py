@@ -15,11 +15,10 @@ from pamqp import decode, encode
 _SHORT_STRING_BYTES = 255
 # The one header of a table that could not be read: its bytes as they came.
 UNREADABLE = "x-closeout-unreadable-headers"
-# Tables within tables. pamqp reads and writes them by recursion, two of Python's thousand frames each.
+# Tables within tables that are written. pamqp does it by recursion, two of Python's thousand frames each.
 _DEPTH_MAX = 50
 
 _short_string = decode.METHODS["shortstr"]
-_timestamp = decode.METHODS["timestamp"]
 _table = decode.METHODS["table"]
 
 

@@ -26,13 +26,15 @@ def _wire_type(table: Table, name: str) -> Any:  # noqa: ANN401 - SQLAlchemy's o
     return Text() if isinstance(kind, JSONB) else kind
 
 
+def given_value(table: Table, given: TableValuedAlias, name: str) -> ColumnElement[Any]:
+    """Return column *name* of *given* as *table* stores it."""
+    return cast(given.c[name], JSONB) if isinstance(table.c[name].type, JSONB) else given.c[name]
+
+
 def given_rows(table: Table, names: Sequence[str]) -> Select[Any]:
     """Return ``SELECT ... FROM unnest(...) AS given``, to be executed with :func:`columns_of`."""
     given = unnest(table, names)
-    values: list[ColumnElement[Any]] = [
-        cast(given.c[name], JSONB) if isinstance(table.c[name].type, JSONB) else given.c[name] for name in names
-    ]
-    return select(*values)
+    return select(*(given_value(table, given, name) for name in names))
 
 
 def insert_many(table: Table, names: Sequence[str]) -> Insert:

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import Executable, cast, update
+from sqlalchemy import Executable, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domains.columns import columns_of, insert_many, unnest
+from domains.columns import columns_of, given_value, insert_many, unnest
 from domains.result import DomainResult
 from domains.run import CompletedRun, RunKey
 from domains.traces.rules import STATUS_OF
@@ -17,29 +17,23 @@ _COLUMNS = ("tenant_id", "trace_id", "run_id", "agent_id", "status", "started_at
 # Money as a JSON number: jsonb keeps every digit of it.
 _steps_json = msgspec.json.Encoder(decimal_format="number")
 
-
-_CHANGED = ("status", "started_at", "completed_at", "steps")
-
-
-def _insertion() -> Executable:
-    """Insert what is missing. No arbiter: neither another run's trace nor this run's other trace is touched."""
-    return insert_many(traces, _COLUMNS).on_conflict_do_nothing().returning(traces.c.tenant_id, traces.c.run_id)
+# Insert what is missing. No arbiter: neither another run's trace nor this run's other trace is touched.
+_INSERT = insert_many(traces, _COLUMNS).on_conflict_do_nothing().returning(traces.c.tenant_id, traces.c.run_id)
 
 
 def _completion() -> Executable:
     """Complete what is running, leave what is complete: the first truth wins."""
     given = unnest(traces, _COLUMNS)
-    values = {name: cast(given.c[name], traces.c[name].type) for name in _CHANGED}
+    changed = ("status", "started_at", "completed_at", "steps")
     return (
         update(traces)
-        .values(values)
+        .values({name: given_value(traces, given, name) for name in changed})
         .where(*(traces.c[name] == given.c[name] for name in ("tenant_id", "trace_id", "run_id")))
         .where(traces.c.status == "running")
         .returning(traces.c.tenant_id, traces.c.run_id)
     )
 
 
-_INSERT = _insertion()
 _COMPLETE = _completion()
 
 
