@@ -32,6 +32,8 @@ TYPES = ["incident.created", "policy.evaluated", "run.finalized"]
 # What the runner and the worker's broker user may write.
 MAY_WRITE = ".*"
 _TICKS = os.sysconf("SC_CLK_TCK")
+# Lines of a worker's log that a test shows if it fails.
+LINES_SHOWN = 60
 
 
 class Running:
@@ -46,8 +48,11 @@ class Running:
 
     def records(self) -> list[dict[str, Any]]:
         """Return what the process has logged; a line that is no JSON is a fault of its own."""
+        return [json.loads(line) for line in self.lines() if line.endswith("\n")]
+
+    def lines(self) -> list[str]:
         assert self._log is not None
-        return [json.loads(line) for line in self._log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return self._log.read_text().splitlines(keepends=True)
 
     def cpu_seconds(self) -> float:
         assert self.process is not None
@@ -112,9 +117,11 @@ class Scene:
         await self.broker_line.accept()
 
     async def take_down(self) -> None:
-        for worker in self._workers:
+        for number, worker in enumerate(self._workers):
             if worker.alive:
                 await worker.kill()
+            # pytest shows it where a test fails, and nowhere else.
+            print(f"worker {number} said:", *worker.lines()[-LINES_SHOWN:], sep="\n")  # noqa: T201
         self.database_line.close()
         self.broker_line.close()
         await self.broker.close()

@@ -114,6 +114,7 @@ async def test_a_connection_that_was_lost_is_closed_before_another_takes_its_pla
     made = BrokerConnection(amqp_url, name="lost")
     await made.channel(confirms=True)
     lost = made._connection
+    assert lost is not None
     await asyncio.to_thread(rabbit.eval, 'rabbit_networking:close_all_user_connections(<<"closeout">>, <<"test">>)')
     async with asyncio.timeout(10):
         while made.is_open:
