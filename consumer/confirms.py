@@ -5,7 +5,7 @@ It is built on the parts of aiormq's channel that its publish is built on.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import cast
 
 from aiormq import spec
@@ -14,6 +14,11 @@ from aiormq.channel import Channel as AmqpChannel
 
 # What became of a message: the broker's ack, the message itself if it was returned, or an error.
 Answer = spec.Basic.Ack | DeliveredMessage | BaseException
+
+
+# Seconds between two looks whether the broker has stopped reading. A healthy one confirms in milliseconds, before the
+# first look; in an alarm whoever waits for confirms holds up the acks of its batch.
+_LOOK_SECONDS = 0.25
 
 
 class _Batch:
@@ -55,13 +60,17 @@ class _Awaited:
 
 
 async def publish_batch(
-    channel: AmqpChannel, messages: Sequence[tuple[str, bytes]], *, confirm_seconds: float
+    channel: AmqpChannel,
+    messages: Sequence[tuple[str, bytes]],
+    *,
+    confirm_seconds: float,
+    is_blocked: Callable[[], Awaitable[bool]],
 ) -> Sequence[Answer]:
     """Write *messages*, each a message id and its frames, in order, and return the broker's answer to each.
 
     An answer is the confirming frame, the message itself if no queue took it, or the error that stands for it: a
-    refusal of the broker, ``TimeoutError`` after *confirm_seconds*, or what ended the channel. Raises nothing but the
-    caller's own cancellation.
+    refusal of the broker, ``TimeoutError`` after *confirm_seconds* or soon after *is_blocked* says that nothing is read
+    any more, or what ended the channel. Raises nothing but the caller's own cancellation.
     """
     if not messages:
         return ()
@@ -70,7 +79,7 @@ async def publish_batch(
     try:
         async with asyncio.timeout(confirm_seconds):
             await _write(channel, messages, batch)
-            await batch.complete
+            await _answered(batch, is_blocked)
     except asyncio.CancelledError as error:
         # aiormq rejects what waits on a closing channel with CancelledError; only ours may pass as one.
         if (task := asyncio.current_task()) and task.cancelling():
@@ -82,6 +91,14 @@ async def publish_batch(
     finally:
         batch.complete.cancel()  # whoever left early: nothing is kept for answers that nobody waits for
     return [unanswered if answer is None else answer for answer in batch.answers]
+
+
+async def _answered(batch: _Batch, is_blocked: Callable[[], Awaitable[bool]]) -> None:
+    while not (await asyncio.wait({batch.complete}, timeout=_LOOK_SECONDS))[0]:
+        # RabbitMQ tells a connection of an alarm only when it publishes: this batch may be what it was told for.
+        if await is_blocked():
+            raise TimeoutError("RabbitMQ went into a memory or disk alarm and takes no messages")
+    batch.complete.result()
 
 
 async def _write(channel: AmqpChannel, messages: Sequence[tuple[str, bytes]], batch: _Batch) -> None:

@@ -48,10 +48,14 @@ class ConfirmedChannel:
         """The broker's user that publishes here, by the URL; the only ``user_id`` that the broker lets it state."""
         return self._connection.user
 
+    async def is_blocked(self) -> bool:
+        """Say whether the broker, in an alarm, has stopped reading what is published here."""
+        return await self._connection.is_blocked()
+
     async def opened(self) -> AmqpChannel:
         """Return an open channel; raise :class:`UnavailableError` if the broker is away or takes nothing now."""
         async with self._lock:
-            if await self._connection.is_blocked():
+            if await self.is_blocked():
                 raise UnavailableError("RabbitMQ is in a memory or disk alarm and takes no messages")
             if self._channel is None or self._channel.is_closed:
                 self._channel = await self._connection.channel(confirms=True)
@@ -99,7 +103,9 @@ class EventPublisher:
             return Published(failure=one_line(error))
         started = perf_counter()
         messages = [_framed(channel, event) for event in events]
-        answers = await publish_batch(channel, messages, confirm_seconds=CONFIRM_TIMEOUT_SECONDS)
+        answers = await publish_batch(
+            channel, messages, confirm_seconds=CONFIRM_TIMEOUT_SECONDS, is_blocked=self._channel.is_blocked
+        )
         self._metrics.publish_duration.observe(perf_counter() - started)
         return self._count(events, answers)
 

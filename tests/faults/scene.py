@@ -312,7 +312,8 @@ class Scene:
             # The first of each type gives the order; whatever comes again must be the same event.
             assert ids_of[run_id].setdefault(kind, event_id) == event_id, f"{kind} of {run_id} changed its id"
         assert self.must_be_told <= {event_id for _, _, event_id in events}
-        assert set(ids_of) == expected
+        untold = expected - set(ids_of)
+        assert not untold, await self._what_is_known_of(untold, worker)
         assert [list(kinds) for kinds in ids_of.values()] == [TYPES] * len(expected)
         for queue in (PARKED_QUEUE, RETRY_QUEUE, RUN_COMPLETED_QUEUE):
             assert await self.length(queue) == 0, queue
@@ -320,3 +321,16 @@ class Scene:
             for result in ("parked", "retried"):
                 assert await worker.metric(f'closeout_deliveries_total{{result="{result}"}}') == 0, result
         return len(events) - 3 * len(expected)
+
+    async def _what_is_known_of(self, untold: set[str], worker: Running | None) -> str:
+        """Tell a run that was lost by us from one whose events the broker confirmed and has not, or returned."""
+        names = ", ".join(f"'{run_id}'" for run_id in untold)
+        rows = await self.sql(
+            "SELECT now(), run_id, received_at, committed_at, events_published_at "
+            f"FROM governance.run_completions WHERE run_id IN ({names})"
+        )
+        series = [f'closeout_events_unroutable_total{{type="{kind}"}}' for kind in TYPES]
+        returned = [await worker.metric(name) for name in series] if worker is not None else "unknown"
+        return (
+            f"no event came of {len(untold)} runs; returned by the broker: {returned}\n{rows}\n{self.rabbit.log_tail()}"
+        )
