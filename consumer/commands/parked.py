@@ -1,10 +1,9 @@
 """``closeout parked``: seeing what was parked, sending it back, throwing it away."""
 
-import re
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from consumer.broker import BrokerConnection
 from consumer.commands import parked_screen as screen
+from consumer.commands.ages import age
 from consumer.commands.output import EXIT_USAGE, err, fail, out
 from consumer.commands.session import in_words, settings_for
 from consumer.errors import ParkReason
@@ -21,7 +21,6 @@ from consumer.parked import Filters, Report, discard, look, replay
 from consumer.parked_queue import Held
 
 app = typer.Typer(help="Look at parked messages, send them back, throw them away.", no_args_is_help=True)
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 # Messages that are named after a replay or discard; the others are counted.
 _NAMED = 50
 
@@ -224,9 +223,4 @@ def _run_name(name: str, *, bare: Callable[[str], str] = str) -> str:
 
 
 def _ago(option: str, words: str | None) -> datetime | None:
-    if words is None:
-        return None
-    found = re.fullmatch(r"(\d{1,6})([smhd])", words.strip())
-    if found is None:
-        fail(f"{option}: found {words!r}; expected a number with s, m, h or d, like 30m", status=EXIT_USAGE)
-    return datetime.now(UTC) - timedelta(**{_UNITS[found[2]]: int(found[1])})
+    return None if words is None else datetime.now(UTC) - age(option, words)

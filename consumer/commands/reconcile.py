@@ -1,6 +1,5 @@
 """``closeout reconcile``: whether all that must hold of every run does, and the stale events published."""
 
-import re
 from typing import Annotated, Any
 
 import typer
@@ -9,7 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from config.settings import Settings
 from consumer.broker import BrokerConnection
-from consumer.commands.output import EXIT_USAGE, fail, out, print_json
+from consumer.commands.ages import age
+from consumer.commands.output import out, print_json
 from consumer.commands.session import in_words, settings_for
 from consumer.database import create_engine
 from consumer.metrics import Metrics
@@ -17,8 +17,6 @@ from consumer.publisher import ConfirmedChannel, EventPublisher
 from consumer.reconcile import Finding, publish_stale
 from consumer.reconcile import reconcile as check
 from consumer.relay import Relay
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def reconcile(
@@ -38,7 +36,7 @@ def reconcile(
 
     Example: closeout reconcile --tenant acme --older-than 10m
     """
-    seconds = _seconds(older_than)
+    seconds = age("--older-than", older_than).total_seconds()
     settings = settings_for(need_amqp=repair)
 
     async def work() -> tuple[list[Finding], dict[str, Any] | None]:
@@ -71,13 +69,6 @@ async def _repair(engine: AsyncEngine, settings: Settings, seconds: float) -> di
     finally:
         await connection.close()
     return {"runs": runs, "failure": failure}
-
-
-def _seconds(words: str) -> float:
-    found = re.fullmatch(r"(\d{1,6})([smhd])", words.strip())
-    if found is None:
-        fail(f"--older-than: found {words!r}; expected a number with s, m, h or d, like 5m", status=EXIT_USAGE)
-    return float(int(found[1]) * _UNITS[found[2]])
 
 
 def _as_json(finding: Finding) -> dict[str, Any]:

@@ -319,7 +319,9 @@ async def test_list_counts_by_reason_and_json_is_for_machines(amqp_url, broker):
     assert found["by_reason"] == {"too_large": 2}
     assert [m["position"] for m in found["messages"]] == [2, 3]
     assert found["messages"][0]["tenant_id"] == "t"
-    await said(amqp_url, "list", "--older-than", "soon", status=2)
+    for nonsense in ("soon", "5", "-1d", "999999d"):  # the last is before the year 1
+        _, complaint = await asyncio.to_thread(closeout, amqp_url, "list", f"--older-than={nonsense}", status=2)
+        assert "--older-than: found" in complaint
     await said(amqp_url, "list", "--reason", "bad luck", status=2)
 
 
