@@ -15,7 +15,6 @@ from aiormq.channel import Channel as AmqpChannel
 # What became of a message: the broker's ack, the message itself if it was returned, or an error.
 Answer = spec.Basic.Ack | DeliveredMessage | BaseException
 
-
 # Seconds between two looks whether the broker has stopped reading. A healthy one confirms in milliseconds, before the
 # first look; in an alarm whoever waits for confirms holds up the acks of its batch.
 _LOOK_SECONDS = 0.25
