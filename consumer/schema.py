@@ -1,4 +1,4 @@
-"""The contract's documents, generated from the types that decode and encode: JSON Schema 2020-12 and AsyncAPI 3."""
+"""The contract's JSON Schemas (2020-12), generated from the types that decode and encode."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -7,11 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 import msgspec
 from msgspec import Struct
 
-from config.settings import Settings
-from consumer import parking
-from consumer.errors import ParkReason
 from consumer.events import (
-    CONTENT_TYPE,
     CloudEvent,
     EventType,
     IncidentCreated,
@@ -19,13 +15,7 @@ from consumer.events import (
     PolicyEvaluated,
     RunFinalized,
 )
-from consumer.frames import PERSISTENT
-from consumer.message import CONTENT_TYPE as JSON
 from consumer.message import MAX_COST_DECIMALS, MAX_COST_USD, SCHEMA_VERSION
-from consumer.metrics import installed_version
-from consumer.publisher import EVENTS_EXCHANGE
-from consumer.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
-from consumer.worker import RUN_COMPLETED_QUEUE
 from domains.incidents.rules import Severity
 from domains.policies.rules import Outcome
 from domains.run import CompletedRun, RunStatus
@@ -33,8 +23,6 @@ from domains.run import CompletedRun, RunStatus
 Schema = dict[str, Any]
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
-# The version of AsyncAPI's AMQP bindings.
-_BINDING = {"bindingVersion": "0.3.0"}
 # What the types cannot say, in words: consumer/message.py holds these rules.
 _RULES = (
     " completed_at is not before started_at; each step's index is unique; no text holds NUL or half a surrogate pair; "
@@ -54,7 +42,7 @@ _ENVELOPE_WORDS = {
 }
 
 
-class _Kind(NamedTuple):
+class Kind(NamedTuple):
     """One type of event: its data, and what its routing key's last word is called and can be."""
 
     name: EventType
@@ -68,17 +56,17 @@ class _Kind(NamedTuple):
         return f"{self.data.__name__}Event"
 
 
-_KINDS = (
-    _Kind("incident.created", IncidentCreated, "severity", get_args(Severity)),
-    _Kind("incident.suppressed", IncidentSuppressed, "severity", get_args(Severity)),
-    _Kind("policy.evaluated", PolicyEvaluated, "outcome", get_args(Outcome)),
-    _Kind("run.finalized", RunFinalized, "status", get_args(RunStatus)),
+KINDS = (
+    Kind("incident.created", IncidentCreated, "severity", get_args(Severity)),
+    Kind("incident.suppressed", IncidentSuppressed, "severity", get_args(Severity)),
+    Kind("policy.evaluated", PolicyEvaluated, "outcome", get_args(Outcome)),
+    Kind("run.finalized", RunFinalized, "status", get_args(RunStatus)),
 )
 
 
 def run_completed_schema() -> Schema:
     """Return the schema of a run-completed message's body."""
-    definitions = _definitions([CompletedRun], "#/$defs/")
+    definitions = definitions_of([CompletedRun], "#/$defs/")
     run = definitions.pop("CompletedRun")
     identity = {"$schema": _DIALECT, "$id": f"urn:closeout:run-completed:{SCHEMA_VERSION}"}
     return {**identity, **run, "title": "Run completed", "$defs": definitions}
@@ -91,33 +79,12 @@ def events_schema() -> Schema:
         "$id": "urn:closeout:events:1",
         "title": "Closeout event",
         "description": "A CloudEvent 1.0 in structured JSON. Delivery is at least once; remember the id.",
-        "oneOf": [{"$ref": f"#/$defs/{kind.envelope}"} for kind in _KINDS],
-        "$defs": _definitions([_envelope(kind) for kind in _KINDS], "#/$defs/"),
+        "oneOf": [{"$ref": f"#/$defs/{kind.envelope}"} for kind in KINDS],
+        "$defs": definitions_of([envelope_of(kind) for kind in KINDS], "#/$defs/"),
     }
 
 
-def asyncapi() -> Schema:
-    """Return the AsyncAPI 3 document of what this service receives and sends."""
-    return {
-        "asyncapi": "3.0.0",
-        "info": {
-            "title": "Closeout",
-            "version": installed_version(),
-            "description": "Closes out agent runs: incident, policy evaluation and trace in one transaction, events "
-            "after the commit.",
-            "license": {"name": "MIT"},
-        },
-        "defaultContentType": JSON,
-        "channels": _channels(),
-        "operations": _operations(),
-        "components": {
-            "messages": _messages(),
-            "schemas": _definitions([CompletedRun, *map(_envelope, _KINDS)], "#/components/schemas/"),
-        },
-    }
-
-
-def _envelope(kind: _Kind) -> type[Struct]:
+def envelope_of(kind: Kind) -> type[Struct]:
     """Return CloudEvent narrowed to *kind*: msgspec has no schema for its union, whose members carry no tag.
 
     Nothing has a default: all fields are written always.
@@ -126,11 +93,11 @@ def _envelope(kind: _Kind) -> type[Struct]:
     return msgspec.defstruct(kind.envelope, list(hints.items()), namespace={"__doc__": kind.data.__doc__})
 
 
-def _definitions(types: Sequence[type[Struct]], prefix: str) -> Schema:
+def definitions_of(types: Sequence[type[Struct]], prefix: str) -> Schema:
     """Return the schemas of *types* and of all they hold, by name; they refer to each other by *prefix* and name."""
     _, generated = msgspec.json.schema_components(types, ref_template=prefix + "{name}")
     definitions: Schema = {name: _as_on_the_wire(schema) for name, schema in generated.items()}
-    for struct in (*types, *(kind.data for kind in _KINDS)):
+    for struct in (*types, *(kind.data for kind in KINDS)):
         properties = definitions.get(struct.__name__, {}).get("properties", {})
         for field in msgspec.structs.fields(struct):
             # msgspec calls a plain datetime a string; ours are aware, so they are written with their offset.
@@ -163,89 +130,3 @@ def _as_on_the_wire(schema: Any) -> Any:  # noqa: ANN401 - any part of a schema
     if isinstance(words := made.get("description"), str):
         made["description"] = words.replace("``", "`")
     return made
-
-
-def _channels() -> Schema:
-    channels: Schema = {"runs": _channel(RUN_COMPLETED_KEY, RUNS_EXCHANGE, "runCompleted")}
-    for kind in _KINDS:
-        channel = _channel(f"{kind.name}.{{{kind.parameter}}}", EVENTS_EXCHANGE, _camel(kind.name))
-        channel["parameters"] = {kind.parameter: {"enum": [word.lower() for word in kind.words]}}
-        channels[_camel(kind.name)] = channel
-    bound = f"A quorum queue, bound to exchange {RUNS_EXCHANGE} with routing key {RUN_COMPLETED_KEY}."
-    channels["runCompletedQueue"] = _queue(RUN_COMPLETED_QUEUE, "runCompleted", bound)
-    channels["parkedQueue"] = _queue(parking.PARKED_QUEUE, "parked", "A quorum queue for what nobody can process.")
-    return channels
-
-
-def _channel(address: str, exchange: str, message: str) -> Schema:
-    described = {"name": exchange, "type": "topic", "durable": True, "autoDelete": False}
-    return _bound(address, message, {"is": "routingKey", "exchange": described})
-
-
-def _queue(name: str, message: str, words: str) -> Schema:
-    described = {"name": name, "durable": True, "exclusive": False, "autoDelete": False}
-    return {"description": words, **_bound(name, message, {"is": "queue", "queue": described})}
-
-
-def _bound(address: str, message: str, amqp: Schema) -> Schema:
-    messages = {message: {"$ref": f"#/components/messages/{message}"}}
-    return {"address": address, "messages": messages, "bindings": {"amqp": {**amqp, **_BINDING}}}
-
-
-def _operations() -> Schema:
-    sent = {"deliveryMode": PERSISTENT, "mandatory": True}
-
-    def operation(action: str, channel: str, amqp: Schema) -> Schema:
-        bindings = {"amqp": {**amqp, **_BINDING}}
-        return {"action": action, "channel": {"$ref": f"#/channels/{channel}"}, "bindings": bindings}
-
-    operations = {"closeOut": operation("receive", "runCompletedQueue", {"ack": True})}
-    for name in map(_camel, get_args(EventType)):
-        operations[f"send{name[0].upper()}{name[1:]}"] = operation("send", name, sent)
-    return {**operations, "park": operation("send", "parkedQueue", sent)}
-
-
-def _messages() -> Schema:
-    limit = Settings.model_fields["message_max_bytes"].default
-    run_completed = {
-        "title": "Run completed",
-        "summary": f"At most {limit:,} bytes, unless MESSAGE_MAX_BYTES says otherwise. Properties message_id and "
-        "user_id are optional, the latter unless TRUSTED_PUBLISHERS is set.",
-        "contentType": JSON,
-        "headers": {"type": "object", "properties": {"traceparent": {"type": "string"}}},
-        "payload": {"$ref": "#/components/schemas/CompletedRun"},
-    }
-    events = {
-        _camel(kind.name): {
-            "title": kind.name,
-            "summary": "Property message_id is the event's id, correlation_id the run's.",
-            "contentType": CONTENT_TYPE,
-            "correlationId": {"location": "$message.payload#/data/run_id"},
-            "payload": {"$ref": f"#/components/schemas/{kind.envelope}"},
-            "bindings": {"amqp": {"messageType": kind.name, **_BINDING}},
-        }
-        for kind in _KINDS
-    }
-    return {"runCompleted": run_completed, **events, "parked": _parked_message()}
-
-
-def _parked_message() -> Schema:
-    headers: Schema = {
-        parking.REASON: {"enum": list(get_args(ParkReason))},
-        parking.ERROR: {"type": "string", "description": "what is wrong, and where"},
-        parking.ATTEMPTS: {"type": "integer", "minimum": 0},
-        parking.PARKED_AT: {"type": "string", "format": "date-time"},
-        parking.EXCHANGE: {"type": "string", "description": "where it was published"},
-        parking.ROUTING_KEY: {"type": "string", "description": "under which key"},
-    }
-    return {
-        "title": "A message that nobody can process, whole",
-        "summary": "Body, content type, properties and headers as they came, and these headers.",
-        "headers": {"type": "object", "properties": headers, "required": list(headers)},
-        "payload": {"description": "the body as it came, valid or not"},
-    }
-
-
-def _camel(kind: str) -> str:
-    first, second = kind.split(".")
-    return first + second.capitalize()

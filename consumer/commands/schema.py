@@ -21,7 +21,8 @@ def schema(document: Annotated[Document, typer.Argument(help="Which document to 
 
     Example: closeout schema run-completed > run-completed.schema.json
     """
-    from consumer.schema import asyncapi, events_schema, run_completed_schema  # noqa: PLC0415
+    from consumer.asyncapi import asyncapi  # noqa: PLC0415
+    from consumer.schema import events_schema, run_completed_schema  # noqa: PLC0415
 
     made = {
         Document.RUN_COMPLETED: run_completed_schema,

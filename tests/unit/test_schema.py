@@ -12,11 +12,12 @@ from cloudevents.core.v1.event import CloudEvent
 from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
+from consumer.asyncapi import asyncapi
 from consumer.cli import app
 from consumer.errors import MessageRefusedError
 from consumer.events import EventType, events_for
 from consumer.message import decode
-from consumer.schema import asyncapi, events_schema, run_completed_schema
+from consumer.schema import events_schema, run_completed_schema
 from domains.incidents.rules import finding_for
 from domains.policies.rules import PolicySet, evaluate
 from tests import runs
