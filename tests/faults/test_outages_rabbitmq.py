@@ -188,7 +188,7 @@ async def test_a_memory_alarm_on_and_off(scene: Scene, report):
         try:
             await lock()
             # RabbitMQ tells a connection of the alarm when it publishes. What waits for confirms then must not wait on.
-            await scene.until(lambda: _is(scene.phase_count("COMMITTED"), 30), within=5, what="commits in an alarm")
+            done = await scene.until(lambda: _is(scene.phase_count("COMMITTED"), 30), within=5, what="commits")
             acked = await scene.until(lambda: _is(scene.held(), 0), within=5, what="acks in an alarm")
             assert await scene.count("outbox_events") == 90
             assert await worker.ready()
@@ -199,7 +199,7 @@ async def test_a_memory_alarm_on_and_off(scene: Scene, report):
         finally:
             await alarm("0.6")
         back = await scene.all_closed_out(within=RELAY_SECONDS)
-        report(f"30 commits, acked {acked:.1f} s later; events out {back:.1f} s after the alarm")
+        report(f"30 commits after {done:.1f} s, acked {acked:.1f} s later; events out {back:.1f} s after the alarm")
         await scene.settle_books(worker)
 
 
