@@ -5,10 +5,7 @@ from typing import get_args
 from config.settings import Settings
 from consumer import parking
 from consumer.errors import ParkReason
-from consumer.events import (
-    CONTENT_TYPE,
-    EventType,
-)
+from consumer.events import CONTENT_TYPE, EventType
 from consumer.frames import PERSISTENT
 from consumer.message import CONTENT_TYPE as JSON
 from consumer.metrics import installed_version

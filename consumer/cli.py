@@ -43,9 +43,9 @@ def worker() -> None:
     while one of them is missing it waits, and /readyz says for what.
     """
     # Imported here: the other commands start faster without the server.
-    import uvloop  # noqa: PLC0415
+    import uvloop
 
-    from consumer.assembly import build_service  # noqa: PLC0415
+    from consumer.assembly import build_service
 
     settings = settings_for()
 
@@ -65,7 +65,7 @@ def migrate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Bring the database's schema to this version. Several may start it at once; one works, the others wait."""
-    from domains.migrate import differences, migrate  # noqa: PLC0415
+    from domains.migrate import differences, migrate
 
     if check:
         found = with_database(differences)
@@ -88,8 +88,8 @@ def topology(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON
 
     What exists with other properties is named, not changed.
     """
-    from consumer.broker import BrokerConnection  # noqa: PLC0415
-    from consumer.topology import TopologyMismatchError, declare  # noqa: PLC0415
+    from consumer.broker import BrokerConnection
+    from consumer.topology import TopologyMismatchError, declare
 
     settings = settings_for(need_database=False)
 

@@ -21,8 +21,8 @@ def schema(document: Annotated[Document, typer.Argument(help="Which document to 
 
     Example: closeout schema run-completed > run-completed.schema.json
     """
-    from consumer.asyncapi import asyncapi  # noqa: PLC0415
-    from consumer.schema import events_schema, run_completed_schema  # noqa: PLC0415
+    from consumer.asyncapi import asyncapi
+    from consumer.schema import events_schema, run_completed_schema
 
     made = {
         Document.RUN_COMPLETED: run_completed_schema,
