@@ -24,6 +24,7 @@ from consumer.metrics import Metrics, installed_version
 from consumer.publisher import ConfirmedChannel, EventPublisher
 from consumer.relay import Relay
 from consumer.settling import Settler
+from consumer.shadows import count_shadows
 from consumer.transaction import RunCompletionTransaction
 from consumer.worker import Worker
 from domains.policies.book import PolicyBook
@@ -110,7 +111,7 @@ def build_service(settings: Settings) -> Service:
     worker = Worker(
         connection=consuming,
         decode=partial(decode_delivery, settings=settings, own_user=publishing.user),
-        close_out=dispatcher.close_out,
+        close_out=partial(count_shadows, close_out=dispatcher.close_out, metrics=metrics),
         settler=Settler(
             channel=ConfirmedChannel(publishing), metrics=metrics, max_attempts=settings.delivery_max_attempts
         ),

@@ -65,7 +65,7 @@ def migrate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Bring the database's schema to this version. Several may start it at once; one works, the others wait."""
-    from domains.migrate import differences, migrate
+    from domains.migrate import MigrationBlockedError, differences, migrate
 
     if check:
         found = with_database(differences)
@@ -75,7 +75,10 @@ def migrate(
             fail("the schema is not what this version expects:\n" + "\n".join(found))
         typer.echo("schema and tables agree", err=as_json)
         return
-    before, after = with_database(migrate)
+    try:
+        before, after = with_database(migrate)
+    except MigrationBlockedError as error:
+        fail(str(error))
     if as_json:
         print_json({"before": before, "after": after})
     else:

@@ -25,6 +25,7 @@ from domains.incidents.writes import record_once, result_of, standing
 from domains.policies.book import PolicyBook
 from domains.policies.rules import evaluate
 from domains.policies.writes import record_once as record_evaluation_once
+from domains.policies.writes import result_of as evaluation_result_of
 from domains.result import DomainResult
 from domains.run import RunKey
 from domains.traces.writes import complete
@@ -115,7 +116,7 @@ class LegacyCloseOut:
                 return [result_of(await record_once(conn, finding))]
             case _P.POLICY_EVALUATED:
                 kept = await record_evaluation_once(conn, evaluation)
-                return [DomainResult("policies", "created", kept.policy_evaluation_id, kept.outcome)]
+                return [evaluation_result_of(kept)]
             case _P.TRACE_COMPLETED:
                 return list((await complete(conn, [run])).values())
             case _:

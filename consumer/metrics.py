@@ -74,6 +74,16 @@ class Metrics:
             registry=self.registry,
         )
 
+        self.policy_shadow = Counter(
+            "closeout_policy_shadow_total",
+            "What policies in shadow would have done to the runs that were closed out: see closeout policies shadow. "
+            "'error' rising: a condition in shadow fails to evaluate; mend it before it is put into force.",
+            ["result"],
+            registry=self.registry,
+        )
+        for result in ("flag", "suppress_incident", "error"):
+            self.policy_shadow.labels(result)
+
     def _measure_time(self) -> None:
         self.transaction_duration = Histogram(
             "closeout_transaction_duration_seconds",

@@ -8,7 +8,9 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random
 
 from domains.schema import SCHEMA
 from domains.tables import metadata
@@ -16,6 +18,18 @@ from domains.tables import metadata
 # Any number will do, as long as it is this project's own: "closeout" in ASCII.
 _LOCK_KEY = 0x636C6F73656F7574
 _VERSION_TABLE = "schema_version"
+# Whoever comes behind a lock that is waited for waits as well: a second of that is felt by nobody, for workers wait 5.
+_LOCK_WAIT = "1s"
+# Seconds between two tries, in which those who waited go on.
+_PAUSE_SECONDS = (1.0, 3.0)
+# Seconds until somebody's long transaction is reported instead of waited for.
+GIVE_UP_AFTER_SECONDS = 120.0
+# lock_not_available, deadlock_detected
+_BLOCKED_STATES = frozenset({"55P03", "40P01"})
+
+
+class MigrationBlockedError(Exception):
+    """Another transaction held a table all the time; nothing was changed. The text says whose it is."""
 
 
 class Migrated(NamedTuple):
@@ -25,21 +39,69 @@ class Migrated(NamedTuple):
     after: str
 
 
-async def migrate(engine: AsyncEngine) -> Migrated:
-    """Bring the schema to the newest version in one transaction, waiting while another process does so."""
+async def migrate(engine: AsyncEngine, *, give_up_after: float = GIVE_UP_AFTER_SECONDS) -> Migrated:
+    """Bring the schema to the newest version in one transaction, waiting while another process does so.
+
+    Never waits long for a table that is in use, for others would wait behind it: it lets go, and tries again. Raises
+    :class:`MigrationBlockedError` if that does not help within *give_up_after* seconds.
+    """
+    retrying = AsyncRetrying(
+        retry=retry_if_exception(_is_blocked),
+        wait=wait_random(*_PAUSE_SECONDS),
+        stop=stop_after_delay(give_up_after),
+        reraise=True,
+    )
+    try:
+        return await retrying(_migrate_once, engine)
+    except DBAPIError as error:
+        if not _is_blocked(error):
+            raise
+        raise MigrationBlockedError(await _blockers(engine, give_up_after)) from error
+
+
+async def _migrate_once(engine: AsyncEngine) -> Migrated:
     async with engine.connect() as conn:
         # Waiting for the other migrator may take longer than any statement of the worker may.
         await conn.execute(text("SET statement_timeout = 0"))
         await conn.execute(text("SET lock_timeout = 0"))
         await conn.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
-        # A table that the worker is using is waited for briefly, so that nobody queues behind this lock for long.
-        await conn.execute(text("SET lock_timeout = '5s'"))
+        await conn.execute(text(f"SET lock_timeout = '{_LOCK_WAIT}'"))
         await conn.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
         before = await conn.run_sync(_current)
         await conn.run_sync(_upgrade)
         await conn.commit()
         await conn.invalidate()  # its settings must not reach the pool
     return Migrated(before, newest())
+
+
+def _is_blocked(error: BaseException) -> bool:
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _BLOCKED_STATES
+
+
+_HOLDERS = """
+    SELECT a.pid, a.usename, a.application_name, date_trunc('second', now() - a.xact_start) AS age,
+           string_agg(DISTINCT l.relation::regclass::text, ', ') AS tables
+      FROM pg_locks l
+      JOIN pg_class c ON c.oid = l.relation AND c.relnamespace = to_regnamespace(:schema)
+      JOIN pg_stat_activity a ON a.pid = l.pid
+     WHERE l.granted AND c.relkind = 'r' AND a.datname = current_database() AND a.pid <> pg_backend_pid()
+     GROUP BY a.pid, a.usename, a.application_name, a.xact_start
+     ORDER BY a.xact_start
+     LIMIT 3
+"""
+
+
+async def _blockers(engine: AsyncEngine, seconds: float) -> str:
+    async with engine.connect() as conn:
+        found = (await conn.execute(text(_HOLDERS), {"schema": SCHEMA})).all()
+    holders = "; ".join(
+        f"pid {row.pid} ({row.usename}, {row.application_name or 'no name'}) holds {row.tables} since {row.age}"
+        for row in found
+    )
+    return (
+        f"nothing was migrated: tables were in use for {seconds:g} s. The longest transactions now: "
+        f"{holders or 'none, so try again'}"
+    )
 
 
 async def differences(engine: AsyncEngine) -> list[str]:

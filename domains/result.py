@@ -13,9 +13,11 @@ class DomainResult:
 
     ``action`` is ``created`` (a row was inserted), ``completed`` (a running trace was finished), ``kept`` (what was
     there stands, first truth wins) or ``skipped`` (nothing to do). ``record_id`` is the row's id, null when skipped.
+    ``shadow`` is what policies in shadow would have done: ``flag``, ``suppress_incident``, or ``error``, one for each.
     """
 
     domain: Domain
     action: Literal["created", "completed", "kept", "skipped"]
     record_id: UUID | None = None
     detail: str = ""
+    shadow: tuple[str, ...] = ()

@@ -28,8 +28,11 @@ def apply(
 
     A changed policy becomes a new version, the old one is kept. Workers take it up within five seconds.
 
-    FILE is a list of {name, effect: flag | suppress_incident, severity, condition, tenant_id?, enabled?}.
+    FILE is a list of {name, effect: flag | suppress_incident, severity, condition, tenant_id?, mode?, enabled?}.
     A condition is CEL over run, for example: run.status == "failed" && run.usage.cost_usd > 5.0
+
+    With mode: shadow a policy is evaluated over every run and counted, and decides nothing; the version that is in
+    force goes on deciding. closeout policies shadow says what it caught. Applied without mode: shadow, it decides.
     """
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
@@ -49,9 +52,18 @@ def apply(
         return
     for change in changes:
         owner = f" ({change.tenant_id})" if change.tenant_id else ""
-        typer.echo(f"{change.name}{owner}: {change.change}, version {change.version}")
+        typer.echo(f"{change.name}{owner}: {change.change}, version {change.version}{_beside(change)}")
     if not changes:
         typer.echo("the file names no policy")
+
+
+def _beside(change: AppliedChange) -> str:
+    """Say of a version in shadow what decides meanwhile."""
+    if change.mode == "enforce":
+        return ""
+    state = "in shadow" if change.enabled else "not in shadow"
+    decides = "no version decides" if change.in_force is None else f"version {change.in_force} stays in force"
+    return f", {state}; {decides}"
 
 
 @app.command("list")
@@ -61,7 +73,7 @@ def list_(
     all_versions: Annotated[bool, typer.Option("--all-versions", help="Old versions too.")] = False,
     as_json: _Json = False,
 ) -> None:
-    """List the policies, those for all tenants first."""
+    """List the policies, those for all tenants first, and whether each is in force, in shadow, or off."""
 
     async def work(engine: AsyncEngine) -> list[dict[str, Any]]:
         async with engine.connect() as conn:
@@ -71,11 +83,15 @@ def list_(
     if as_json:
         print_json(found)
         return
-    table = Table("tenant", "name", "version", "effect", "severity", "enabled", "condition", box=None)
+    table = Table("tenant", "name", "version", "effect", "severity", "state", "condition", box=None)
     for policy in found:
         table.add_row(
             Text(policy["tenant_id"] or "all"), Text(policy["name"]), str(policy["version"]), policy["effect"],
-            policy["severity"], "yes" if policy["enabled"] else "no", Text(" ".join(policy["condition"].split())),
+            policy["severity"], _state_of(policy), Text(" ".join(policy["condition"].split())),
         )  # fmt: skip
     out.print(table)
     out.print(f"{len(found)} policies")
+
+
+def _state_of(policy: dict[str, Any]) -> str:
+    return "in force" if policy["enabled"] else "shadow" if policy["shadow"] == "running" else "off"

@@ -1,15 +1,15 @@
 """Putting policies into force, with their versions kept; and listing them."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
-from sqlalchemy import func, insert, select, text, update
-from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy import ColumnElement, RowMapping, func, insert, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from uuid_utils.compat import uuid7
 
 from domains.policies.files import PolicyDraft
+from domains.policies.rules import Mode
 from domains.policies.tables import policies
 
 # Any number of this project's own; two appliers must not number the same version.
@@ -17,21 +17,32 @@ _LOCK_KEY = 0x706F6C6963696573
 
 _DECIDES = ("effect", "severity", "condition")
 
+_Change: TypeAlias = Literal["created", "updated", "disabled", "enabled", "unchanged"]
+
 
 class AppliedChange(Struct, frozen=True, kw_only=True):
-    """What applying did to one policy; ``version`` is the one in force now, or the last one."""
+    """What applying did to one policy: ``version`` is the one that the file speaks of, in ``mode``.
+
+    ``in_force`` is the version that decides now, null if none does.
+    """
 
     name: str
     tenant_id: str | None
     version: int
-    change: Literal["created", "updated", "disabled", "enabled", "unchanged"]
+    change: _Change
+    mode: Mode
+    enabled: bool
+    in_force: int | None
 
 
 async def apply_policies(conn: AsyncConnection, drafts: Sequence[PolicyDraft]) -> list[AppliedChange]:
     """Put *drafts* into force and return what changed, one for each, in order.
 
-    A changed policy becomes a new version, a row of its own; the old row stays, disabled. What *drafts* does not name
-    is left alone. Runs in the caller's transaction, and waits for another one that applies policies.
+    A changed policy becomes a new version, a row of its own; the old row stays, disabled. A version in shadow leaves
+    the one in force where it is, so that a change can be watched beside what it would replace; one that enforces
+    replaces both. What *drafts* does not name is left alone.
+
+    Runs in the caller's transaction, and waits for another one that applies policies.
     """
     await conn.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
     return [await _apply(conn, draft) for draft in drafts]
@@ -45,21 +56,47 @@ async def _apply(conn: AsyncConnection, draft: PolicyDraft) -> AppliedChange:
         .mappings()
         .one_or_none()
     )
+    change = _change(draft, newest)
     version = newest["version"] if newest else 0
-    same = newest is not None and all(newest[name] == getattr(draft, name) for name in _DECIDES)
-    change: Literal["created", "updated", "disabled", "enabled", "unchanged"]
-    if same and newest is not None:
-        change = "unchanged" if newest["enabled"] == draft.enabled else "enabled" if draft.enabled else "disabled"
-        if change != "unchanged":
-            await conn.execute(
-                update(policies).where(row.policy_id == newest["policy_id"]).values(enabled=draft.enabled)
-            )
-    else:
+    if change in {"created", "updated"}:
         version += 1
-        change = "updated" if newest else "created"
-        await conn.execute(update(policies).where(named, row.enabled).values(enabled=False))
+        await _retire(conn, named, shadows_only=draft.mode == "shadow")
         await conn.execute(insert(policies).values(_new_row(draft, version)))
-    return AppliedChange(name=draft.name, tenant_id=draft.tenant_id, version=version, change=change)
+    elif newest is not None and change != "unchanged":
+        await conn.execute(update(policies).where(row.policy_id == newest["policy_id"]).values(_state(draft)))
+    in_force = (await conn.execute(select(row.version).where(named, row.enabled))).scalar_one_or_none()
+    return AppliedChange(
+        name=draft.name,
+        tenant_id=draft.tenant_id,
+        version=version,
+        change=change,
+        mode=draft.mode,
+        enabled=draft.enabled,
+        in_force=in_force,
+    )
+
+
+def _change(draft: PolicyDraft, newest: RowMapping | None) -> _Change:
+    if newest is None:
+        return "created"
+    mode = "enforce" if newest["shadow"] is None else "shadow"
+    if mode != draft.mode or any(newest[name] != getattr(draft, name) for name in _DECIDES):
+        return "updated"
+    if (newest["enabled"] or newest["shadow"] == "running") == draft.enabled:
+        return "unchanged"
+    return "enabled" if draft.enabled else "disabled"
+
+
+async def _retire(conn: AsyncConnection, named: ColumnElement[bool], *, shadows_only: bool) -> None:
+    await conn.execute(update(policies).where(named, policies.c.shadow == "running").values(shadow="ended"))
+    if not shadows_only:
+        await conn.execute(update(policies).where(named, policies.c.enabled).values(enabled=False))
+
+
+def _state(draft: PolicyDraft) -> dict[str, Any]:
+    if draft.mode == "shadow":
+        return {"enabled": False, "shadow": "running" if draft.enabled else "ended"}
+    return {"enabled": draft.enabled, "shadow": None}
 
 
 def _new_row(draft: PolicyDraft, version: int) -> dict[str, Any]:
@@ -68,8 +105,8 @@ def _new_row(draft: PolicyDraft, version: int) -> dict[str, Any]:
         "tenant_id": draft.tenant_id,
         "name": draft.name,
         "version": version,
-        "enabled": draft.enabled,
         "created_at": func.clock_timestamp(),
+        **_state(draft),
         **{name: getattr(draft, name) for name in _DECIDES},
     }
 
@@ -79,12 +116,20 @@ async def list_policies(
 ) -> list[dict[str, Any]]:
     """Return the stored policies by tenant (those for all tenants first) and name, newest version first.
 
-    With *tenant_id* those that apply to that tenant; without *all_versions* the newest version of each only.
+    With *tenant_id* those that apply to that tenant; without *all_versions* the newest version of each, and the one in
+    force where that is an older one, beside a version in shadow.
     """
     row = policies.c
     query = select(policies).order_by(row.tenant_id.asc().nulls_first(), row.name, row.version.desc())
     if tenant_id is not None:
         query = query.where(row.tenant_id.is_(None) | (row.tenant_id == tenant_id))
     if not all_versions:
-        query = query.ext(distinct_on(row.tenant_id, row.name))
+        newer = policies.alias("newer")
+        newest = ~(
+            select(newer.c.version)
+            .where(newer.c.tenant_id.is_not_distinct_from(row.tenant_id), newer.c.name == row.name)
+            .where(newer.c.version > row.version)
+            .exists()
+        )
+        query = query.where(or_(newest, row.enabled))
     return [dict(found) for found in (await conn.execute(query)).mappings()]

@@ -1,9 +1,9 @@
-"""The policies in force, read again every few seconds, compiled once a version."""
+"""The policies in force and in shadow, read again every few seconds, compiled once a version."""
 
 import asyncio
 from time import monotonic
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domains.policies.conditions import Condition, ConditionError
@@ -16,13 +16,15 @@ MAX_AGE_SECONDS = 5.0
 _COMPILED_AT_ONCE = 8
 
 _FIELDS = ("policy_id", "tenant_id", "name", "version", "effect", "severity", "condition")
-_IN_FORCE = select(*[policies.c[name] for name in _FIELDS]).where(policies.c.enabled)
+_IN_FORCE = select(*[policies.c[name] for name in _FIELDS], policies.c.shadow.is_not(None).label("shadow")).where(
+    or_(policies.c.enabled, policies.c.shadow == "running")
+)
 
 _Compiled = Condition | ConditionError
 
 
 class PolicyBook:
-    """Gives out the set of policies in force; an unchanged policy is never compiled twice."""
+    """Gives out the set of policies in force and in shadow; an unchanged policy is never compiled twice."""
 
     def __init__(self, *, max_age_seconds: float = MAX_AGE_SECONDS) -> None:
         self._max_age = max_age_seconds
@@ -32,7 +34,7 @@ class PolicyBook:
         self._compiled: dict[str, _Compiled] = {}
 
     async def current(self, conn: AsyncConnection) -> PolicySet:
-        """Return the policies in force, reading them on *conn* if they were last read too long ago.
+        """Return the policies in force and in shadow, reading them on *conn* if they were last read too long ago.
 
         If reading fails the error passes through, for the caller's transaction is broken by then.
         """

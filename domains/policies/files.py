@@ -10,7 +10,7 @@ import yaml
 from msgspec import Struct
 
 from domains.policies.conditions import Condition, ConditionError
-from domains.policies.rules import Effect, Severity
+from domains.policies.rules import Effect, Mode, Severity
 
 # Bytes. A thousand policies fit ten times over.
 FILE_MAX = 4_194_304
@@ -20,7 +20,7 @@ _SHOWN_MAX = 80
 
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,127}\Z")
-_FIELDS = ("name", "tenant_id", "effect", "severity", "condition", "enabled")
+_FIELDS = ("name", "tenant_id", "effect", "severity", "condition", "mode", "enabled")
 
 
 class PolicyDraft(Struct, frozen=True, kw_only=True):
@@ -31,6 +31,7 @@ class PolicyDraft(Struct, frozen=True, kw_only=True):
     effect: Effect
     severity: Severity
     condition: str
+    mode: Mode = "enforce"
     enabled: bool = True
 
 
@@ -155,12 +156,14 @@ def _faults(item: yaml.Node, source: str) -> Iterator[str]:
                 yield f"{source}:{at + below + error.line - 1}: condition: {error}"
 
 
+_CHOICES: dict[str, object] = {"effect": Effect, "severity": Severity, "mode": Mode}
 _EXPECTED = {
     "name": "1 to 128 letters, digits, spaces and . _ -",
     "tenant_id": "a tenant's id, or null for all tenants",
     "effect": " or ".join(get_args(Effect)),
     "severity": "one of " + ", ".join(get_args(Severity)),
     "condition": "a CEL expression over run, in quotes or a block",
+    "mode": " or ".join(get_args(Mode)),
     "enabled": "true or false",
 }
 
@@ -172,10 +175,8 @@ def _is_right(name: str, value: object) -> bool:
             return text is not None and bool(_NAME.match(text))
         case "tenant_id":
             return value is None or (text is not None and bool(_TENANT.match(text)))
-        case "effect":
-            return text in get_args(Effect)
-        case "severity":
-            return text in get_args(Severity)
+        case "effect" | "severity" | "mode":
+            return text in get_args(_CHOICES[name])
         case "condition":
             return text is not None and bool(text.strip()) and "\x00" not in text
         case _:

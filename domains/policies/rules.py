@@ -14,6 +14,7 @@ from domains.run import CompletedRun, RunKey
 
 Effect = Literal["flag", "suppress_incident"]
 Severity = Literal["NONE", "LOW", "MEDIUM", "HIGH", "CRITICAL"]
+Mode = Literal["enforce", "shadow"]
 Outcome = Literal["no_violation", "violation", "evaluation_error"]
 
 # Characters of an evaluation error that are kept.
@@ -21,7 +22,7 @@ _ERROR_MAX = 500
 
 
 class Policy(Struct, frozen=True, kw_only=True):
-    """A rule as it is stored."""
+    """A rule as it is stored. One in shadow is evaluated over every run and decides nothing."""
 
     policy_id: UUID
     tenant_id: str | None
@@ -30,6 +31,7 @@ class Policy(Struct, frozen=True, kw_only=True):
     effect: Effect
     severity: Severity
     condition: str
+    shadow: bool = False
 
 
 class Violation(Struct, frozen=True, kw_only=True):
@@ -50,9 +52,22 @@ class PolicyFault(Struct, frozen=True, kw_only=True):
     error: str
 
 
+class Shadowed(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a policy in shadow would have done to the run, or why its condition could not be evaluated."""
+
+    policy_id: UUID
+    name: str
+    version: int
+    result: Literal["flag", "suppress_incident", "error"]
+    error: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What all policies of a tenant said about one run."""
+    """What all policies of a tenant said about one run.
+
+    ``shadow`` is what those in shadow would have done; nothing else here depends on them.
+    """
 
     tenant_id: str
     run_id: UUID
@@ -63,6 +78,7 @@ class Evaluation:
     errors: tuple[PolicyFault, ...]
     evaluated_at: datetime
     suppressed_by: UUID | None = None
+    shadow: tuple[Shadowed, ...] = ()
 
     @property
     def key(self) -> RunKey:
@@ -104,31 +120,50 @@ def evaluate(run: CompletedRun, policies: PolicySet, *, now: datetime | None = N
     applying = policies.of(run.tenant_id)
     violations: list[Violation] = []
     errors: list[PolicyFault] = []
+    shadow: list[Shadowed] = []
     suppressed_by: UUID | None = None
     visible = Visible(run) if applying else None
     for policy, condition in applying:
         try:
-            if isinstance(condition, ConditionError):
-                raise EvaluationError(f"the condition does not compile: {condition}")  # noqa: TRY301 - one way out
-            true = visible is not None and condition.holds(visible)
+            true = visible is not None and holds(condition, visible)
         except EvaluationError as error:
-            errors.append(_fault(policy, error))
+            if policy.shadow:
+                shadow.append(_shadowed(policy, error))
+            else:
+                errors.append(_fault(policy, error))
             continue
-        if true and policy.effect == "flag":
+        if not (true and acts_on(policy.effect, run)):
+            continue
+        if policy.shadow:
+            shadow.append(_shadowed(policy))
+        elif policy.effect == "flag":
             violations.append(_violation(policy))
-        elif true and run.status != "succeeded":
+        else:
             suppressed_by = suppressed_by or policy.policy_id
     return Evaluation(
         tenant_id=run.tenant_id,
         run_id=run.run_id,
         policy_evaluation_id=uuid7(),
         outcome="evaluation_error" if errors else "violation" if violations else "no_violation",
-        policies_checked=len(applying),
+        policies_checked=sum(not policy.shadow for policy, _ in applying),
         violations=tuple(violations),
         errors=tuple(errors),
         evaluated_at=now or datetime.now(UTC),
         suppressed_by=suppressed_by,
+        shadow=tuple(shadow),
     )
+
+
+def holds(condition: Condition | ConditionError, visible: Visible) -> bool:
+    """Say whether *condition* is true; raise :class:`EvaluationError` if it has no answer, or does not compile."""
+    if isinstance(condition, ConditionError):
+        raise EvaluationError(f"the condition does not compile: {condition}")
+    return condition.holds(visible)
+
+
+def acts_on(effect: Effect, run: CompletedRun) -> bool:
+    """Say whether a true condition has *effect* on *run*: a run that succeeded has nothing to suppress."""
+    return effect == "flag" or run.status != "succeeded"
 
 
 def _violation(policy: Policy) -> Violation:
@@ -136,6 +171,21 @@ def _violation(policy: Policy) -> Violation:
 
 
 def _fault(policy: Policy, error: EvaluationError) -> PolicyFault:
-    # PostgreSQL's jsonb cannot hold a NUL, which the error may quote.
-    words = str(error).replace("\x00", "\\u0000")[:_ERROR_MAX]
-    return PolicyFault(policy_id=policy.policy_id, name=policy.name, version=policy.version, error=words)
+    return PolicyFault(
+        policy_id=policy.policy_id, name=policy.name, version=policy.version, error=error_in_words(error)
+    )
+
+
+def _shadowed(policy: Policy, error: EvaluationError | None = None) -> Shadowed:
+    return Shadowed(
+        policy_id=policy.policy_id,
+        name=policy.name,
+        version=policy.version,
+        result=policy.effect if error is None else "error",
+        error=None if error is None else error_in_words(error),
+    )
+
+
+def error_in_words(error: EvaluationError) -> str:
+    """Return what is kept of *error*: PostgreSQL's jsonb cannot hold a NUL, which it may quote."""
+    return str(error).replace("\x00", "\\u0000")[:_ERROR_MAX]

@@ -30,6 +30,7 @@ policies = Table(
     Column("condition", Text, nullable=False, comment="CEL over run"),
     Column("enabled", Boolean, nullable=False),
     Column("created_at", _UTC, nullable=False, server_default=text("now()")),
+    Column("shadow", Text, comment="running or ended: a version that is only counted, never enabled; null: the others"),
     UniqueConstraint(
         "tenant_id",
         "name",
@@ -40,6 +41,8 @@ policies = Table(
     CheckConstraint("effect IN ('flag','suppress_incident')", name="effect"),
     CheckConstraint("severity IN ('NONE','LOW','MEDIUM','HIGH','CRITICAL')", name="severity"),
     CheckConstraint("version >= 1", name="version"),
+    # A worker that does not know of shadows takes what is enabled into force.
+    CheckConstraint("shadow IS NULL OR (shadow IN ('running','ended') AND NOT enabled)", name="shadow"),
     comment="Rules over completed runs; reference data, small, read by every worker every few seconds",
 )
 
@@ -54,6 +57,7 @@ policy_evaluations = Table(
     Column("violations", JSONB, nullable=False, comment="the flag policies that were true"),
     Column("errors", JSONB, nullable=False, comment="the policies whose condition failed to evaluate, and why"),
     Column("evaluated_at", _UTC, nullable=False),
+    Column("shadow", JSONB, comment="what policies in shadow would have done, or their errors; null: nothing"),
     CheckConstraint("outcome IN ('no_violation','violation','evaluation_error')", name="outcome"),
     comment="What the policies said about each run; one row a run",
 )

@@ -7,14 +7,14 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domains.columns import columns_of, insert_many
-from domains.policies.rules import Evaluation, PolicyFault, Violation
+from domains.policies.rules import Evaluation, PolicyFault, Shadowed, Violation
 from domains.policies.tables import policy_evaluations
 from domains.result import DomainResult
 from domains.run import RunKey
 
 _COLUMNS = (
     "tenant_id", "run_id", "policy_evaluation_id", "outcome", "policies_checked", "violations", "errors",
-    "evaluated_at",
+    "evaluated_at", "shadow",
 )  # fmt: skip
 _INSERT = insert_many(policy_evaluations, _COLUMNS)
 
@@ -25,10 +25,7 @@ async def record(conn: AsyncConnection, evaluations: Sequence[Evaluation]) -> di
     Not safe to repeat on its own: it leans on the claim made earlier in the same transaction.
     """
     await conn.execute(_INSERT, columns_of(_COLUMNS, map(_row, evaluations)))
-    return {
-        evaluation.key: DomainResult("policies", "created", evaluation.policy_evaluation_id, evaluation.outcome)
-        for evaluation in evaluations
-    }
+    return {evaluation.key: result_of(evaluation) for evaluation in evaluations}
 
 
 async def record_once(conn: AsyncConnection, evaluation: Evaluation) -> Evaluation:
@@ -46,7 +43,19 @@ async def _standing(conn: AsyncConnection, key: RunKey) -> Evaluation:
     row = dict(found.mappings().one())
     row["violations"] = tuple(msgspec.convert(row["violations"], list[Violation]))
     row["errors"] = tuple(msgspec.convert(row["errors"], list[PolicyFault]))
+    row["shadow"] = tuple(msgspec.convert(row["shadow"] or [], list[Shadowed]))
     return Evaluation(**row)
+
+
+def result_of(evaluation: Evaluation) -> DomainResult:
+    """Return the result that says *evaluation* was written."""
+    return DomainResult(
+        "policies",
+        "created",
+        evaluation.policy_evaluation_id,
+        evaluation.outcome,
+        shadow=tuple(shadowed.result for shadowed in evaluation.shadow),
+    )
 
 
 def _row(evaluation: Evaluation) -> tuple[object, ...]:
@@ -54,4 +63,5 @@ def _row(evaluation: Evaluation) -> tuple[object, ...]:
         evaluation.tenant_id, evaluation.run_id, evaluation.policy_evaluation_id, evaluation.outcome,
         evaluation.policies_checked, msgspec.json.encode(evaluation.violations).decode(),
         msgspec.json.encode(evaluation.errors).decode(), evaluation.evaluated_at,
+        msgspec.json.encode(evaluation.shadow).decode() if evaluation.shadow else None,
     )  # fmt: skip

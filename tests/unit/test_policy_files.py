@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from domains.policies.files import FILE_MAX, PolicyDraft, PolicyFileError, read_policies
 
 NO_LIST = "expected a list of policies, or an object with a list named policies"
-FIELDS = "name, tenant_id, effect, severity, condition, enabled"
+FIELDS = "name, tenant_id, effect, severity, condition, mode, enabled"
 MISSING_NAME = "name: missing; expected 1 to 128 letters, digits, spaces and . _ -"
 MISSING_EFFECT = "effect: missing; expected flag or suppress_incident"
 MISSING_SEVERITY = "severity: missing; expected one of NONE, LOW, MEDIUM, HIGH, CRITICAL"
