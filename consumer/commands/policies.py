@@ -1,7 +1,5 @@
 """``closeout policies``: putting rules into force, and seeing which are."""
 
-import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -9,18 +7,20 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from consumer.commands.output import EXIT_USAGE, fail, out, print_json
+from consumer.commands.output import out, print_json
+from consumer.commands.policy_files import PolicyFile, drafts_in
+from consumer.commands.policy_trial import try_file
 from consumer.commands.session import with_database
 from domains.policies.apply import AppliedChange, apply_policies, list_policies
-from domains.policies.files import PolicyFileError, read_policies
 
 app = typer.Typer(help="Rules over completed runs, written in CEL.", no_args_is_help=True)
+app.command("test")(try_file)
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
 def apply(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML or JSON; - is standard input.")],
+    file: PolicyFile,
     *,
     as_json: _Json = False,
 ) -> None:
@@ -34,13 +34,7 @@ def apply(
     With mode: shadow a policy is evaluated over every run and counted, and decides nothing; the version that is in
     force goes on deciding. closeout policies shadow says what it caught. Applied without mode: shadow, it decides.
     """
-    try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-        drafts = read_policies(text, source=str(file))
-    except (OSError, UnicodeDecodeError) as error:
-        fail(f"FILE: cannot read {file}: {error}", status=EXIT_USAGE)
-    except PolicyFileError as error:
-        fail(str(error))
+    drafts = drafts_in(file)
 
     async def work(engine: AsyncEngine) -> list[AppliedChange]:
         async with engine.begin() as conn:

@@ -15,6 +15,7 @@ from cel_expr_python import cel
 from domains.policies import syntax
 from domains.policies.cost import CostFaultError
 from domains.policies.extent import LARGEST, TEXT_MAX_BYTES, TEXTS, USUAL, Extent, extent_of, milliseconds
+from domains.policies.selections import reads_of
 from domains.run import CompletedRun
 
 # Characters. A rule that needs more is a program.
@@ -59,23 +60,33 @@ class EvaluationError(Exception):
 
 
 class Visible:
-    """A run as conditions see it, converted once for all of them."""
+    """A run as conditions see it, converted once for all of them.
 
-    __slots__ = ("_extent", "_shared", "_variables")
+    *unknown* fields are left out: a condition that needs one then has no answer, one that is decided without it has.
+    """
 
-    def __init__(self, run: CompletedRun) -> None:
+    __slots__ = ("_extent", "_shared", "_variables", "_whole", "unknown")
+
+    def __init__(self, run: CompletedRun, *, unknown: frozenset[str] = frozenset()) -> None:
+        self._whole = visible_fields(run)
+        self.unknown = unknown
         self._variables: dict[str, Any] = {
-            "run": visible_fields(run),
+            "run": {name: self._whole[name] for name in self._whole.keys() - unknown} if unknown else self._whole,
             **{f"run.{name}": _time(getattr(run, name)) for name in _TIMES},
         }
         self._shared = _env.Activation(self._variables)
         self._extent: Extent | None = None
 
     @property
+    def fields(self) -> dict[str, Any]:
+        """What of the run conditions see, by name."""
+        return self._variables["run"]  # type: ignore[no-any-return]
+
+    @property
     def extent(self) -> Extent:
         """How large the run is; measured when a condition needs it."""
         if self._extent is None:
-            self._extent = extent_of(self._variables["run"])
+            self._extent = extent_of(self._whole)
         return self._extent
 
     def activation(self, *, alone: bool) -> cel.Activation:
@@ -90,7 +101,7 @@ class Visible:
 class Condition:
     """A compiled condition."""
 
-    __slots__ = ("_allocates", "_dear", "_expression", "text")
+    __slots__ = ("_allocates", "_dear", "_expression", "reads", "text", "tree")
 
     def __init__(self, text: str) -> None:
         """Compile *text*; raise :class:`ConditionError` with the place where it is wrong."""
@@ -111,6 +122,8 @@ class Condition:
         self._dear = tree if largest > COST_MAX_MS else None
         self._allocates = largest > _ALLOCATING_MS
         self.text = text
+        self.tree = tree
+        self.reads = reads_of(tree)
         self._expression = expression
 
     def holds(self, run: Visible) -> bool:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """A constant; ``text`` is null unless it is a string, ``length`` its bytes."""
+    """A constant; ``text`` is null unless it is a string, ``length`` its bytes; ``value`` a string or whole number."""
 
     at: int
     text: str | None
     length: int
+    value: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,8 @@ def _node(data: int | bytes) -> Node:
 
 def _literal(at: int, fields: _Fields) -> Literal:
     text = _bytes(fields, 6).decode() if 6 in fields else None
-    return Literal(at, text, len(_bytes(fields, 6)) + len(_bytes(fields, 7)))
+    length = len(_bytes(fields, 6)) + len(_bytes(fields, 7))
+    return Literal(at, text, length, _signed(fields, 3) if 3 in fields else text)
 
 
 def _name(at: int, fields: _Fields) -> Name:
@@ -167,6 +169,11 @@ def _number(fields: _Fields, number: int) -> int:
     if not isinstance(value, int):
         raise ValueError(f"field {number} is no number")  # noqa: TRY004 - the data is wrong, not the caller
     return value
+
+
+def _signed(fields: _Fields, number: int) -> int:
+    value = _number(fields, number)
+    return value - 2**64 if value >= 2**63 else value
 
 
 def _fields(data: int | bytes) -> _Fields:
