@@ -8,13 +8,17 @@ from rich.text import Text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from consumer.commands.output import out, print_json
+from consumer.commands.policy_backtest import backtest_file
 from consumer.commands.policy_files import PolicyFile, drafts_in
+from consumer.commands.policy_shadow import shadow
 from consumer.commands.policy_trial import try_file
 from consumer.commands.session import with_database
 from domains.policies.apply import AppliedChange, apply_policies, list_policies
 
 app = typer.Typer(help="Rules over completed runs, written in CEL.", no_args_is_help=True)
 app.command("test")(try_file)
+app.command("backtest")(backtest_file)
+app.command("shadow")(shadow)
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

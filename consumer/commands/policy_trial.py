@@ -4,18 +4,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
+from uuid import UUID
 
 import typer
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from consumer.commands.output import EXIT_USAGE, fail, print_json
 from consumer.commands.policy_files import PolicyFile, drafts_in
 from consumer.commands.policy_trial_screen import show
-from consumer.commands.session import settings_for
+from consumer.commands.session import settings_for, with_database
 from consumer.errors import MessageRefusedError
 from consumer.message import decode
+from consumer.stored_runs import StoredRun, read_runs, reading
 from consumer.trial import Verdict, try_policies
 from domains.policies.files import PolicyDraft
-from domains.run import CompletedRun
+from domains.run import CompletedRun, RunKey
 
 
 class Expectation(NamedTuple):
@@ -31,7 +34,11 @@ def try_file(
     file: PolicyFile,
     *,
     run: Annotated[
-        str, typer.Option(metavar="RUN", help="A run-completed message in a file of JSON; - is standard input.")
+        str,
+        typer.Option(
+            metavar="RUN",
+            help="A run-completed message in a file of JSON, - for standard input; or a stored TENANT/RUN_ID.",
+        ),
     ],
     expect: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Exit 1 unless this policy holds; may be repeated.")
@@ -43,9 +50,9 @@ def try_file(
 ) -> None:
     """Hold the policies of FILE against one run, as if they alone were in force; say which hold, and why.
 
-    Needs no server and changes nothing. Of each condition the parts that && and || join are shown with their truth,
-    and the values that it read. Exit 0 whether policies hold or not, unless --expect or --expect-not says otherwise:
-    for tests of policies in CI. NAME may be TENANT/NAME where two policies have one name.
+    Changes nothing, and needs no server but for a stored run. Of each condition the parts that && and || join are
+    shown with their truth, and the values that it read. Exit 0 whether policies hold or not, unless --expect or
+    --expect-not says otherwise: for tests of policies in CI. NAME may be TENANT/NAME where two policies have one name.
 
     Example: closeout policies test policies.yaml --run run.json --expect "expensive run"
     """
@@ -55,7 +62,8 @@ def try_file(
     expected = [(name, "holds") for name in expect or ()] + [(name, "does_not_hold") for name in expect_not or ()]
     for name, _ in expected:
         _check_name(name, drafts)
-    trial = try_policies(drafts, _read(run))
+    decoded, unknown = _read(run)
+    trial = try_policies(drafts, decoded, unknown=unknown)
     expectations = [_compare(name, wanted, trial.policies) for name, wanted in expected]
     if as_json:
         print_json({"trial": trial, "expectations": [one._asdict() for one in expectations]})
@@ -68,16 +76,38 @@ def try_file(
         )
 
 
-def _read(run: str) -> CompletedRun:
-    """Return the run in the message that *run* names; end with the product's own refusal if it is none."""
+def _read(run: str) -> tuple[CompletedRun, frozenset[str]]:
+    """Return the run that *run* names and which of its fields are not known; end where it is none."""
+    key = _key(run)
+    if key is not None and not Path(run).exists():
+        return _stored(key)
     max_bytes = settings_for(need_amqp=False, need_database=False).message_max_bytes
     try:
         body = sys.stdin.buffer.read() if run == "-" else Path(run).read_bytes()
-        return decode(body, max_bytes=max_bytes).run
+        return decode(body, max_bytes=max_bytes).run, frozenset()
     except OSError as error:
-        fail(f"--run: cannot read {run}: {error.strerror}", status=EXIT_USAGE)
+        fail(f"--run: cannot read {run}: {error.strerror}; expected a file, or TENANT/RUN_ID", status=EXIT_USAGE)
     except MessageRefusedError as error:
         fail(f"{run}: a worker would park this message, {error.reason}: {error}")
+
+
+def _key(run: str) -> RunKey | None:
+    tenant, _, run_id = run.rpartition("/")
+    try:
+        return RunKey(tenant, UUID(run_id)) if tenant else None
+    except ValueError:
+        return None
+
+
+def _stored(key: RunKey) -> tuple[CompletedRun, frozenset[str]]:
+    async def work(engine: AsyncEngine) -> list[StoredRun]:
+        async with reading(engine) as conn:
+            return await read_runs(conn, [key])
+
+    found = with_database(work)
+    if not found:
+        fail(f"--run: no run {key.tenant_id}/{key.run_id} is stored, and there is no such file")
+    return found[0].run, found[0].unknown
 
 
 def _check_name(name: str, drafts: Sequence[PolicyDraft]) -> None:
