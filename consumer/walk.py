@@ -55,7 +55,7 @@ async def pages(
             length = max(_SHORTEST_RANGE, before.received_at - found[-1].received_at)
             before = found[-1]
         else:
-            growth = min(_GROWTH, size / (len(found) or 1))
+            growth = min(_GROWTH, size / len(found)) if found else _GROWTH
             length = min(_LONGEST_RANGE, (before.received_at - low) * growth + _SHORTEST_RANGE)
             before = Received(low, "", UUID(int=0))
 

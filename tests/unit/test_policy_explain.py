@@ -60,9 +60,19 @@ def test_a_condition_stays_whole_where_its_text_and_its_tree_do_not_agree():
 
 
 ATOMS = st.sampled_from(
-    ["true", "false", "run.nothing", "run.status == 'failed'", "run.model == ')&&('", "!(true && false)",
-     "run.usage.cost_usd > 5.0", "run.steps.exists(s, s.status == 'failed' && s.index == 1)", "(true ? false : true)", "run.error_message == 'x'"]
-)  # fmt: skip
+    [
+        "true",
+        "false",
+        "run.nothing",
+        "run.status == 'failed'",
+        "run.model == ')&&('",
+        "!(true && false)",
+        "run.usage.cost_usd > 5.0",
+        "run.steps.exists(s, s.status == 'failed' && s.index == 1)",
+        "(true ? false : true)",
+        "run.error_message == 'x'",
+    ]
+)
 CONDITIONS = st.recursive(
     ATOMS,
     lambda inner: st.one_of(
@@ -175,10 +185,22 @@ def test_an_answer_that_is_not_known_names_what_is_not_stored_and_its_values_say
 
 
 HALF_KNOWN_ATOMS = st.sampled_from(
-    ["true", "false", "run.nothing", "run.status == 'failed'", "run.error_message == 'x'", "has(run.error_message)",
-     "run.error_message != null", "run.steps.exists(s, s.index == 0)", "run.steps.all(s, s.index == 0)",
-     "size(run.steps) > 0", "run.steps[0].status == 'failed'", "'steps' in run", "(run.error_message == 'x' ? true : run.is_synthetic)"]
-)  # fmt: skip
+    [
+        "true",
+        "false",
+        "run.nothing",
+        "run.status == 'failed'",
+        "run.error_message == 'x'",
+        "has(run.error_message)",
+        "run.error_message != null",
+        "run.steps.exists(s, s.index == 0)",
+        "run.steps.all(s, s.index == 0)",
+        "size(run.steps) > 0",
+        "run.steps[0].status == 'failed'",
+        "'steps' in run",
+        "(run.error_message == 'x' ? true : run.is_synthetic)",
+    ]
+)
 
 
 @given(
