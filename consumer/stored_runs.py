@@ -1,8 +1,9 @@
 """Runs as they are stored, put together again as conditions saw them; nothing here writes.
 
 Of a message everything is kept but these: the error message of a run whose incident was suppressed, the trace id and
-the steps of a run that was not traced, and the offsets of its times (a time's text is in UTC). Texts are read as far as
-conditions see them. A trace that the runner completed itself stands with the steps that it has.
+the steps of a run that was not traced, the offsets of its times (a time's text is in UTC), and of metadata's numbers
+from 10^16 on whether they were fractions. Texts are read as far as conditions see them. A trace that the runner
+completed itself stands with the steps that it has.
 """
 
 from collections.abc import AsyncIterator, Sequence

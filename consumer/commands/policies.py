@@ -92,4 +92,5 @@ def list_(
 
 
 def _state_of(policy: dict[str, Any]) -> str:
-    return "in force" if policy["enabled"] else "shadow" if policy["shadow"] == "running" else "off"
+    shadow = {None: "off", "running": "shadow", "ended": "shadow ended"}
+    return "in force" if policy["enabled"] else shadow[policy["shadow"]]

@@ -39,7 +39,7 @@ def shadow(
         line(f"Version {caught.version}, in shadow since {moment(caught.since)}; {beside}")
         policy(caught.tally, limit_examples)
         line("")
-    line(f"{len(found)} policies in shadow")
+    line("1 policy in shadow" if len(found) == 1 else f"{len(found)} policies in shadow")
 
 
 def _as_json(caught: Caught) -> dict[str, Any]:
