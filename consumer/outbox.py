@@ -39,6 +39,9 @@ def _mark_statement() -> Any:  # noqa: ANN401 - an UPDATE with a DELETE in its W
         .returning(outbox_events.c.tenant_id, outbox_events.c.run_id, outbox_events.c.sequence)
         .cte("gone")
     )
+    # The mark's own commit need not be on the disk before anybody goes on: a server that crashes and loses it finds the
+    # rows in the outbox, and they go out again under their ids. It is written within three wal_writer_delays.
+    unhurried = select(func.set_config("synchronous_commit", "off", True)).scalar_subquery()
     return (
         update(run_completions)
         .values(phase=TransactionPhase.EVENTS_PUBLISHED.value, events_published_at=func.clock_timestamp())
@@ -47,6 +50,7 @@ def _mark_statement() -> Any:  # noqa: ANN401 - an UPDATE with a DELETE in its W
             run_completions.c.tenant_id == gone.c.tenant_id,
             run_completions.c.run_id == gone.c.run_id,
             run_completions.c.phase == TransactionPhase.COMMITTED.value,
+            unhurried.is_not(None),
         )
         .returning(run_completions.c.tenant_id, run_completions.c.run_id)
     )
@@ -69,7 +73,8 @@ async def mark(conn: AsyncConnection, confirmed: Sequence[OutboxEvent]) -> set[R
     """Delete the *confirmed* events; return the runs whose last event that was, now EVENTS_PUBLISHED.
 
     Rows are named one by one, never by a range: a range would delete what committed in between. *confirmed* must be
-    a prefix of each run's events, so that a run's last row going means that all of them went.
+    a prefix of each run's events, so that a run's last row going means that all of them went. One statement, which may
+    be a transaction of its own (AUTOCOMMIT); whatever transaction it is in commits asynchronously.
     """
     rows = ((event.tenant_id, event.run_id, event.sequence) for event in confirmed)
     done = await conn.execute(_MARK, columns_of((*_KEYS, "sequence"), rows))
