@@ -74,14 +74,14 @@ class Metrics:
         )
         self.phase_entered = self._counter(
             "closeout_phase_entered_total",
-            "Runs that entered each phase and kept it.",
-            rise="ROLLED_BACK, FAILED: as above. All others rise together.",
+            "Runs that entered each phase; those before COMMITTED count once they are committed.",
+            rise="ROLLED_BACK, FAILED: attempts fail, see closeout_rollbacks_total. All others rise together.",
             to_do="If two phases drift apart, runs end between them: `closeout reconcile`.",
             phase=_ENTERED,
         )
         self.rollbacks = self._counter(
             "closeout_rollbacks_total",
-            "Runs whose attempt was rolled back, by the phase it had reached; one bad run takes its batch along once.",
+            "Runs whose attempt was rolled back, by the phase it had reached; a bad run takes its batch along.",
             rise="PostgreSQL is in trouble, or a run cannot be written.",
             to_do="Read error_type and phase_reached in `governance.rollbacks`.",
             phase=_UNDOABLE,
@@ -177,13 +177,13 @@ class Metrics:
         self.coordinator_enabled = self._gauge(
             "closeout_coordinator_enabled",
             "1 if `TRANSACTION_COORDINATOR_ENABLED`, also for some tenants only.",
-            rise="A fall to 0: runs are closed out without atomicity.",
+            rise="Nothing. A fall to 0: runs are closed out without atomicity.",
             to_do="Set it to true and restart.",
         )
         build = self._gauge(
             "closeout_build_info",
             "1; the label says which version runs.",
-            rise="Two versions: a deployment is under way, or stuck.",
+            rise="Nothing. Two versions at once: a deployment is under way, or stuck.",
             to_do="Nothing, unless it stays.",
             labels=("version",),
         )

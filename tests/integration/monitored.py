@@ -97,7 +97,7 @@ def monitored(postgres: PostgresServer, rabbit: RabbitServer, folder: Path, temp
     policies = folder / "policies.yaml"
     policies.write_text(SUPPRESS)
     with PrometheusServer(folder / "prometheus", targets={"closeout": places}, rules=[RULES]) as prometheus:
-        apply = [CLOSEOUT, "policies", "apply", policies]
+        apply = [CLOSEOUT, "policies", "apply", str(policies)]
         subprocess.run(apply, env={**os.environ, **environ, **busy}, check=True, stdout=subprocess.DEVNULL)
         log = (folder / "workers.log").open("ab")
         workers = [
@@ -132,7 +132,7 @@ async def _everything(seen: Monitored, postgres: PostgresServer, rabbit: RabbitS
         # First, because it takes the relay longest: events that nobody can publish.
         await _exchange(vhost, exists=False)
         await publish(broker, *[runs.body() for _ in range(KEPT_BACK)], user_id=USER)
-        await until(lambda: seen.query("closeout_outbox_oldest_seconds > 1").get(seen.worker) is not None)
+        await until(lambda: set(seen.query("closeout_outbox_oldest_seconds > 1")) == {seen.worker, seen.idle})
         await _exchange(vhost, exists=True)
         await _runs_of_every_kind(broker)
         await until(lambda: seen.value('closeout_parked_total{reason="attempts_exhausted"}') >= len(CURSED))
