@@ -2,15 +2,18 @@
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any
 
 import structlog
+from prometheus_client import ProcessCollector
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from config.settings import Settings, load_settings
+from consumer.backlog import watch_outbox
 from consumer.broker import BrokerConnection
 from consumer.database import create_engine, probe
 from consumer.dispatch import Dispatcher, Rollout
@@ -31,8 +34,8 @@ from domains.policies.book import PolicyBook
 
 log = structlog.get_logger(__name__)
 
-# Connections beside one a transaction: the relay's, the probe's, and the record of a rollback.
-_SPARE_CONNECTIONS = 3
+# Connections beside one a transaction: the relay's, the probe's, the look at the outbox, and the record of a rollback.
+_SPARE_CONNECTIONS = 4
 
 
 @dataclass(slots=True)
@@ -44,6 +47,7 @@ class Service:
     http: HttpService
     engine: AsyncEngine
     publishing: BrokerConnection
+    watch: Callable[[asyncio.Event], Coroutine[Any, Any, None]]
 
     async def run(self, *, on_signal: Callable[[], None] | None = None) -> None:
         """Work until SIGTERM or SIGINT, drain, and close everything; a second signal ends the process at once.
@@ -57,6 +61,7 @@ class Service:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.http.run())
                 group.create_task(self.relay.run(self.worker.stopping))
+                group.create_task(self.watch(self.worker.stopping))
                 await self.worker.run()
                 self.http.stop()
         log.info("stopped")
@@ -82,6 +87,8 @@ class Service:
 def build_service(settings: Settings) -> Service:
     """Assemble the worker that *settings* describe. Needs a running loop; nothing is connected yet."""
     metrics = Metrics()
+    # CPU, memory and files of the process, under the names that every dashboard knows.
+    ProcessCollector(registry=metrics.registry)
     metrics.coordinator_enabled.set(settings.transaction_coordinator_enabled)
     health = Health(metrics)
     engine = create_engine(
@@ -128,7 +135,8 @@ def build_service(settings: Settings) -> Service:
     relay = Relay(engine=engine, publisher=publisher(ConfirmedChannel(publishing)), metrics=metrics)
     http = HttpService(application(metrics, health), host=settings.http_host, port=settings.http_port)
     _announce(settings, http)
-    return Service(worker, relay, http, engine, publishing)
+    watch = partial(watch_outbox, engine=engine, metrics=metrics)
+    return Service(worker, relay, http, engine, publishing, watch)
 
 
 def decode_delivery(delivery: Delivery, *, settings: Settings, own_user: str | None) -> Arrival:

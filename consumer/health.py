@@ -16,6 +16,10 @@ class Health:
     reason: str | None = "starting"
     since: datetime = field(default_factory=lambda: datetime.now(UTC))
 
+    def __post_init__(self) -> None:
+        # A worker that dies again and again before it consumes must not look like one that consumes.
+        self.metrics.paused.set(1)
+
     def consuming(self) -> None:
         """Say that a consumer is registered at the broker and the database answers."""
         self._change(None)

@@ -1,9 +1,19 @@
-"""Private PostgreSQL and RabbitMQ servers for tests, demonstrations and benchmarks."""
+"""Private PostgreSQL, RabbitMQ and Prometheus servers for tests, demonstrations and benchmarks."""
 
 from servers.postgres import PostgresServer
 from servers.process import ServerError
+from servers.prometheus import PrometheusServer
 from servers.rabbitmq import RabbitError, RabbitServer
 from servers.server import Server, start_all
 from servers.wire import SqlError
 
-__all__ = ["PostgresServer", "RabbitError", "RabbitServer", "Server", "ServerError", "SqlError", "start_all"]
+__all__ = [
+    "PostgresServer",
+    "PrometheusServer",
+    "RabbitError",
+    "RabbitServer",
+    "Server",
+    "ServerError",
+    "SqlError",
+    "start_all",
+]

@@ -15,6 +15,7 @@ from servers import background, foreground
 from servers.pair import end_on_signals
 from servers.postgres_binaries import find_postgres
 from servers.process import ServerError
+from servers.prometheus_binaries import find_prometheus
 from servers.rabbitmq_binaries import Version, find_rabbitmq
 
 NOT_RUNNING = 3  # as service managers say it
@@ -28,7 +29,7 @@ examples:
 
 environment:
   PG_BIN           folder of other PostgreSQL programs than those of the development requirements
-  CLOSEOUT_CACHE   where RabbitMQ is kept, by default below ~/.cache
+  CLOSEOUT_CACHE   where RabbitMQ and Prometheus are kept, by default below ~/.cache
   TMPDIR           where the servers' folders are made
 """
 
@@ -67,6 +68,9 @@ def _carry_out(options: argparse.Namespace) -> int:
                 installation = find_rabbitmq(version)
                 print(f"RabbitMQ {installation.version}: {installation.root}")
             print(f"PostgreSQL: {find_postgres()}")
+            if not options.versions:
+                prometheus = find_prometheus()
+                print(f"Prometheus {prometheus.version}: {prometheus.folder}")
     return 0
 
 

@@ -4,19 +4,17 @@ Each major is taken from the Debian release that has it, together with that rele
 beside whatever the machine is: every program gets the loader and the libraries it was built with (patchelf).
 """
 
-import fcntl
 import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from servers.apt import PrivateApt, unpack
+from servers.cache import cache_folder, locked
 from servers.elf import adopt_libraries
 from servers.process import ServerError
 
@@ -73,14 +71,6 @@ class Installation:
         return f"{self.version}.".startswith(f"{version}.") and (self.home / "sbin/rabbitmq-server").exists()
 
 
-def cache_folder() -> Path:
-    """Return $CLOSEOUT_CACHE, else the user's cache folder."""
-    if named := os.environ.get("CLOSEOUT_CACHE"):
-        return Path(named).absolute()
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base).absolute() / "closeout"
-
-
 def find_rabbitmq(version: Version) -> Installation:
     """Return RabbitMQ of the line *version*: from the cache, else the machine's own, else fetched now.
 
@@ -90,20 +80,12 @@ def find_rabbitmq(version: Version) -> Installation:
     for place in (target, Path("/")):
         if Installation(place).offers(version):
             return Installation(place)
-    with _locked(target.with_name(f"{target.name}.lock")):
+    with locked(target):
         if not Installation(target).offers(version):  # somebody else may have been first
             _build(RELEASES[version], target)
     if not Installation(target).offers(version):
         raise ServerError(f"Debian {RELEASES[version].codename} has RabbitMQ {Installation(target).version} now")
     return Installation(target)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _build(release: Release, target: Path) -> None:

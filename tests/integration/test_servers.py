@@ -13,8 +13,10 @@ from pathlib import Path
 import asyncpg
 import pika
 import pytest
-from servers import PostgresServer, RabbitServer, ServerError, SqlError, foreground
+from servers import PostgresServer, PrometheusServer, RabbitServer, ServerError, SqlError, foreground
 from servers.keeper import descendants
+from servers.ports import Port
+from servers.prometheus_binaries import Prometheus, find_prometheus
 from servers.rabbitmq_binaries import Installation, Version, find_rabbitmq
 from servers.wire import answers_amqp
 
@@ -252,6 +254,24 @@ def test_a_machine_without_apt_is_told_what_to_do(tmp_path: Path, monkeypatch: p
     with pytest.raises(ServerError, match="only be fetched on Debian"):
         find_rabbitmq("3.10")
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_prometheus_too_is_fetched_only_on_debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Prometheus, "is_usable", False)
+    monkeypatch.setenv("CLOSEOUT_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ServerError, match="only be fetched on Debian"):
+        find_prometheus()
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_prometheus_scrapes_what_it_is_told_and_refuses_a_broken_query(tmp_path: Path) -> None:
+    port = Port()
+    with PrometheusServer(tmp_path, targets={"nobody": [f"127.0.0.1:{port.number}"]}) as server:
+        assert _eventually(lambda: [row["value"][1] for row in server.query('up{job="nobody"}')] == ["0"])
+        with pytest.raises(ServerError, match="parse error"):
+            server.query("up{")
+    assert not server.running
 
 
 def _start(*words: str, folder: Path) -> subprocess.Popen[str]:

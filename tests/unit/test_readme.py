@@ -9,9 +9,12 @@ from typer.testing import CliRunner
 from config.settings import describe
 from consumer.cli import app
 from consumer.message import decode
+from consumer.metrics import Metrics
 from domains.policies.files import read_policies
+from tests.deploy.test_alerts import ALERTS
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
+ON_CALL = README.partition("\n## For the person on call\n")[2].partition("\n## ")[0]
 
 
 def test_the_settings_table_is_the_one_that_the_settings_describe():
@@ -58,3 +61,40 @@ def test_every_fault_test_has_its_row_and_every_row_its_test():
     named = set(re.findall(r"`([a-z]\w{15,})`", README.partition("## Crash here")[2].partition("## Phases")[0]))
     assert found(tests / "faults") - named == set()
     assert named - found(tests) - {"attempts_exhausted", "consumer_timeout"} == set()
+
+
+def test_the_metrics_table_is_the_one_that_the_metrics_describe():
+    for metric in Metrics().described:
+        labels = f"{{{', '.join(metric.labels)}}}" if metric.labels else ""
+        assert f"| `{metric.name}{labels}` | {metric.meaning} | {metric.rise} | {metric.to_do} |" in README
+    assert README.count("\n| `closeout_") == len(Metrics().described)
+
+
+def test_every_alert_leads_to_its_paragraph_and_every_paragraph_has_its_alert():
+    headings = re.findall(r"^### (\w+)$", ON_CALL, re.MULTILINE)
+    assert headings == list(ALERTS)
+    for alert, rule in ALERTS.items():
+        # A heading's anchor, as code hosts make it.
+        assert rule["annotations"]["runbook"] == f"README.md#{alert.lower()}"
+
+
+def test_every_paragraph_for_the_person_on_call_says_how_urgent_it_is_what_to_look_at_and_when_it_is_harmless():
+    for alert, rule in ALERTS.items():
+        paragraph = ON_CALL.partition(f"### {alert}\n")[2].partition("\n### ")[0]
+        assert paragraph.lstrip().startswith(rule["labels"]["severity"].capitalize() + ".")
+        assert "armless" in paragraph
+        assert "`" in paragraph
+    for anchor in re.findall(r"\]\(#(\w+)\)", ON_CALL):
+        assert anchor in {alert.lower() for alert in ALERTS}
+
+
+def test_every_command_for_the_person_on_call_exists_with_its_options():
+    commands = re.findall(r"`closeout ([^`]+)`", ON_CALL)
+    assert len(commands) > 10
+    for command in commands:
+        words = command.split()
+        path = [word for word in words[:2] if re.fullmatch("[a-z]+", word)]
+        told = CliRunner().invoke(app, [*path, "--help"], env={"NO_COLOR": "1", "COLUMNS": "200"})
+        assert told.exit_code == 0, command
+        for option in (word for word in words if word.startswith("--")):
+            assert option in told.stdout, command

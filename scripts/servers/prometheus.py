@@ -1,0 +1,73 @@
+"""A private Prometheus."""
+
+import json
+import signal
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from servers.ports import Port
+from servers.process import Command, ServerError
+from servers.prometheus_binaries import find_prometheus
+from servers.server import Server
+
+ANSWER_SECONDS = 10.0
+
+
+class PrometheusServer(Server):
+    """Prometheus on 127.0.0.1 that scrapes *targets*, by job, every second, and evaluates *rules* as often."""
+
+    name = "prometheus"
+    stop_signal = signal.SIGTERM
+    stop_seconds = 30.0
+
+    def __init__(self, folder: Path, *, targets: Mapping[str, Sequence[str]], rules: Sequence[Path] = ()) -> None:
+        super().__init__(folder)
+        self._port = Port()
+        self.port = self._port.number
+        self._targets = targets
+        self._rules = rules
+
+    def query(self, promql: str) -> list[dict[str, Any]]:
+        """Return the series that *promql* gives now, as the HTTP API does; raise ServerError with Prometheus' words."""
+        return list(self.api("query", query=promql)["result"])
+
+    def api(self, path: str, **parameters: str) -> dict[str, Any]:
+        """Return the data that ``/api/v1/PATH`` answers with."""
+        address = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urlencode(parameters)}"
+        try:
+            with urllib.request.urlopen(address, timeout=ANSWER_SECONDS) as answer:
+                return dict(json.load(answer)["data"])
+        except urllib.error.HTTPError as error:
+            raise ServerError(f"prometheus: {json.load(error)['error']}: {parameters}") from None
+
+    def _prepare(self) -> Sequence[Command]:
+        configuration = self.folder / "prometheus.json"  # JSON is YAML
+        configuration.write_text(json.dumps(self._configuration()))
+        argv = [
+            str(find_prometheus().server),
+            f"--config.file={configuration}",
+            f"--storage.tsdb.path={self.folder / 'data'}",
+            f"--web.listen-address=127.0.0.1:{self.port}",
+        ]
+        return [Command(argv=argv, env={"PATH": "/usr/bin:/bin"}, cwd=str(self.folder))]
+
+    def _configuration(self) -> dict[str, Any]:
+        return {
+            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+            "rule_files": [str(path.absolute()) for path in self._rules],
+            "scrape_configs": [
+                {"job_name": job, "static_configs": [{"targets": list(targets)}]}
+                for job, targets in self._targets.items()
+            ],
+        }
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/ready", timeout=ANSWER_SECONDS):
+                return True
+        except OSError:
+            return False

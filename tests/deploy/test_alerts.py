@@ -1,0 +1,60 @@
+"""The alert rules, as promtool and their tests see them."""
+
+import re
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from servers.prometheus_binaries import find_prometheus
+
+ROOT = Path(__file__).parents[2]
+RULES = ROOT / "deploy" / "prometheus" / "closeout.rules.yaml"
+SCENARIOS = sorted((Path(__file__).parent / "alerts").glob("*.yaml"))
+ALERTS: dict[str, dict[str, Any]] = {
+    rule["alert"]: rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]
+}
+
+
+def promtool(*words: str | Path) -> str:
+    done = subprocess.run([find_prometheus().promtool, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_promtool_takes_the_rules_and_the_example_configuration():
+    assert f"{len(ALERTS)} rules found" in promtool("check", "rules", "--lint-fatal", RULES)
+    assert "SUCCESS" in promtool("check", "config", RULES.with_name("prometheus.yaml"))
+
+
+@pytest.mark.parametrize("scenarios", SCENARIOS, ids=lambda path: path.stem)
+def test_every_scenario_ends_as_it_says(scenarios):
+    assert "SUCCESS" in promtool("test", "rules", scenarios)
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_every_alert_has_a_scenario_in_which_it_fires_and_a_healthy_one_in_which_it_never_does(alert):
+    tests = [test for path in SCENARIOS for test in yaml.safe_load(path.read_text())["tests"]]
+    mine = [test["alert_rule_test"] for test in tests if test["name"].startswith(f"{alert}: ")]
+    fires = [any(look["exp_alerts"] for look in looks) for looks in mine]
+    assert True in fires
+    assert False in fires
+    assert {look["alertname"] for looks in mine for look in looks} == {alert}
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_every_alert_says_how_urgent_it_is_and_in_words_what_is_wrong(alert):
+    rule = ALERTS[alert]
+    assert alert.startswith("Closeout")
+    assert rule["labels"]["severity"] in {"page", "ticket"}
+    assert set(rule["annotations"]) == {"summary", "description", "runbook"}
+    assert rule["annotations"]["description"].endswith(".")
+
+
+def test_every_expression_and_every_duration_has_its_reason_above_it():
+    lines = RULES.read_text().splitlines()
+    for before, line in pairwise(lines):
+        if re.match(r"\s+(expr|for):", line):
+            assert before.strip().startswith("#"), line

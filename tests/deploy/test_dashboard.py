@@ -1,0 +1,78 @@
+"""The Grafana dashboard as a file; its queries are run in tests/integration/test_monitoring.py."""
+
+import json
+import re
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from consumer.metrics import Metrics
+from tests.deploy.test_alerts import ALERTS
+
+TEXT = (Path(__file__).parents[2] / "deploy" / "grafana" / "closeout.json").read_text()
+DASHBOARD = json.loads(TEXT)
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+# What Grafana calls the units used here; a typing error would be shown as a suffix.
+UNITS = {"none", "ops", "s", "percentunit", "bytes"}
+
+
+def by_title(panel: dict[str, str]) -> str:
+    return panel["title"]
+
+
+def test_it_can_be_imported_anywhere():
+    assert (DASHBOARD["id"], DASHBOARD["uid"]) == (None, None)
+    assert DASHBOARD["schemaVersion"] >= 36  # Grafana 9
+    first = DASHBOARD["templating"]["list"][0]
+    assert (first["name"], first["type"], first["query"]) == ("datasource", "datasource", "prometheus")
+    assert TEXT.count('"datasource": {') == len(re.findall(r'"uid": "\$\{datasource\}"', TEXT))
+    assert "http" not in TEXT
+
+
+def test_panels_have_different_ids_and_titles_and_lie_side_by_side():
+    everything = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in everything}) == len(everything)
+    places = [panel["gridPos"] for panel in everything]
+    for place in places:
+        assert place["x"] + place["w"] <= 24
+    for one, other in combinations(places, 2):
+        apart = (
+            one["x"] + one["w"] <= other["x"]
+            or other["x"] + other["w"] <= one["x"]
+            or one["y"] + one["h"] <= other["y"]
+            or other["y"] + other["h"] <= one["y"]
+        )
+        assert apart, (one, other)
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=by_title)
+def test_every_panel_says_what_it_means_in_a_known_unit_and_names_its_lines(panel):
+    assert panel["description"].endswith(".")
+    unit = panel["options"]["yAxis"]["unit"] if panel["type"] == "heatmap" else panel["fieldConfig"]["defaults"]["unit"]
+    assert unit in UNITS
+    assert [target["refId"] for target in panel["targets"]] == list("ABCDEF"[: len(panel["targets"])])
+    for target in panel["targets"]:
+        assert target["datasource"] == SOURCE
+        assert target["legendFormat"]
+        # A window of Grafana's: a fixed one would be empty, or wrong, when zoomed in or out.
+        assert set(re.findall(r"\[(.*?)\]", target["expr"])) <= {"$__rate_interval", "24h"}
+        assert 'instance=~"$instance"' in target["expr"]
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=by_title)
+def test_every_label_in_a_legend_is_one_that_the_query_keeps(panel):
+    for target in panel["targets"]:
+        for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
+            kept = re.search(r"\bby \(([\w, ]+)\)", target["expr"])
+            assert label in (kept[1].split(", ") if kept else ["instance", "job"])
+
+
+def test_every_metric_is_on_it():
+    for metric in Metrics().described:
+        assert metric.name in TEXT
+
+
+def test_it_names_only_alerts_that_exist():
+    assert set(re.findall(r"Closeout[A-Z]\w+", TEXT)) <= set(ALERTS)

@@ -1,0 +1,69 @@
+"""Metrics as they are before anything has happened."""
+
+from datetime import UTC, datetime
+from typing import get_args
+
+from prometheus_client import generate_latest
+
+from consumer.errors import ParkReason
+from consumer.events import EventType
+from consumer.health import Health
+from consumer.metrics import Metrics
+
+# Contract section 9, word for word.
+CONTRACT = {
+    "closeout_deliveries_total": ("result",),
+    "closeout_transactions_total": ("mode", "result"),
+    "closeout_transaction_duration_seconds": ("mode",),
+    "closeout_phase_entered_total": ("phase",),
+    "closeout_rollbacks_total": ("phase",),
+    "closeout_legacy_fallbacks_total": (),
+    "closeout_batch_runs": (),
+    "closeout_completion_lag_seconds": (),
+    "closeout_events_published_total": ("type",),
+    "closeout_events_unroutable_total": ("type",),
+    "closeout_publish_duration_seconds": (),
+    "closeout_outbox_pending": (),
+    "closeout_outbox_oldest_seconds": (),
+    "closeout_parked_total": ("reason",),
+    "closeout_inflight_deliveries": (),
+    "closeout_consumer_paused": (),
+    "closeout_coordinator_enabled": (),
+    "closeout_build_info": ("version",),
+}
+
+
+def test_there_are_the_contract_s_metrics_with_its_labels_and_no_others():
+    assert {metric.name: metric.labels for metric in Metrics().described} == CONTRACT
+
+
+def test_every_metric_says_what_it_is_what_a_rise_means_and_what_to_do():
+    for metric in Metrics().described:
+        for words in (metric.meaning, metric.rise, metric.to_do):
+            assert words.endswith("."), metric.name
+
+
+def test_every_value_that_a_label_can_take_counts_from_zero(metrics):
+    """A counter that begins with its first event begins at 1, and an increase of that is never seen."""
+    value = metrics.registry.get_sample_value
+    for result in ("committed", "duplicate", "parked", "retried", "requeued"):
+        assert value("closeout_deliveries_total", {"result": result}) == 0
+    for reason in get_args(ParkReason):
+        assert value("closeout_parked_total", {"reason": reason}) == 0
+    for kind in get_args(EventType):
+        assert value("closeout_events_published_total", {"type": kind}) == 0
+        assert value("closeout_events_unroutable_total", {"type": kind}) == 0
+    assert value("closeout_legacy_fallbacks_total") == 0
+
+
+def test_a_worker_that_has_not_consumed_yet_is_paused(metrics):
+    health = Health(metrics, clock=lambda: datetime(2026, 11, 1, tzinfo=UTC))
+    assert metrics.registry.get_sample_value("closeout_consumer_paused") == 1
+    health.consuming()
+    assert metrics.registry.get_sample_value("closeout_consumer_paused") == 0
+    health.paused("PostgreSQL is away")
+    assert metrics.registry.get_sample_value("closeout_consumer_paused") == 1
+
+
+def test_several_can_live_in_one_process():
+    assert generate_latest(Metrics().registry).splitlines()[0] == generate_latest(Metrics().registry).splitlines()[0]
