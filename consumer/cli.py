@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from consumer.commands import outbox, parked, policies, publish, reconcile, runs, schema
+from consumer.commands import outbox, parked, policies, prune, publish, reconcile, runs, schema
 from consumer.commands.output import fail, print_json
 from consumer.commands.session import end_after, in_words, settings_for, with_database
 from consumer.errors import one_line
@@ -115,6 +115,7 @@ app.add_typer(parked.app, name="parked")
 app.add_typer(outbox.app, name="outbox")
 app.add_typer(policies.app, name="policies")
 app.command("reconcile")(reconcile.reconcile)
+app.command("prune")(prune.prune)
 app.command("schema")(schema.schema)
 
 

@@ -33,6 +33,7 @@ def test_every_command_of_the_readme_exists_and_every_command_is_in_the_readme()
         "outbox",
         "policies",
         "reconcile",
+        "prune",
         "schema",
     }
     for command in commands:
