@@ -13,11 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from config.settings import Settings
 from consumer.broker import BrokerConnection
-from consumer.commands.ages import age, spoken
-from consumer.commands.output import err, fail, out, print_json
+from consumer.commands.ages import age
+from consumer.commands.output import err, fail, out, print_json, say
 from consumer.commands.session import in_words, settings_for, with_database
 from consumer.database import create_engine
 from consumer.drain import Drained, drain
+from consumer.durations import spoken
 from consumer.metrics import Metrics
 from consumer.publisher import ConfirmedChannel, EventPublisher
 from consumer.waiting import Share, State, Waiting, waiting
@@ -126,13 +127,13 @@ def _print(found: Waiting, state: State) -> None:
     told = f"{more}{found.all.runs:,} runs have {found.all.events:,} events waiting"
     if found.all.events:
         told += f", the oldest for {spoken(found.all.oldest_seconds)}"
-    out.print(Text(told, style="bold"))
+    say(told, "bold")
     _table("tenant", found.by_tenant)
     _table("type of event", found.by_type)
     meaning, remedy = explain(state)
-    out.print(f"it means: {meaning}", style={State.STALE: "red", State.LATE: "yellow"}.get(state, ""))
+    say(f"it means: {meaning}", {State.STALE: "red", State.LATE: "yellow"}.get(state, ""))
     if remedy:
-        out.print(f"to do: {remedy}")
+        say(f"to do: {remedy}")
 
 
 def _table(title: str, shares: dict[str, Share]) -> None:

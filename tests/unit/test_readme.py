@@ -34,6 +34,7 @@ def test_every_command_of_the_readme_exists_and_every_command_is_in_the_readme()
         "policies",
         "reconcile",
         "prune",
+        "doctor",
         "schema",
     }
     for command in commands:
