@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from config.settings import Settings
 from consumer.commands.ages import age
 from consumer.commands.outbox import drained_by
-from consumer.commands.output import print_json, say
+from consumer.commands.output import out, print_json, say
 from consumer.commands.session import in_words, settings_for
 from consumer.database import create_engine
 from consumer.reconcile import Finding
@@ -80,7 +80,8 @@ def _print(findings: list[Finding], repaired: dict[str, Any] | None) -> None:
         if not finding.count:
             continue
         for broken in finding.examples:
-            say(f"          {broken.tenant_id}/{broken.run_id}  {broken.detail}")
+            # Never wrapped: a run's name is there to be copied.
+            out.print(Text(f"          {broken.tenant_id}/{broken.run_id}  {broken.detail}"), soft_wrap=True)
         if finding.count > len(finding.examples):
             say(f"          and {finding.count - len(finding.examples):,} more (--limit)")
         say(f"        it means: {rule.meaning}")

@@ -1,5 +1,6 @@
 """A run explained: what happened and when, what each domain recorded, what went out and what waits."""
 
+import json
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -31,11 +32,15 @@ def print_story(run: RunFile) -> None:
         out.print(_steps(run.trace["steps"]))
         out.print()
     _section("events", _events(run))
-    _section("the run", [(name.replace("_", " "), _plain(done[name])) for name in _FIELDS if done[name] is not None])
+    _section("the run", [(n.replace("_", " "), _plain(done[n])) for n in _FIELDS if done[n] not in _UNSAID])
 
 
 _FIELDS = ("agent_id", "model", "cost_usd", "input_tokens", "output_tokens", "message_id", "is_synthetic",
            "synthetic_scenario_id", "metadata")  # fmt: skip
+
+
+# What goes without saying.
+_UNSAID = (None, False, {})
 
 
 def moment(at: datetime | None) -> str:
@@ -186,4 +191,6 @@ def _section(title: str, lines: Iterable[Line]) -> None:
 
 
 def _plain(value: Any) -> str:  # noqa: ANN401 - whatever a row or a step holds
-    return "-" if value is None else printable(str(value))
+    if isinstance(value, dict):
+        return printable(json.dumps(value, ensure_ascii=False))
+    return "-" if value is None else printable("yes" if value is True else str(value))
