@@ -40,7 +40,7 @@ _FIELDS = ("agent_id", "model", "cost_usd", "input_tokens", "output_tokens", "me
 
 
 # What goes without saying.
-_UNSAID = (None, False, {})
+_UNSAID: tuple[object, ...] = (None, False, {})
 
 
 def moment(at: datetime | None) -> str:

@@ -197,7 +197,7 @@ async def _outbox(conn: AsyncConnection) -> Check:
         return ok("outbox", f"empty: {meaning}")
     words = f"{found.all.runs:,} runs' events wait, the oldest for {spoken(found.all.oldest_seconds)}; {meaning}"
     if found.state() is OutboxState.STALE:
-        return problem("outbox", words, remedy)
+        return problem("outbox", words, "start a worker, or publish them now with closeout outbox drain")
     return warning("outbox", words, remedy) if remedy else ok("outbox", words)
 
 

@@ -210,9 +210,9 @@ async def test_on_80_columns_nothing_is_cut_and_on_200_the_same_is_said(engine, 
         _, wide = await on_a_terminal(*arguments, columns=200, **urls)
 
         assert "Traceback" not in narrow
-        # No cell was so narrow that its words, or an id, were cut or written down the page.
+        # No cell was so narrow that an id was cut, or that words were written down the page.
         assert "…" not in narrow, narrow
-        assert all(len(line.split()) > 1 or len(line.strip()) > 4 for line in narrow.splitlines() if line), narrow
+        assert not re.search(r"(?:^ *\S{1,4} *\n){2}", narrow, re.MULTILINE), narrow
         said = sorted(word for word in set(_words(wide)) - set(_words(narrow)) if len(word) > 3 and word.isalpha())
         assert [word for word in said if word not in _HEADINGS] == [], narrow
         for identity in set(re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", wide)):
