@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_core import PydanticUndefined
 
+from config.faults import in_words
+
 _SECRETS = ("database_url", "amqp_url")
 # Stands for a URL that a command does not need and nobody gave.
 _UNSET = {"database_url": "postgresql://unset", "amqp_url": "amqp://unset"}
@@ -128,9 +130,20 @@ def load_settings(
     A command that talks to one server only says which it does not need; a stand-in takes the place of that URL where
     none is given. An empty variable counts as not set, as deployment templates often write it.
     """
+    settings, faults = _read(environ, {"database_url": need_database, "amqp_url": need_amqp})
+    if faults:
+        raise SettingsError("\n".join(faults.values()))
+    return settings
+
+
+def examine_settings(environ: Mapping[str, str] | None = None) -> tuple[Settings, dict[str, str]]:
+    """Return the settings with a default or a stand-in for each faulty one, and the faults by field; never raises."""
+    return _read(environ, {"database_url": True, "amqp_url": True})
+
+
+def _read(environ: Mapping[str, str] | None, needed: Mapping[str, bool]) -> tuple[Settings, dict[str, str]]:
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {name: environ[name.upper()] for name in _VARIABLES if environ.get(name.upper())}
-    needed = {"database_url": need_database, "amqp_url": need_amqp}
     faults: dict[str, str] = {}
     for name in _SECRETS:
         fault = _read_secret(name, environ, values)
@@ -138,16 +151,15 @@ def load_settings(
             faults[name] = fault
         if name not in values and (fault or not needed[name]):
             values[name] = _UNSET[name]
-    settings: Settings | None = None
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
         for fault_found in error.errors(include_url=False):
             name = str(fault_found["loc"][0])
-            faults.setdefault(name, _in_words(name, fault_found))
-    if settings is None or faults:
-        raise SettingsError("\n".join(faults.values()))
-    return settings.model_copy(update={"warnings": _warnings(settings, environ)})
+            faults.setdefault(name, in_words(name, fault_found, secret=name in _SECRETS))
+        sound = {name: value for name, value in values.items() if name not in faults}
+        settings = Settings.model_validate(_UNSET | sound)
+    return settings.model_copy(update={"warnings": _warnings(settings, environ)}), faults
 
 
 def describe() -> list[tuple[str, str, str]]:
@@ -183,42 +195,6 @@ def _read_secret(name: str, environ: Mapping[str, str], values: dict[str, Any]) 
         return f"{variable}: {path} is empty; it must hold the URL"
     values[name] = secret
     return None
-
-
-def _in_words(name: str, fault: Mapping[str, Any]) -> str:
-    variable = name.upper()
-    if fault["type"] == "missing":
-        return f"{variable}: not set; expected {_EXPECTED[name]}"
-    # A URL stands in another variable by mistake only, and then with its password.
-    kept_secret = name in _SECRETS or "://" in str(fault["input"])
-    found = "a value that is kept secret" if kept_secret else repr(fault["input"])[:80]
-    hint = _ENCODED if name in _SECRETS else ""
-    return f"{variable}: found {found}; expected {_EXPECTED.get(name) or _expected(fault)}{hint}"
-
-
-_EXPECTED = {
-    "database_url": "postgresql://user:password@host/database, with libpq's parameters such as ?sslmode=require",
-    "amqp_url": "amqp://user:password@host:5672/vhost, or amqps:// for TLS",
-    "transaction_coordinator_tenants": "tenant ids of A-Z a-z 0-9 . _ - with commas between",
-}
-# The usual reason why a URL that looks right is not.
-_ENCODED = "; / ? # @ in a password are written %2F %3F %23 %40"
-
-
-def _expected(fault: Mapping[str, Any]) -> str:
-    kind, context = str(fault["type"]), fault.get("ctx", {})
-    if kind.startswith("bool"):
-        return "true or false"
-    if kind.startswith("int"):
-        return "a whole number"
-    if kind.startswith("float"):
-        return "a number"
-    if kind == "literal_error":
-        return f"one of {context['expected']}"
-    for bound, words in (("ge", "at least"), ("le", "at most"), ("gt", "above")):
-        if bound in context:
-            return f"{words} {context[bound]}"
-    return str(fault["msg"])
 
 
 def _warnings(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ from domains.policies.book import PolicyBook
 log = structlog.get_logger(__name__)
 
 # Connections beside one a transaction: the relay's, the probe's, the look at the outbox, and the record of a rollback.
-_SPARE_CONNECTIONS = 4
+SPARE_CONNECTIONS = 4
 
 
 @dataclass(slots=True)
@@ -93,7 +93,7 @@ def build_service(settings: Settings) -> Service:
     health = Health(metrics)
     engine = create_engine(
         settings.database_url.get_secret_value(),
-        pool_size=settings.max_concurrent_transactions + _SPARE_CONNECTIONS,
+        pool_size=settings.max_concurrent_transactions + SPARE_CONNECTIONS,
         by_key=True,
     )
     amqp_url = settings.amqp_url.get_secret_value()

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from consumer.commands import parked, policies, publish, reconcile, runs, schema
+from consumer.commands import doctor, outbox, parked, policies, prune, publish, reconcile, runs, schema
 from consumer.commands.output import fail, print_json
 from consumer.commands.session import end_after, in_words, settings_for, with_database
 from consumer.errors import one_line
@@ -44,6 +44,8 @@ def worker() -> None:
 
     Needs DATABASE_URL and AMQP_URL, a migrated schema (closeout migrate) and a declared topology (closeout topology);
     while one of them is missing it waits, and /readyz says for what.
+
+    Example: TRANSACTION_COORDINATOR_ENABLED=true closeout worker
     """
     # Imported here: the other commands start faster without the server.
     import gc
@@ -75,7 +77,10 @@ def migrate(
     check: Annotated[bool, typer.Option(help="Change nothing; exit 1 if schema and tables disagree.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Bring the database's schema to this version. Several may start it at once; one works, the others wait."""
+    """Bring the database's schema to this version. Several may start it at once; one works, the others wait.
+
+    Example: closeout migrate --check
+    """
     from domains.migrate import MigrationBlockedError, differences, migrate
 
     if check:
@@ -101,6 +106,8 @@ def topology(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON
     """Declare exchanges, queues and bindings; safe to repeat.
 
     What exists with other properties is named, not changed.
+
+    Example: closeout topology
     """
     from consumer.broker import BrokerConnection
     from consumer.topology import TopologyMismatchError, declare
@@ -126,8 +133,11 @@ def topology(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON
 app.command("publish")(publish.publish)
 app.add_typer(runs.app, name="runs")
 app.add_typer(parked.app, name="parked")
+app.add_typer(outbox.app, name="outbox")
 app.add_typer(policies.app, name="policies")
 app.command("reconcile")(reconcile.reconcile)
+app.command("prune")(prune.prune)
+app.command("doctor")(doctor.doctor)
 app.command("schema")(schema.schema)
 
 

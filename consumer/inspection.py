@@ -13,6 +13,7 @@ from consumer.phases import TransactionPhase
 from domains.tables import (
     incidents,
     outbox_events,
+    policies,
     policy_evaluations,
     prevention_records,
     rollbacks,
@@ -31,6 +32,7 @@ class RunFile(Struct, frozen=True, kw_only=True):
     prevention_record: Row | None
     policy_evaluation: Row | None
     trace: Row | None
+    suppressing_policy: Row | None
     outbox: list[Row]
     rollbacks: list[Row]
 
@@ -99,15 +101,22 @@ async def _file(conn: AsyncConnection, completion: Row) -> RunFile:
         rows = await _rows(conn, table, run_id, tenant)
         return rows[0] if rows else None
 
+    prevention = await one(prevention_records)
     return RunFile(
         completion={**completion, "payload_digest": completion["payload_digest"].hex()},
         incident=await one(incidents),
-        prevention_record=await one(prevention_records),
+        prevention_record=prevention,
         policy_evaluation=await one(policy_evaluations),
         trace=await one(traces),
+        suppressing_policy=await _policy(conn, prevention["policy_id"]) if prevention else None,
         outbox=list(await _rows(conn, outbox_events, run_id, tenant)),
         rollbacks=list(await _rows(conn, rollbacks, run_id, tenant)),
     )
+
+
+async def _policy(conn: AsyncConnection, policy_id: UUID) -> Row | None:
+    found = (await conn.execute(select(policies).where(policies.c.policy_id == policy_id))).mappings().one_or_none()
+    return dict(found) if found else None
 
 
 async def _rows(conn: AsyncConnection, table: Table, run_id: UUID, tenant: str | None) -> Sequence[Row]:

@@ -14,9 +14,7 @@ from uuid import UUID
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from consumer.errors import UnavailableError, one_line
 from consumer.invariants import INVARIANTS, Invariant
-from consumer.relay import RUNS_A_SWEEP, Relay
 
 # Runs a slice: each of its statements takes some 30 ms, far below the statement timeout.
 RUNS_A_SLICE = 10_000
@@ -123,16 +121,3 @@ async def _check(
         finding.count += rows[0].found
         room = limit - len(finding.examples)
         finding.examples += [Broken(row.tenant_id, row.run_id, row.detail) for row in rows[:room]]
-
-
-async def publish_stale(relay: Relay) -> tuple[int, str | None]:
-    """Publish and mark through *relay* all that is older than its grace; return how many runs, and what stopped it."""
-    runs = 0
-    try:
-        while True:
-            swept = await relay.sweep()
-            runs += swept
-            if swept < RUNS_A_SWEEP:
-                return runs, None
-    except UnavailableError as error:
-        return runs, one_line(error)

@@ -118,6 +118,11 @@ def newest() -> str:
     return head
 
 
+def known() -> set[str]:
+    """Return every version of the schema that this package can tell."""
+    return {script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()}
+
+
 def config(connection: Connection | None = None) -> Config:
     """Return Alembic's configuration: the scripts of this package, run on *connection*."""
     made = Config()

@@ -6,6 +6,7 @@ from typing import NoReturn
 import msgspec
 import typer
 from rich.console import Console
+from rich.text import Text
 
 EXIT_FOUND = 1
 EXIT_USAGE = 2
@@ -16,6 +17,11 @@ _encoder = msgspec.json.Encoder(decimal_format="number", enc_hook=str)
 # Into a file or a pipe a table is as wide as it needs to be: an id that is cut short is of no use.
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 250)
 err = Console(stderr=True, highlight=False)
+
+
+def say(words: str | Text, style: str = "") -> None:
+    """Print *words*, without markup: between words wrapped on a terminal, one line into a pipe."""
+    out.print(Text(words) if isinstance(words, str) else words, style=style, soft_wrap=not out.is_terminal)
 
 
 def print_json(value: object) -> None:

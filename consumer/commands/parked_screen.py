@@ -25,6 +25,8 @@ from consumer.parking import headers_of
 _SHOWN_CHARACTERS = 20_000
 # Bytes of a body that is no text, as hexadecimal; enough to tell what it is.
 _SHOWN_BYTES = 1024
+# Columns from which on a message has room on one line; below it has several.
+_WIDE = 160
 # Headers within headers; a sender may nest thousands, and what lies deeper is cut off.
 _DEPTH = 16
 
@@ -77,20 +79,41 @@ def warn(report: Report) -> bool:
 
 def print_table(report: Report, done: str, *, to: Console) -> None:
     """Print the first messages of *report* as a table, and all of them by reason."""
-    names = (Column("parked at (UTC)", no_wrap=True), "reason", Column("run", overflow="fold"), "message id")
-    table = Table(Column("#", justify="right"), *names, "attempts", Column("bytes", justify="right"), "error", box=None)
-    for message in report.rows:
-        run = f"{message.tenant_id or '-'}/{message.run_id or '-'}" if message.tenant_id or message.run_id else "-"
-        at = "-" if message.parked_at is None else f"{message.parked_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
-        cells = (message.reason or "-", _cut(run), _cut(message.message_id or "-", 64))
-        rest = (str(message.attempts), f"{message.size:,}", message.error)
-        table.add_row(str(message.position), at, *(Text(printable(cell)) for cell in (*cells, *rest)))
-    if report.rows:
-        to.print(table)
+    if to.width < _WIDE:
+        for message in report.rows:
+            _print_record(message, to)
+    else:
+        _print_rows(report.rows, to)
     if report.count > len(report.rows):
         to.print(f"and {report.count - len(report.rows):,} more")
     reasons = ", ".join(f"{printable(reason)} {count:,}" for reason, count in report.reasons.most_common())
     to.print(Text(f"{report.count:,} {done}" + (f": {reasons}" if reasons else "")), soft_wrap=True)
+
+
+def _print_record(message: Parked, to: Console) -> None:
+    run, at, rest = _named(message)
+    words = (f"{message.position}", at, *rest[:1], f"{message.attempts} attempts", f"{message.size:,} bytes")
+    to.print(Text(printable("  ".join(words))))
+    named = f"{run}" + (f"  message id {rest[1]}" if message.message_id else "")
+    for line in (named, message.error):
+        to.print(Text(f"   {printable(line)}"))
+
+
+def _print_rows(messages: Sequence[Parked], to: Console) -> None:
+    names = (Column("parked at (UTC)", no_wrap=True), "reason", Column("run", overflow="fold"), "message id")
+    table = Table(Column("#", justify="right"), *names, "attempts", Column("bytes", justify="right"), "error", box=None)
+    for message in messages:
+        run, at, (reason, message_id) = _named(message)
+        cells = (reason, run, message_id, str(message.attempts), f"{message.size:,}", message.error)
+        table.add_row(str(message.position), at, *(Text(printable(cell)) for cell in cells))
+    if messages:
+        to.print(table)
+
+
+def _named(message: Parked) -> tuple[str, str, tuple[str, str]]:
+    run = f"{message.tenant_id or '-'}/{message.run_id or '-'}" if message.tenant_id or message.run_id else "-"
+    at = "-" if message.parked_at is None else f"{message.parked_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+    return _cut(run), at, (message.reason or "-", _cut(message.message_id or "-", 64))
 
 
 def as_plain(message: Parked) -> dict[str, Any]:

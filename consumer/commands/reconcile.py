@@ -3,20 +3,17 @@
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from config.settings import Settings
-from consumer.broker import BrokerConnection
 from consumer.commands.ages import age
-from consumer.commands.output import out, print_json
+from consumer.commands.outbox import drained_by
+from consumer.commands.output import out, print_json, say
 from consumer.commands.session import in_words, settings_for
 from consumer.database import create_engine
-from consumer.metrics import Metrics
-from consumer.publisher import ConfirmedChannel, EventPublisher
-from consumer.reconcile import Finding, publish_stale
+from consumer.reconcile import Finding
 from consumer.reconcile import reconcile as check
-from consumer.relay import Relay
 
 
 def reconcile(
@@ -57,18 +54,8 @@ def reconcile(
 
 
 async def _repair(engine: AsyncEngine, settings: Settings, seconds: float) -> dict[str, Any]:
-    metrics = Metrics()
-    connection = BrokerConnection(settings.amqp_url.get_secret_value(), name="closeout reconcile")
-    publisher = EventPublisher(
-        ConfirmedChannel(connection), metrics=metrics, require_subscribers=settings.require_event_subscribers
-    )
-    try:
-        runs, failure = await publish_stale(
-            Relay(engine=engine, publisher=publisher, metrics=metrics, grace_seconds=seconds)
-        )
-    finally:
-        await connection.close()
-    return {"runs": runs, "failure": failure}
+    drained = await drained_by(engine, settings, name="closeout reconcile", older_than_seconds=seconds)
+    return {"runs": drained.runs, "failure": drained.failure}
 
 
 def _as_json(finding: Finding) -> dict[str, Any]:
@@ -85,16 +72,17 @@ def _as_json(finding: Finding) -> dict[str, Any]:
 def _print(findings: list[Finding], repaired: dict[str, Any] | None) -> None:
     if repaired is not None:
         why = f"; then: {repaired['failure']}" if repaired["failure"] else ""
-        out.print(escape(f"repair: stale events of {repaired['runs']} runs handed to the broker{why}"), soft_wrap=True)
+        say(f"repair: stale events of {repaired['runs']} runs published{why}")
     for finding in findings:
         rule = finding.invariant
-        mark = "[green]ok[/green]" + " " * 5 if not finding.count else f"[red]{finding.count:<7,}[/red]"
-        out.print(f"{mark} {rule.name:<17} {escape(rule.rule)}", soft_wrap=True)
+        mark = (f"{finding.count:<7,}", "red") if finding.count else (f"{'ok':<7}", "green")
+        say(Text.assemble(mark, f" {rule.name:<17} {rule.rule}"))
         if not finding.count:
             continue
         for broken in finding.examples:
-            out.print(escape(f"          {broken.tenant_id}/{broken.run_id}  {broken.detail}"), soft_wrap=True)
+            # Never wrapped: a run's name is there to be copied.
+            out.print(Text(f"          {broken.tenant_id}/{broken.run_id}  {broken.detail}"), soft_wrap=True)
         if finding.count > len(finding.examples):
-            out.print(f"          and {finding.count - len(finding.examples):,} more (--limit)", soft_wrap=True)
-        out.print(escape(f"        it means: {rule.meaning}"), soft_wrap=True)
-        out.print(escape(f"        to do: {rule.remedy}"), soft_wrap=True)
+            say(f"          and {finding.count - len(finding.examples):,} more (--limit)")
+        say(f"        it means: {rule.meaning}")
+        say(f"        to do: {rule.remedy}")

@@ -1,7 +1,8 @@
 """``closeout runs``: what became of runs, for a person and for a machine."""
 
-from datetime import UTC, datetime
-from typing import Annotated, Any
+import asyncio
+from datetime import UTC
+from typing import Annotated, Any, NoReturn
 from uuid import UUID
 
 import typer
@@ -9,16 +10,25 @@ from rich.table import Column, Table
 from rich.text import Text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from config.settings import examine_settings
+from consumer.broker import BrokerConnection
+from consumer.commands import parked_screen as screen
 from consumer.commands.output import EXIT_USAGE, fail, out, print_json
+from consumer.commands.run_story import moment, print_story
 from consumer.commands.session import with_database
+from consumer.errors import UnavailableError
 from consumer.inspection import RunFile, list_runs, read_run
+from consumer.parked import Filters, Report, look
 from consumer.phases import TransactionPhase
 
 app = typer.Typer(help="Look at runs: which there are, and all that is known of one.", no_args_is_help=True)
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-
 _LISTED = ("status", "error_code", "severity", "policy", "phase", "mode")
+# Columns from which on a run, with its status, has room on one line; below it has two.
+_WIDE = 130
+# Messages of one run that are named; more than one only if its runner sent several.
+_PARKED_SHOWN = 5
 
 
 @app.command("list")
@@ -38,12 +48,7 @@ def list_(
     if as_json:
         print_json(found)
         return
-    table = Table("received (UTC)", Column("run", no_wrap=True), *_LISTED, box=None)
-    for run in found:
-        values = (Text(_plain(run[name])) for name in _LISTED)
-        run_name = Text(f"{run['tenant_id']}/{run['run_id']}")
-        table.add_row(f"{run['received_at'].astimezone(UTC):%m-%d %H:%M:%S}", run_name, *values)
-    out.print(table)
+    _print_list(found)
     out.print(f"{len(found)} runs" + (f" (the newest {limit}; --limit shows more)" if len(found) == limit else ""))
 
 
@@ -54,7 +59,9 @@ def show(
     tenant: Annotated[str | None, typer.Option(help="Whose run; needed if two tenants have one of this id.")] = None,
     as_json: _Json = False,
 ) -> None:
-    """Show a run's phases, rows and events on one screen.
+    """Explain a run: what happened and when, what each domain recorded and why, which events went out or wait.
+
+    If the run is unknown and AMQP_URL is set, its message is looked for in closeout.parked.
 
     Example: closeout runs show acme/0a0c9a3e-4a1f-5b0e-9a53-0f0f6c0a9a11
     """
@@ -69,90 +76,60 @@ def show(
 
     found = with_database(read)
     if not found:
-        fail(f"no run {identity} is known here; it may still be queued, or parked")
+        _unknown(identity, owner or tenant, as_json=as_json)
     if len(found) > 1:
         owners = ", ".join(str(run.completion["tenant_id"]) for run in found)
         fail(f"several tenants have a run {identity}: {owners}; name one with --tenant", status=EXIT_USAGE)
     if as_json:
         print_json(found[0])
     else:
-        _print(found[0])
+        print_story(found[0])
 
 
-def _print(run: RunFile) -> None:
-    done = run.completion
-    out.print(Text(f"Run {done['tenant_id']}/{done['run_id']}", style="bold"))
-    out.print(Text(_sentence(run)))
-    out.print()
-    _section("phases", [(name, at or "passed in the same transaction") for name, at in run.phases()])
-    _section("run", [(name, done[name]) for name in _RUN_FIELDS])
-    for title, row in (
-        ("incident", run.incident),
-        ("prevention record", run.prevention_record),
-        ("policy evaluation", run.policy_evaluation),
-        ("trace", run.trace),
-    ):
-        if row is not None:
-            _section(title, [(n, v) for n, v in row.items() if n not in {"tenant_id", "run_id", "steps"}])
-    if run.trace is not None and run.trace["steps"]:
-        table = Table("step", "skill", "status", "ms", "cost", "error", box=None, padding=(0, 2, 0, 2))
-        for step in run.trace["steps"]:
-            values = (step.get(name) for name in ("index", "skill", "status", "duration_ms", "cost_usd", "error_code"))
-            table.add_row(*(Text("-" if value is None else str(value)) for value in values))
-        out.print(table)
-        out.print()
-    _section("events", _events(run))
-    _section("rollbacks", [(_moment(r["occurred_at"]), f"attempt {r['attempt']} at {r['phase_reached']}: {r['error']}")
-                           for r in run.rollbacks])  # fmt: skip
-
-
-_RUN_FIELDS = (
-    "status", "error_code", "agent_id", "model", "cost_usd", "input_tokens", "output_tokens", "started_at",
-    "completed_at", "mode", "message_id", "is_synthetic", "metadata",
-)  # fmt: skip
-
-
-def _events(run: RunFile) -> list[tuple[str, str]]:
-    waiting = {event["type"]: f"waits since {_moment(event['created_at'])}" for event in run.outbox}
-    finding = "incident.suppressed" if run.prevention_record else "incident.created"
-    published = run.completion["events_published_at"]
-    out_by = f"confirmed by {_moment(published)}" if published else "confirmed"
-    if run.completion["committed_at"] is None:
-        return [("none yet", "events go out after the last write")]
-    return [(kind, waiting.get(kind, out_by)) for kind in (finding, "policy.evaluated", "run.finalized")]
-
-
-def _section(title: str, rows: list[tuple[str, Any]]) -> None:
-    if not rows:
+def _print_list(found: list[dict[str, Any]]) -> None:
+    if out.width < _WIDE:
+        for run in found:
+            out.print(Text(f"{_received(run)}  {run['tenant_id']}/{run['run_id']}"), soft_wrap=True)
+            out.print(Text("  " + "  ".join(str(run[name]) for name in _LISTED if run[name] is not None)))
         return
-    table = Table(title, "", box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.columns[0].min_width = 22
-    for name, value in rows:
-        table.add_row("  " + name, Text(_plain(value)))
+    table = Table("received (UTC)", Column("run", no_wrap=True), *_LISTED, box=None)
+    for run in found:
+        values = (Text("-" if run[name] is None else str(run[name])) for name in _LISTED)
+        table.add_row(_received(run), Text(f"{run['tenant_id']}/{run['run_id']}"), *values)
     out.print(table)
-    out.print()
 
 
-def _plain(value: object) -> str:
-    if isinstance(value, datetime):
-        return _moment(value)
-    return "-" if value is None else str(value)
+def _received(run: dict[str, Any]) -> str:
+    return f"{run['received_at'].astimezone(UTC):%m-%d %H:%M:%S}"
 
 
-def _moment(at: datetime | None) -> str:
-    return "-" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3] + "Z"
+def _unknown(identity: UUID, owner: str | None, *, as_json: bool) -> NoReturn:
+    """Say what is known of a run that was not closed out: whether its message is parked, if a broker was named."""
+    settings, faults = examine_settings()
+    name = f"{owner}/{identity}" if owner else str(identity)
+    told = f"no run {name} is known here"
+    if "amqp_url" in faults:
+        fail(f"{told}; it may still be queued, or parked: with AMQP_URL set, closeout.parked is looked through too")
 
+    async def search() -> Report:
+        connection = BrokerConnection(settings.amqp_url.get_secret_value(), name="closeout runs show")
+        try:
+            return await look(connection, Filters(run=name), rows=_PARKED_SHOWN)
+        finally:
+            await connection.close()
 
-def _sentence(run: RunFile) -> str:
-    done = run.completion
-    seconds = (done["completed_at"] - done["started_at"]).total_seconds()
-    told = f"It {done['status']} after {seconds:g} s"
-    if done["error_code"]:
-        told += f" with {done['error_code']}"
-    if run.incident is not None:
-        told += f"; a {run.incident['severity']} incident ({run.incident['category']}) is {run.incident['status']}"
-    elif run.prevention_record is not None:
-        told += "; a policy kept an incident from being raised"
-    if run.policy_evaluation is not None:
-        told += f"; policies: {run.policy_evaluation['outcome']}"
-    return told + f". It is at {done['phase']}."
+    try:
+        report = asyncio.run(search())
+    except UnavailableError as error:
+        fail(f"{told}, and closeout.parked could not be looked through: {error}")
+    if as_json:
+        screen.print_json({"run": None, "parked": [screen.as_plain(message) for message in report.rows]})
+    if not report.count:
+        fail(f"{told}, and no parked message names it; it may still be queued")
+    for message in report.rows if not as_json else ():
+        at = moment(message.parked_at)
+        out.print(Text(screen.printable(f"parked {at}, {message.reason or 'without a reason'}: {message.error}")))
+    fail(
+        f"{told}: its message is parked. closeout parked show {name} has all of it; "
+        f"mend the cause, then closeout parked replay --run {name}"
+    )

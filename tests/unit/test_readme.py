@@ -26,7 +26,20 @@ def test_the_settings_table_is_the_one_that_the_settings_describe():
 def test_every_command_of_the_readme_exists_and_every_command_is_in_the_readme():
     told = CliRunner().invoke(app, ["--help"], env={"NO_COLOR": "1", "COLUMNS": "200"}).stdout
     commands = set(re.findall(r"^│ (\w+) ", told, re.MULTILINE)) - {"Show", "Install"}
-    assert commands == {"worker", "migrate", "topology", "publish", "runs", "parked", "policies", "reconcile", "schema"}
+    assert commands == {
+        "worker",
+        "migrate",
+        "topology",
+        "publish",
+        "runs",
+        "parked",
+        "outbox",
+        "policies",
+        "reconcile",
+        "prune",
+        "doctor",
+        "schema",
+    }
     for command in commands:
         assert f"`closeout {command}" in README
 

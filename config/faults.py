@@ -1,0 +1,41 @@
+"""What pydantic finds wrong with a setting, in words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def in_words(name: str, fault: Mapping[str, Any], *, secret: bool) -> str:
+    """Return *fault* as one line: the variable, what was found there, unless it is secret, and what would be right."""
+    variable = name.upper()
+    if fault["type"] == "missing":
+        return f"{variable}: not set; expected {_EXPECTED[name]}"
+    # A URL stands in another variable by mistake only, and then with its password.
+    kept_secret = secret or "://" in str(fault["input"])
+    found = "a value that is kept secret" if kept_secret else repr(fault["input"])[:80]
+    hint = _ENCODED if secret else ""
+    return f"{variable}: found {found}; expected {_EXPECTED.get(name) or _expected(fault)}{hint}"
+
+
+_EXPECTED = {
+    "database_url": "postgresql://user:password@host/database, with libpq's parameters such as ?sslmode=require",
+    "amqp_url": "amqp://user:password@host:5672/vhost, or amqps:// for TLS",
+    "transaction_coordinator_tenants": "tenant ids of A-Z a-z 0-9 . _ - with commas between",
+}
+# The usual reason why a URL that looks right is not.
+_ENCODED = "; / ? # @ in a password are written %2F %3F %23 %40"
+
+
+def _expected(fault: Mapping[str, Any]) -> str:
+    kind, context = str(fault["type"]), fault.get("ctx", {})
+    if kind.startswith("bool"):
+        return "true or false"
+    if kind.startswith("int"):
+        return "a whole number"
+    if kind.startswith("float"):
+        return "a number"
+    if kind == "literal_error":
+        return f"one of {context['expected']}"
+    for bound, words in (("ge", "at least"), ("le", "at most"), ("gt", "above")):
+        if bound in context:
+            return f"{words} {context[bound]}"
+    return str(fault["msg"])

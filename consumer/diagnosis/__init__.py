@@ -1,0 +1,1 @@
+"""What ``closeout doctor`` looks at, one file for each side; nothing here changes anything."""

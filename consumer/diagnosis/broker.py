@@ -1,0 +1,214 @@
+"""The broker, as this user sees it, without the management plugin and without a message going anywhere.
+
+Rights are seen by asking for what must be refused anyway: RabbitMQ looks at the right first. A publish whose expiration
+is no number, and a consumer whose priority is none, end their channel with PRECONDITION_FAILED if the right is there,
+with ACCESS_REFUSED if it is not. Each leaves a line in RabbitMQ's log.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from aiormq import spec
+from aiormq.channel import Channel as AmqpChannel
+
+from consumer.broker import BROKER_ERRORS, BrokerConnection
+from consumer.diagnosis.check import Check, ok, problem, warning
+from consumer.errors import UnavailableError, one_line
+from consumer.parking import PARKED_QUEUE, RETRY_QUEUE
+from consumer.publisher import EVENTS_EXCHANGE
+from consumer.topology import TOPOLOGY
+from consumer.worker import RUN_COMPLETED_QUEUE
+
+# 3.10: dead letters of quorum queues are confirmed, so that a retry cannot be lost on its way back.
+OLDEST_VERSION = (3, 10)
+# Messages. A worker closes out about a thousand runs a second: more than this waits ten seconds and longer.
+_BACKLOG = 10_000
+# Seconds for an answer. In an alarm a broker reads nothing, and so gives none.
+_ANSWER_SECONDS = 3.0
+# Stands for a refusal where the broker gave no answer.
+_SILENCE = "no answer"
+
+_TOPOLOGY = "run closeout topology, as a user who may configure"
+
+
+class _Depth(NamedTuple):
+    ready: int
+    consumers: int
+
+
+async def examine_broker(connection: BrokerConnection) -> list[Check]:
+    """Return what is to be said of the broker at the other end of *connection*; never raises for it."""
+    checks: list[Check] = []
+    try:
+        channel = await connection.channel(confirms=False)
+        checks.append(version_check(str(_properties_of(channel).get("version", "unknown"))))
+        topology, depths = await _topology(connection)
+        checks += [topology, *_queues(depths)]
+        if RUN_COMPLETED_QUEUE in depths:
+            checks.append(await _right_to_consume(connection))
+        # Last: in an alarm the broker stops reading this connection at the first publish.
+        checks += await _rights_to_publish(connection)
+    except (UnavailableError, *BROKER_ERRORS) as error:
+        words = f"not reachable: {one_line(error)}"
+        checks.append(problem("rabbitmq", words, "start it, or correct AMQP_URL; a worker waits for it"))
+    return checks
+
+
+def version_check(version: str) -> Check:
+    """Say whether a broker of this version will do; one that names none is believed to."""
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if len(numbers) == 2 and numbers < OLDEST_VERSION:
+        return problem("rabbitmq", f"version {version}; quorum queues need 3.10 or newer here", "upgrade the broker")
+    return ok("rabbitmq", f"reachable, version {version}")
+
+
+def _properties_of(channel: AmqpChannel) -> dict[str, Any]:
+    return dict(getattr(channel.connection, "server_properties", None) or {})
+
+
+async def _topology(connection: BrokerConnection) -> tuple[Check, dict[str, _Depth]]:
+    """Compare what stands with what should: its existence, and its properties where this user may configure."""
+    faults: list[str] = []
+    unseen = 0
+    depths: dict[str, _Depth] = {}
+    for name in TOPOLOGY.topic_exchanges:
+        fault, seen = await _compared(connection, f"exchange {name}", _exchange(name))
+        faults += fault
+        unseen += not seen
+    for queue in TOPOLOGY.queues:
+        fault, seen = await _compared(connection, f"queue {queue.name}", _queue(queue.name, queue.arguments, depths))
+        faults += fault
+        unseen += not seen
+    if faults:
+        return problem("topology", "; ".join(faults), _TOPOLOGY), depths
+    words = f"{len(TOPOLOGY.topic_exchanges)} exchanges and {len(TOPOLOGY.queues)} queues are there"
+    words += "; their properties only a user who may configure can compare" if unseen else ", as they should be"
+    return ok("topology", words), depths
+
+
+_Declare = Callable[[AmqpChannel, bool], Awaitable[object]]
+
+
+def _exchange(name: str) -> _Declare:
+    return lambda channel, passive: channel.exchange_declare(
+        name, exchange_type="topic", durable=True, passive=passive, timeout=_ANSWER_SECONDS
+    )
+
+
+def _queue(name: str, arguments: Any, depths: dict[str, _Depth]) -> _Declare:  # noqa: ANN401 - AMQP's own table
+    async def declare(channel: AmqpChannel, passive: bool) -> None:  # noqa: FBT001 - as _Declare has it
+        told = await channel.queue_declare(
+            name, durable=True, arguments=dict(arguments), passive=passive, timeout=_ANSWER_SECONDS
+        )
+        depths[name] = _Depth(told.message_count or 0, told.consumer_count or 0)
+
+    return declare
+
+
+async def _compared(connection: BrokerConnection, what: str, declare: _Declare) -> tuple[list[str], bool]:
+    """Return what is wrong with one thing, and whether its properties could be compared."""
+    if refusal := await _refusal_of(connection, lambda channel: declare(channel, True)):
+        missing = "NOT_FOUND" in refusal and "no " in refusal
+        return [f"{what} is missing" if missing else f"{what}: {refusal}"], True
+    # It exists, so declaring it compares and creates nothing.
+    refusal = await _refusal_of(connection, lambda channel: declare(channel, False))
+    if "inequivalent" in refusal:
+        return [f"{what} exists with other properties: {refusal.rpartition('inequivalent arg ')[2]}"], True
+    return ([], False) if "ACCESS_REFUSED" in refusal else ([refusal] if refusal else [], True)
+
+
+def _queues(depths: dict[str, _Depth]) -> list[Check]:
+    checks: list[Check] = []
+    if runs := depths.get(RUN_COMPLETED_QUEUE):
+        words = f"{runs.ready:,} messages ready in {RUN_COMPLETED_QUEUE}, {runs.consumers} consumers"
+        if not runs.consumers:
+            kind = problem if runs.ready else warning
+            checks.append(kind("consumers", words, "start a worker; if one runs, its /readyz says why it waits"))
+        elif runs.ready > _BACKLOG:
+            checks.append(warning("consumers", words, "more arrives than is closed out: add workers"))
+        else:
+            checks.append(ok("consumers", words))
+    if retries := depths.get(RETRY_QUEUE):
+        words = f"{retries.ready:,} messages wait to be tried again"
+        remedy = "their runs fail for reasons of their own: see the worker's log, or governance.rollbacks"
+        checks.append(warning("retries", words, remedy) if retries.ready else ok("retries", words))
+    if parked := depths.get(PARKED_QUEUE):
+        words = f"{parked.ready:,} messages in {PARKED_QUEUE}"
+        remedy = "closeout parked list says why; mend the cause, then closeout parked replay"
+        checks.append(warning("parked", words, remedy) if parked.ready else ok("parked", words))
+    return checks
+
+
+async def _right_to_consume(connection: BrokerConnection) -> Check:
+    async def consume(channel: AmqpChannel) -> None:
+        await channel.basic_consume(
+            RUN_COMPLETED_QUEUE, _never, arguments={"x-priority": "none"}, timeout=_ANSWER_SECONDS
+        )
+
+    refusal = await _refusal_of(connection, consume)
+    if "PRECONDITION_FAILED" in refusal:
+        return ok("consume", f"this user may read {RUN_COMPLETED_QUEUE}")
+    return problem("consume", refusal, f"grant the worker's user read on {RUN_COMPLETED_QUEUE}")
+
+
+async def _never(_message: object) -> None:
+    """Stand for a consumer that is never made."""
+
+
+async def _rights_to_publish(connection: BrokerConnection) -> list[Check]:
+    wanted = [(EVENTS_EXCHANGE, "run.finalized.succeeded", EVENTS_EXCHANGE), ("", f"closeout.{uuid4()}", "amq.default")]
+    refusals: list[str] = []
+    for exchange, key, pattern in wanted:
+        refusal = _SILENCE
+        try:
+            refusal = await _refusal_of(connection, _publish(exchange, key))
+        except UnavailableError:  # no channel was had
+            if not await connection.is_blocked():
+                raise
+        if await connection.is_blocked():
+            words = (
+                "RabbitMQ is in a memory or disk alarm and takes no messages; runs are closed out, their events wait"
+            )
+            return [problem("alarm", words, "free memory or disk there: rabbitmq-diagnostics alarms names which")]
+        if "PRECONDITION_FAILED" not in refusal:
+            refusals.append(f"{pattern}: {refusal}")
+    alarm = ok("alarm", "none: the broker reads what is published")
+    if refusals:
+        remedy = f"grant the worker's user write on {EVENTS_EXCHANGE} and amq.default (parking, retries)"
+        return [alarm, problem("publish", "; ".join(refusals), remedy)]
+    return [alarm, ok("publish", f"this user may write {EVENTS_EXCHANGE} and amq.default")]
+
+
+def _publish(exchange: str, key: str) -> Callable[[AmqpChannel], Awaitable[object]]:
+    properties = spec.Basic.Properties(expiration="never", user_id=None)
+    return lambda channel: channel.basic_publish(
+        b"", exchange=exchange, routing_key=key, mandatory=True, properties=properties, timeout=_ANSWER_SECONDS
+    )
+
+
+async def _refusal_of(connection: BrokerConnection, ask: Callable[[AmqpChannel], Awaitable[object]]) -> str:
+    """Return in which words the broker refuses, on a channel of its own; empty if it does not, or silence."""
+    channel = await connection.channel(confirms=True)
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            await ask(channel)
+        await channel.close()
+    except TimeoutError:
+        return _SILENCE
+    except BROKER_ERRORS as error:
+        return one_line(error)
+    except asyncio.CancelledError:
+        # aiormq rejects what waits on a closing channel with CancelledError; only ours may pass as one.
+        if (task := asyncio.current_task()) and task.cancelling():
+            raise
+        return await _why_closed(channel)
+    return ""
+
+
+async def _why_closed(channel: AmqpChannel) -> str:
+    await asyncio.wait({channel.closing}, timeout=_ANSWER_SECONDS)
+    if channel.closing.done() and not channel.closing.cancelled() and (error := channel.closing.exception()):
+        return one_line(error)
+    return _SILENCE

@@ -1,0 +1,209 @@
+"""The database, as this role sees it: whether a worker could close out runs there, and what lies unfinished."""
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from consumer.database import DATABASE_ERRORS
+from consumer.diagnosis.check import Check, ok, problem, warning
+from consumer.durations import spoken
+from consumer.errors import one_line
+from consumer.waiting import State as OutboxState
+from consumer.waiting import in_words, waiting
+from domains.migrate import differences, known, newest
+
+# 15: unique constraints that count nulls as equal (policies).
+OLDEST_VERSION = 15
+# What a worker does with each table; FOR UPDATE asks for UPDATE. tests/integration/test_doctor.py runs one with these.
+WORKER_RIGHTS = {
+    "run_completions": "SELECT INSERT UPDATE",
+    "incidents": "SELECT INSERT",
+    "prevention_records": "SELECT INSERT",
+    "policies": "SELECT",
+    "policy_evaluations": "SELECT INSERT",
+    "traces": "SELECT INSERT UPDATE",
+    "outbox_events": "SELECT INSERT UPDATE DELETE",
+    "rollbacks": "SELECT INSERT",
+}
+# Seconds between the two clocks. A second shows in the lag that is measured, a minute in what is pruned or listed.
+_CLOCK_WARNING, _CLOCK_PROBLEM = 1.0, 60.0
+# Seconds after which a legacy close-out that has not finished does not do so by itself.
+_UNFINISHED_SECONDS = 300
+
+_ABOUT = text(
+    """
+    SELECT current_setting('server_version_num')::int AS version_num, current_setting('server_version') AS version,
+           pg_is_in_recovery() AS in_recovery, current_setting('transaction_read_only') = 'on' AS read_only,
+           clock_timestamp() AS now, current_user AS role, r.rolsuper AS superuser,
+           current_setting('max_connections')::int
+               - CASE WHEN r.rolsuper THEN 0 ELSE current_setting('superuser_reserved_connections')::int
+                      + coalesce(current_setting('reserved_connections', true), '0')::int END AS server_limit,
+           nullif(r.rolconnlimit, -1) AS role_limit, nullif(d.datconnlimit, -1) AS database_limit,
+           s.everybody, s.of_role, s.of_database
+      FROM pg_roles r, pg_database d,
+           (SELECT count(*) AS everybody, count(*) FILTER (WHERE usename = current_user) AS of_role,
+                   count(*) FILTER (WHERE datname = current_database()) AS of_database
+              FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()) s
+     WHERE r.rolname = current_user AND d.datname = current_database()
+    """
+)
+_RIGHTS = text(
+    """
+    SELECT c.relname, w.privilege, has_table_privilege(c.oid, w.privilege) AS given
+      FROM unnest(CAST(:tables AS text[]), CAST(:privileges AS text[])) AS w (relname, privilege)
+      JOIN pg_class c ON c.relname = w.relname
+      JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'governance'
+     ORDER BY c.relname, w.privilege
+    """
+)
+_USAGE = text("SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = 'governance'")
+_VERSION = text("SELECT version_num FROM governance.schema_version")
+_UNFINISHED = text(
+    "SELECT count(*) AS runs, min(received_at) AS oldest FROM governance.run_completions "
+    "WHERE committed_at IS NULL AND received_at < now() - make_interval(secs => :seconds)"
+)
+
+
+async def examine_database(
+    engine: AsyncEngine, *, connections_needed: int, clock: Callable[[], datetime]
+) -> list[Check]:
+    """Return what is to be said of the database, as a worker with the same URL would find it; never raises for it."""
+    try:
+        async with engine.connect() as opened:
+            conn = await opened.execution_options(isolation_level="AUTOCOMMIT")
+            await conn.execute(text("SELECT 1"))
+            before = clock()
+            about = (await conn.execute(_ABOUT)).one()
+            checks = [version_check(about.version_num, about.version), _writable(about), _role(about)]
+            checks += [_clock(about.now, before, clock()), _connections(about, connections_needed)]
+            schema, applied = await _schema(conn)
+            if applied:
+                schema += await _rights(conn)
+        if schema and schema[0].state == "ok":
+            schema[:1] = [await _tables(engine, schema[0])]
+        if applied:
+            async with engine.connect() as opened:
+                conn = await opened.execution_options(isolation_level="AUTOCOMMIT")
+                schema += [await _readable("outbox", _outbox, conn), await _readable("unfinished", _unfinished, conn)]
+    except DATABASE_ERRORS as error:
+        words = f"not reachable: {one_line(error)}"
+        return [problem("postgresql", words, "start it, or correct DATABASE_URL; a worker waits for it")]
+    return [*checks, *schema]
+
+
+def version_check(number: int, name: str) -> Check:
+    """Say whether a server of this version will do."""
+    if number >= OLDEST_VERSION * 10_000:
+        return ok("postgresql", f"reachable, version {name}")
+    return problem("postgresql", f"version {name}; the schema needs {OLDEST_VERSION} or newer", "upgrade the server")
+
+
+def _writable(about: Row[Any]) -> Check:
+    if about.in_recovery:
+        words = "this server is a standby, and read-only"
+        return problem("writable", words, "name the primary, or all hosts with target_session_attrs=read-write")
+    if about.read_only:
+        words = "transactions are read-only here (default_transaction_read_only)"
+        return problem(
+            "writable", words, "find out who set it, for the server, the database or the role; a worker waits"
+        )
+    return ok("writable", "a primary, and takes writes")
+
+
+def _role(about: Row[Any]) -> Check:
+    if about.superuser:
+        words = f"{about.role} is a superuser, whom no right and no limit stops"
+        return warning("role", words, "run workers as a role that may only read and write the tables")
+    return ok("role", f"{about.role}, no superuser")
+
+
+def _clock(theirs: datetime, before: datetime, after: datetime) -> Check:
+    # Half the round trip is the error of the comparison.
+    off = abs(theirs - (before + (after - before) / 2)) - (after - before) / 2
+    seconds = max(off, timedelta(0)).total_seconds()
+    words = f"{seconds:.1f} s between this machine and the server"
+    remedy = "keep both on NTP: lags are measured, and runs listed and pruned, by a worker's clock"
+    if seconds > _CLOCK_PROBLEM:
+        return problem("clock", words, remedy)
+    return warning("clock", words, remedy) if seconds > _CLOCK_WARNING else ok("clock", words)
+
+
+def _connections(about: Row[Any], needed: int) -> Check:
+    limits = [(about.server_limit, about.everybody, "max_connections")]
+    limits += [(about.role_limit, about.of_role, f"the limit of role {about.role}")] if about.role_limit else []
+    limits += [(about.database_limit, about.of_database, "the database's limit")] if about.database_limit else []
+    left, name, limit = min((limit - used, name, limit) for limit, used, name in limits)
+    words = f"{max(left, 0)} of {limit} left ({name}); a worker takes up to {needed}"
+    if left < needed:
+        return warning("connections", words, "enough only if the workers run already; raise it, or run fewer workers")
+    return ok("connections", words)
+
+
+async def _schema(conn: AsyncConnection) -> tuple[list[Check], bool]:
+    """Return what is to be said of the schema's version, and whether there are tables to look at."""
+    usage = (await conn.execute(_USAGE)).scalar_one_or_none()
+    if usage is None:
+        return [problem("schema", "there is no schema governance here", "run closeout migrate")], False
+    if not usage:
+        return [problem("schema", "this role may not use schema governance", "grant it USAGE on the schema")], False
+    try:
+        current = (await conn.execute(_VERSION)).scalar_one_or_none()
+    except DATABASE_ERRORS as error:
+        words = f"its version cannot be read: {one_line(error)}"
+        return [warning("schema", words, "run closeout migrate, or grant SELECT on governance.schema_version")], True
+    if current == newest():
+        return [ok("schema", f"at {current}, which is this version's")], True
+    if current in known():
+        return [problem("schema", f"at {current}, behind this version's {newest()}", "run closeout migrate")], True
+    words = f"at {current}, which this version ({newest()}) does not know: a newer closeout migrated it"
+    return [warning("schema", words, "upgrade this closeout")], True
+
+
+async def _tables(engine: AsyncEngine, version: Check) -> Check:
+    found = await differences(engine)
+    if not found:
+        return version
+    words = f"{version.found.partition(',')[0]}, and {len(found)} differences from it, the first: {found[0]}"
+    return problem("schema", words, "closeout migrate --check names them all; undo them by hand")
+
+
+async def _rights(conn: AsyncConnection) -> list[Check]:
+    wanted = [(table, right) for table, rights in WORKER_RIGHTS.items() for right in rights.split()]
+    columns = {"tables": [table for table, _ in wanted], "privileges": [right for _, right in wanted]}
+    missing: dict[str, list[str]] = {}
+    for row in await conn.execute(_RIGHTS, columns):
+        if not row.given:
+            missing.setdefault(row.relname, []).append(row.privilege)
+    if not missing:
+        return [ok("rights", "this role has all rights on the tables that a worker needs")]
+    words = "; ".join(f"{', '.join(rights)} on {table}" for table, rights in missing.items())
+    return [problem("rights", f"missing: {words}", "grant them to the worker's role; it waits until then")]
+
+
+async def _readable(name: str, look: Callable[[AsyncConnection], Awaitable[Check]], conn: AsyncConnection) -> Check:
+    try:
+        return await look(conn)
+    except DATABASE_ERRORS as error:
+        return problem(name, f"cannot be looked at: {one_line(error)}", "see the lines above: schema, rights")
+
+
+async def _outbox(conn: AsyncConnection) -> Check:
+    found = await waiting(conn)
+    meaning, remedy = in_words(found.state())
+    if not found.all.events:
+        return ok("outbox", f"empty: {meaning}")
+    words = f"{found.all.runs:,} runs' events wait, the oldest for {spoken(found.all.oldest_seconds)}; {meaning}"
+    if found.state() is OutboxState.STALE:
+        return problem("outbox", words, "start a worker, or publish them now with closeout outbox drain")
+    return warning("outbox", words, remedy) if remedy else ok("outbox", words)
+
+
+async def _unfinished(conn: AsyncConnection) -> Check:
+    found = (await conn.execute(_UNFINISHED, {"seconds": _UNFINISHED_SECONDS})).one()
+    if not found.runs:
+        return ok("unfinished", "no legacy close-out stopped half-way")
+    words = f"{found.runs:,} legacy close-outs stopped half-way, the first at {found.oldest:%Y-%m-%d %H:%M}Z"
+    return problem("unfinished", words, "closeout reconcile names them and says what to do")

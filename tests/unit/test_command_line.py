@@ -1,0 +1,82 @@
+"""The command line as a whole: all that the contract names is there, and every command explains itself."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from consumer.cli import app
+
+# The contract's section 7; of policies, test and backtest come with consumer/commands/policies.py.
+CONTRACT = """
+worker | migrate | topology | publish | runs list | runs show | parked list | parked show | parked replay |
+parked discard | outbox status | outbox drain | policies list | policies apply | reconcile | prune | doctor | schema
+"""
+
+
+def commands(command: Any, *names: str) -> Iterator[tuple[str, Any]]:
+    if children := getattr(command, "commands", None):
+        for name, child in children.items():
+            yield from commands(child, *names, name)
+    else:
+        yield " ".join(names), command
+
+
+ALL = dict(commands(typer.main.get_command(app)))
+# Their examples come with consumer/commands/policies.py.
+EXPLAINED = [name for name in ALL if not name.startswith("policies")]
+MACHINES_READ = set(ALL) - {"worker", "schema"}
+
+
+def test_every_command_of_the_contract_exists_and_no_other():
+    named = {name.strip() for name in CONTRACT.split("|")}
+
+    assert named <= ALL.keys()
+    assert {name.split()[0] for name in ALL} == {name.split()[0] for name in named}
+
+
+def test_schema_prints_the_three_documents_of_the_contract():
+    for document in ("run-completed", "events", "asyncapi"):
+        assert json.loads(CliRunner().invoke(app, ["schema", document]).stdout)
+
+
+@pytest.mark.parametrize("name", EXPLAINED)
+def test_every_commands_help_has_an_example_of_that_command_and_fits_80_columns(name):
+    told = CliRunner().invoke(app, [*name.split(), "--help"], env={"NO_COLOR": "1", "COLUMNS": "80"})
+
+    assert told.exit_code == 0
+    example = told.stdout.partition("Example: ")[2]
+    assert f"closeout {name}" in " ".join(example.split()), told.stdout
+    assert all(len(line) <= 80 for line in told.stdout.splitlines())
+
+
+@pytest.mark.parametrize("name", EXPLAINED)
+def test_every_example_is_one_that_the_command_takes(name):
+    written = " ".join((ALL[name].help or "").partition("Example: ")[2].split())
+    arguments = written.partition(f"closeout {name}")[2].split(">")[0].split()
+
+    ALL[name].make_context(name, arguments, resilient_parsing=False)
+
+
+@pytest.mark.parametrize("name", sorted(MACHINES_READ))
+def test_every_command_that_finds_something_out_has_json(name):
+    assert "--json" in {option for parameter in ALL[name].params for option in parameter.opts}
+
+
+def test_a_command_that_is_used_wrongly_ends_with_2():
+    for arguments in (["nonsense"], ["runs", "show"], ["publish"], ["parked", "list", "--limit", "none"]):
+        assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+def test_the_shells_completion_can_be_installed_and_names_every_command():
+    runner = CliRunner()
+    assert "--install-completion" in runner.invoke(app, ["--help"], env={"COLUMNS": "100"}).stdout
+
+    told = runner.invoke(
+        app, [], prog_name="closeout",
+        env={"_CLOSEOUT_COMPLETE": "complete_bash", "COMP_WORDS": "closeout outbox ", "COMP_CWORD": "2"},
+    )  # fmt: skip
+    assert told.stdout.split() == ["status", "drain"]
