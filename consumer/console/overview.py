@@ -1,0 +1,116 @@
+"""The flow as one picture: what the overview shows, and where it comes from."""
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from prometheus_client import Gauge
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from consumer.broker import BrokerConnection
+from consumer.console import database
+from consumer.console.charts import LagChart, RateChart, lag_chart, rate_chart
+from consumer.console.database import Pace, Waiting
+from consumer.console.depths import Depths, QueueDepths
+from consumer.console.history import Counts, History, Slot, lately, parked_by_reason, slots
+from consumer.console.parked_lately import ParkedLately, ParkedMessage
+from consumer.console.readings import Reading, Shared
+from consumer.health import Health
+from consumer.inspection import Row
+from consumer.metrics import Metrics, installed_version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """All that the overview shows, read at one moment."""
+
+    now: datetime
+    worker: str
+    version: str
+    reason: str | None
+    since: datetime
+    is_atomic: bool
+    inflight: int
+    counts: Counts
+    lately: Slot | None
+    rates: RateChart
+    lags: LagChart
+    reasons: Mapping[str, int]
+    parked_lately: Sequence[ParkedMessage]
+    depths: Reading[Depths]
+    waiting: Reading[Waiting]
+    pace: Reading[Pace]
+    rollbacks: Reading[Sequence[Row]]
+    runs: Reading[Sequence[Row]]
+
+    @property
+    def faults(self) -> list[str]:
+        """Why something could not be read, each reason once."""
+        readings: tuple[Reading[Any], ...] = (self.depths, self.waiting, self.pace, self.rollbacks, self.runs)
+        return list(dict.fromkeys(reading.fault for reading in readings if reading.fault))
+
+
+class Overview:
+    """Reads the picture: from this worker's counters always, from the two servers when they answer in time."""
+
+    def __init__(
+        self, *, engine: AsyncEngine, broker: BrokerConnection, metrics: Metrics, health: Health, parked: ParkedLately
+    ) -> None:
+        self._metrics = metrics
+        self._health = health
+        self._parked = parked
+        self.history = History(metrics)
+        self._queues = QueueDepths(broker)
+        self._depths: Shared[Depths] = Shared("RabbitMQ", self._queues.read)
+        # Each by itself: one that takes long on a large table is made less often, and the others are not.
+        self._waiting: Shared[Waiting] = Shared("PostgreSQL", partial(database.waiting_events, engine))
+        self._pace: Shared[Pace] = Shared("PostgreSQL", partial(database.pace, engine))
+        self._rollbacks: Shared[Sequence[Row]] = Shared("PostgreSQL", partial(database.latest_rollbacks, engine))
+        self._runs: Shared[Sequence[Row]] = Shared("PostgreSQL", partial(database.latest_runs, engine))
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+
+    async def read(self) -> Picture:
+        """Return the picture within a second, whatever the servers do."""
+        depths, waiting, pace, rollbacks, runs = await asyncio.gather(
+            self._depths.latest(), self._waiting.latest(), self._pace.latest(), self._rollbacks.latest(),
+            self._runs.latest(),
+        )  # fmt: skip
+        clock = time.time()
+        samples = self.history.samples()
+        columns = slots(samples, clock)
+        return Picture(
+            now=datetime.fromtimestamp(clock, UTC),
+            worker=self._name,
+            version=installed_version(),
+            reason=self._health.reason,
+            since=self._health.since,
+            is_atomic=bool(_value(self._metrics.coordinator_enabled)),
+            inflight=int(_value(self._metrics.inflight)),
+            counts=samples[-1] if samples else Counts(clock),
+            lately=lately(samples, clock),
+            rates=rate_chart(columns, clock),
+            lags=lag_chart(columns, clock),
+            reasons=parked_by_reason(self._metrics),
+            parked_lately=self._parked.newest(),
+            depths=depths,
+            waiting=waiting,
+            pace=pace,
+            rollbacks=rollbacks,
+            runs=runs,
+        )
+
+    async def release(self, within: float) -> None:
+        """Let go of the broker; readings that are under way get *within* seconds to end."""
+        readings: tuple[Shared[Any], ...] = (self._depths, self._waiting, self._pace, self._rollbacks, self._runs)
+        await asyncio.gather(*(reading.settle(within) for reading in readings))
+        await self._queues.close()
+
+
+def _value(gauge: Gauge) -> float:
+    return next(sample.value for family in gauge.collect() for sample in family.samples)

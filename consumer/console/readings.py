@@ -1,0 +1,79 @@
+"""One reading for all viewers: fifty open browsers cost a server what one does, and none of them waits for long."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Generic, TypeVar
+
+import structlog
+
+from consumer.errors import UnavailableError, one_line
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+# Seconds between two readings at least: a page that refreshes every two seconds always shows a new one.
+FRESH_SECONDS = 1.0
+# A reading that takes long is made less often, so that all viewers together keep a server busy for a tenth of the time
+# at most, however large its tables are.
+_SHARE = 10.0
+# Seconds that a viewer waits for a new reading before the last known one is shown instead: the page answers within one.
+PATIENCE_SECONDS = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class Reading(Generic[T]):
+    """What is known: the last value that could be read, when that was, and why there is no newer one."""
+
+    value: T | None = None
+    read_at: datetime | None = None
+    fault: str | None = None
+
+
+class Shared(Generic[T]):
+    """Reads when somebody asks and the last reading is not fresh; at most one reading is under way at a time.
+
+    *read* raises ``UnavailableError`` in words a person understands. It is never cancelled, for a task cancelled
+    inside a database call can leak its connection; it must bound its own waits.
+    """
+
+    def __init__(self, what: str, read: Callable[[], Awaitable[T]]) -> None:
+        self._what = what
+        self._read = read
+        self._known: Reading[T] = Reading()
+        self._task: asyncio.Task[None] | None = None
+        self._started = self._due = float("-inf")
+
+    async def latest(self) -> Reading[T]:
+        """Return what is known now, waiting a little for a new reading where one is due; never raises."""
+        if self._task is None and monotonic() >= self._due:
+            self._started = monotonic()
+            self._task = asyncio.create_task(self._renew())
+        task = self._task
+        if task is not None:
+            await asyncio.wait({task}, timeout=max(0.0, self._started + PATIENCE_SECONDS - monotonic()))
+            if not task.done():
+                waited = monotonic() - self._started
+                fault = f"{self._what} has not answered for {waited:.1f} s"
+                return Reading(self._known.value, self._known.read_at, self._known.fault or fault)
+        return self._known
+
+    async def settle(self, within: float) -> None:
+        """Wait until no reading is under way, at most *within* seconds."""
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=within)
+
+    async def _renew(self) -> None:
+        try:
+            self._known = Reading(await self._read(), datetime.now(UTC))
+        except UnavailableError as error:
+            self._known = Reading(self._known.value, self._known.read_at, one_line(error))
+        except Exception as error:  # a bug in the console must not end the worker
+            log.exception("the console cannot read", what=self._what)
+            self._known = Reading(self._known.value, self._known.read_at, f"{self._what}: {one_line(error)}")
+        finally:
+            now = monotonic()
+            self._due = now + max(FRESH_SECONDS, _SHARE * (now - self._started))
+            self._task = None
