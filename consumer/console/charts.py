@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import floor, log10
 
-from consumer.console.history import SLOT_SECONDS, SLOTS, Slot
+from consumer.console.history import SLOT_SECONDS, Slot
 from consumer.console.words import clock, rate, span
 
 # Units of the drawing. It is stretched to the page's width, so only proportions count.
-WIDTH, HEIGHT = SLOTS * 10, 100
-_BAR = 8.0
+WIDTH, HEIGHT = 1_000.0, 100.0
+# Of a column's width; the rest keeps bars apart.
+_BAR = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,53 +44,56 @@ class LagChart:
     columns: Sequence[Bar]
 
 
-def rate_chart(columns: Sequence[Slot], now: float) -> RateChart:
-    """Return the chart of runs committed a second."""
-    top = round_up(max((slot.per_second for slot in columns), default=0.0))
+def rate_chart(slots: Sequence[Slot], now: float, *, columns: int) -> RateChart:
+    """Return the chart of runs committed a second, the last of *columns* being the one that *now* is in."""
+    top = round_up(max((slot.per_second for slot in slots), default=0.0))
+    wide = WIDTH / columns
     bars, troubles = [], []
-    for slot in columns:
-        x = _x(slot, now)
+    for slot in slots:
+        x, width = _x(slot, now, columns) + wide * (1 - _BAR) / 2, round(wide * _BAR, 2)
         height = round(HEIGHT * slot.per_second / top, 2)
         words = f"{_time(slot)}: {rate(slot.per_second)} runs/s"
         if slot.trouble:
             words += f", {slot.trouble:,.0f} rolled back or parked"
-            troubles.append(Bar(x + 1, 0, _BAR, 10, words))
-        bars.append(Bar(x + 1, HEIGHT - height, _BAR, height, words))
+            troubles.append(Bar(x, 0, width, 10, words))
+        bars.append(Bar(x, HEIGHT - height, width, height, words))
     return RateChart(top, bars, troubles)
 
 
-def lag_chart(columns: Sequence[Slot], now: float) -> LagChart:
-    """Return the chart of lag from a run's end to its commit."""
-    top = round_up(max((slot.lag_most or 0.0 for slot in columns), default=0.0))
+def lag_chart(slots: Sequence[Slot], now: float, *, columns: int) -> LagChart:
+    """Return the chart of lag from a run's end to its commit, on the same columns."""
+    top = round_up(max((slot.lag_most or 0.0 for slot in slots), default=0.0))
+    wide = WIDTH / columns
+    places = [(_x(slot, now, columns), slot) for slot in slots]
     return LagChart(
         top=top,
-        median=_line([(_x(slot, now), slot.lag_median) for slot in columns], top),
-        most=_line([(_x(slot, now), slot.lag_most) for slot in columns], top),
-        columns=[
-            Bar(_x(slot, now), 0, 10, HEIGHT, _lag_words(slot)) for slot in columns if slot.lag_median is not None
-        ],
+        median=_line([(x + wide / 2, slot.lag_median) for x, slot in places], top, wide),
+        most=_line([(x + wide / 2, slot.lag_most) for x, slot in places], top, wide),
+        columns=[Bar(x, 0, wide, HEIGHT, _lag_words(slot)) for x, slot in places if slot.lag_median is not None],
     )
 
 
 def round_up(value: float) -> float:
-    """Return the least of 1, 2, 5, 10, 20, ... that is not below *value*; 1 for nothing."""
+    """Return the least of 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, ... that is not below *value*; 1 for nothing."""
     if value <= 0:
         return 1.0
     power = 10.0 ** floor(log10(value))
-    return next(step * power for step in (1.0, 2.0, 5.0, 10.0) if step * power >= value * (1 - 1e-9))
+    return next(
+        step * power for step in (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0) if step * power >= value * (1 - 1e-9)
+    )
 
 
-def _x(slot: Slot, now: float) -> float:
-    return (slot.start // SLOT_SECONDS - now // SLOT_SECONDS + SLOTS - 1) * 10
+def _x(slot: Slot, now: float, columns: int) -> float:
+    return (slot.start // SLOT_SECONDS - now // SLOT_SECONDS + columns - 1) * WIDTH / columns
 
 
-def _line(points: Sequence[tuple[float, float | None]], top: float) -> str:
+def _line(points: Sequence[tuple[float, float | None]], top: float, wide: float) -> str:
     words, before = [], None
     for x, value in points:
         if value is not None:
-            joined = before is not None and x - before <= 10
+            joined = before is not None and x - before <= wide * 1.01
             # A dot is a line of no length: with round ends it can be seen.
-            words.append(f"{'L' if joined else 'M'}{x + 5:g} {HEIGHT * (1 - value / top):.2f}{'' if joined else 'h0'}")
+            words.append(f"{'L' if joined else 'M'}{x:g} {HEIGHT * (1 - value / top):.2f}{'' if joined else 'h0'}")
             before = x
     return "".join(words)
 

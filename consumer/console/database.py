@@ -42,7 +42,7 @@ _SERVER_SETTINGS = {
 # it holds enough, by steps small enough that no step sorts much more than is needed.
 _WINDOWS = tuple(timedelta(seconds=s) for s in (5, 60, 600, 3_600, 6 * 3_600, 86_400, 7 * 86_400))
 LATEST_RUNS = 15
-LATEST_ROLLBACKS = 8
+LATEST_ROLLBACKS = 10
 # Seconds over which the pace of all workers is taken.
 PACE_SECONDS = 10
 _PACE_AT_MOST = 50_000

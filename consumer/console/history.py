@@ -15,9 +15,10 @@ from prometheus_client.samples import Sample
 from consumer.metrics import Metrics
 
 SAMPLE_SECONDS = 2.0
-# Seconds of one column of the charts, and columns: ten minutes.
+# Seconds of one column of the charts. They show ten minutes; of a worker that is younger, five or two.
 SLOT_SECONDS = 6.0
-SLOTS = 100
+_SPANS = (20, 50, 100)  # columns
+SLOTS = _SPANS[-1]
 # Seconds over which "now" is taken.
 NOW_SECONDS = 10.0
 
@@ -115,6 +116,12 @@ def slots(samples: Sequence[Counts], now: float) -> list[Slot]:
             edges[slot] = sample
     marks = [first, *edges.values()] if first else []
     return [between(a, b, start=(b.at // SLOT_SECONDS) * SLOT_SECONDS) for a, b in pairwise(marks) if b.at > a.at]
+
+
+def columns_since(start: float | None, now: float) -> int:
+    """Return how many columns the charts have for a worker that began to count at *start*."""
+    age = 0.0 if start is None else (now - start) / SLOT_SECONDS
+    return next((columns for columns in _SPANS if age < columns - 1), SLOTS)
 
 
 def lately(samples: Sequence[Counts], now: float) -> Slot | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from consumer.inspection import RunFile
@@ -24,6 +24,7 @@ class Mark:
     at: datetime | None
     is_reached: bool
     words: str = ""
+    is_other_day: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +60,19 @@ def marks(run: RunFile) -> list[Mark]:
     """Return the run's moments in order, those not reached included."""
     done = run.completion
     reached = dict(run.phases())
-    found = [Mark("run started", done["started_at"], True), Mark("run ended", done["completed_at"], True)]
+    day = done["started_at"].astimezone(UTC).date()
+
+    def mark(name: str, at: datetime | None, *, is_reached: bool = True, words: str = "") -> Mark:
+        return Mark(name, at, is_reached, words, at is not None and at.astimezone(UTC).date() != day)
+
+    found = [mark("run started", done["started_at"]), mark("run ended", done["completed_at"])]
     for phase in (p for p in TransactionPhase if p not in {TransactionPhase.ROLLED_BACK, TransactionPhase.FAILED}):
         name, words = _NAMES[phase], ""
         if phase is TransactionPhase.INCIDENT_CREATED and run.prevention_record is not None:
             name = "prevention recorded"
         if phase is TransactionPhase.TRACE_COMPLETED:
             words = "in the same transaction" if run.trace is not None else "the run was not traced"
-        found.append(Mark(name, reached.get(phase.value), phase.value in reached, words))
+        found.append(mark(name, reached.get(phase.value), is_reached=phase.value in reached, words=words))
     return found
 
 

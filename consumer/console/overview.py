@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -18,12 +18,30 @@ from consumer.console import database
 from consumer.console.charts import LagChart, RateChart, lag_chart, rate_chart
 from consumer.console.database import Pace, Waiting
 from consumer.console.depths import Depths, QueueDepths
-from consumer.console.history import Counts, History, Slot, lately, parked_by_reason, slots
+from consumer.console.history import SLOT_SECONDS, Counts, History, Slot, columns_since, lately, parked_by_reason, slots
 from consumer.console.parked_lately import ParkedLately, ParkedMessage
 from consumer.console.readings import Reading, Shared
 from consumer.health import Health
 from consumer.inspection import Row
 from consumer.metrics import Metrics, installed_version
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackReason:
+    """Attempts that were rolled back for the same reason."""
+
+    error_type: str
+    error: str
+    rows: list[Row] = field(default_factory=list)
+
+
+def by_reason(rows: Sequence[Row]) -> list[RollbackReason]:
+    """Return *rows* by what was the matter, in the order in which each reason appears."""
+    reasons: dict[tuple[str, str], RollbackReason] = {}
+    for row in rows:
+        reason = RollbackReason(row["error_type"], row["error"])
+        reasons.setdefault((reason.error_type, reason.error), reason).rows.append(row)
+    return list(reasons.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +57,7 @@ class Picture:
     inflight: int
     counts: Counts
     lately: Slot | None
+    minutes: int
     rates: RateChart
     lags: LagChart
     reasons: Mapping[str, int]
@@ -48,6 +67,11 @@ class Picture:
     pace: Reading[Pace]
     rollbacks: Reading[Sequence[Row]]
     runs: Reading[Sequence[Row]]
+
+    @property
+    def rollback_reasons(self) -> list[RollbackReason]:
+        """The last rollbacks by their reason."""
+        return by_reason(self.rollbacks.value or ())
 
     @property
     def faults(self) -> list[str]:
@@ -83,7 +107,8 @@ class Overview:
         )  # fmt: skip
         clock = time.time()
         samples = self.history.samples()
-        columns = slots(samples, clock)
+        columns = columns_since(samples[0].at if samples else None, clock)
+        drawn = slots(samples, clock)
         return Picture(
             now=datetime.fromtimestamp(clock, UTC),
             worker=self._name,
@@ -94,8 +119,9 @@ class Overview:
             inflight=int(_value(self._metrics.inflight)),
             counts=samples[-1] if samples else Counts(clock),
             lately=lately(samples, clock),
-            rates=rate_chart(columns, clock),
-            lags=lag_chart(columns, clock),
+            minutes=int(columns * SLOT_SECONDS / 60),
+            rates=rate_chart(drawn, clock, columns=columns),
+            lags=lag_chart(drawn, clock, columns=columns),
             reasons=parked_by_reason(self._metrics),
             parked_lately=self._parked.newest(),
             depths=depths,

@@ -1,6 +1,5 @@
 """The page of a run, and the search for one."""
 
-import re
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -16,13 +15,12 @@ from consumer.console.database import TENANTS_AT_MOST, owners, read_one_run
 from consumer.console.parked_lately import ParkedLately
 from consumer.console.readings import Reading, Shared
 from consumer.console.rendering import Rendering
-from consumer.console.words import as_run_id, run_path
+from consumer.console.words import as_run_id, is_tenant, run_path
 from consumer.inspection import RunFile
 from consumer.phases import TransactionPhase
 
 # Runs that are kept for a second, for all who look at them; one may hold a megabyte.
 _KEPT = 8
-_TENANT = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _A_TENANT = "1 to 128 characters of A-Z a-z 0-9 . _ -"
 _A_RUN = "a UUID such as 01890a5d-ac96-774b-bcce-b302099a8057"
 
@@ -78,7 +76,7 @@ class RunPages:
 
     async def _show(self, tenant_id: str, text: str, asked: str = "") -> Response:
         run_id = as_run_id(text)
-        if not _TENANT.fullmatch(tenant_id):
+        if not is_tenant(tenant_id):
             return await self._refusal("tenant id", tenant_id, _A_TENANT, asked=asked)
         if run_id is None:
             return await self._refusal("run id", text, _A_RUN, asked=asked)

@@ -14,6 +14,7 @@ SHOWN_CHARACTERS = 2_000
 # Letters that are written from right to left by nature are not among them, nor what emoji are joined with.
 _ODD = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 _DOTS = re.compile(r"\.{1,2}")
+_TENANT = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 def shown(value: object, limit: int = SHOWN_CHARACTERS) -> Markup:
@@ -59,6 +60,16 @@ def run_path(tenant_id: object, run_id: object) -> str:
     return f"/runs/{quote(str(tenant_id), safe='')}/{quote(str(run_id), safe='')}"
 
 
+def is_tenant(text: str) -> bool:
+    """Say whether *text* is a tenant's id."""
+    return _TENANT.fullmatch(text) is not None
+
+
+def names_run(tenant_id: str | None, run_id: str | None) -> bool:
+    """Say whether these are the words of a run's key, so that it has a page."""
+    return is_tenant(tenant_id or "") and as_run_id(run_id or "") is not None
+
+
 def as_run_id(text: str) -> UUID | None:
     """Return the UUID that *text* writes, ``None`` if it writes none."""
     try:
@@ -75,6 +86,16 @@ def moment(at: datetime | None) -> str:
 def clock(at: datetime | None) -> str:
     """Return a time of the day, UTC."""
     return "-" if at is None else f"{at.astimezone(UTC):%H:%M:%S}"
+
+
+def instant(at: datetime | None) -> str:
+    """Return a time of the day to the millisecond, UTC."""
+    return "-" if at is None else f"{at.astimezone(UTC):%H:%M:%S.%f}"[:-3]
+
+
+def day(at: datetime) -> str:
+    """Return a date, UTC."""
+    return f"{at.astimezone(UTC):%Y-%m-%d}"
 
 
 def stamp(at: datetime | None) -> str:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from browsing.chromium import find_chromium  # noqa: E402
 from servers.process import ServerError  # noqa: E402
+
+from browsing.chromium import find_chromium  # noqa: E402
 
 if __name__ == "__main__":
     try:

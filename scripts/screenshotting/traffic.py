@@ -1,4 +1,4 @@
-"""Traffic as a day has it, in a minute or two: a wave, a burst, messages that are wrong, and a run that cannot be written."""
+"""Traffic as a day has it, in two minutes: a wave, a burst, messages that are wrong, runs that cannot be written."""
 
 import asyncio
 import json
@@ -30,6 +30,16 @@ BROKEN = (
 # No run can be written for this agent while the traffic lasts: a constraint that nobody foresaw.
 UNLUCKY_AGENT = "agent-7"
 EVENTS_QUEUE = "screenshots.events"
+STEPS = (
+    ("plan", "succeeded", 840, 0.0021),
+    ("search", "succeeded", 2_310, 0.0048),
+    ("read_page", "succeeded", 5_120, 0.0132),
+    ("read_page", "succeeded", 3_470, 0.0098),
+    ("query_database", "succeeded", 960, 0.0017),
+    ("summarize", "succeeded", 7_850, 0.4402),
+    ("write_file", "skipped", 0, None),
+    ("run_tests", "failed", 14_200, 0.0895),
+)
 
 
 class Traffic:
@@ -49,8 +59,8 @@ class Traffic:
         await channel.queue_declare(EVENTS_QUEUE, arguments={"x-max-length": 1_000})
         await channel.queue_bind(EVENTS_QUEUE, EVENTS_EXCHANGE, routing_key="#")
         async with self._engine.begin() as conn:
-            condition = f"agent_id <> '{UNLUCKY_AGENT}' OR severity <> 'HIGH'"
-            await conn.execute(text(f"ALTER TABLE governance.incidents ADD CONSTRAINT unforeseen CHECK ({condition})"))
+            constraint = f"CHECK (agent_id <> '{UNLUCKY_AGENT}')"
+            await conn.execute(text(f"ALTER TABLE governance.incidents ADD CONSTRAINT unforeseen {constraint}"))
 
     async def flow(self, seconds: float) -> None:
         """Publish for *seconds*."""
@@ -62,8 +72,8 @@ class Traffic:
             bodies = realistic_runs(round(pace * BEAT_SECONDS), self._seed + beat)
             if beat == beats * 2 // 3:
                 bodies += realistic_runs(BURST, self._seed - 1)
-            bodies = [body for body in bodies if self._is_lucky(body)]
-            bodies += self._wrong(bodies)
+            bodies = [body for body in bodies if json.loads(body)["agent_id"] != UNLUCKY_AGENT]
+            bodies += self._wrong(bodies[0], beat)
             await asyncio.gather(*map(self._send, bodies))
             await asyncio.sleep(max(0.0, started + at + BEAT_SECONDS - time.monotonic()))
 
@@ -72,17 +82,16 @@ class Traffic:
         self.shown = _telling(self._source)
         await self._send(json.dumps(self.shown).encode())
 
-    def _wrong(self, bodies: list[bytes]) -> Iterator[bytes]:
-        if bodies and self._source.random() < 0.02:
+    def _wrong(self, body: bytes, beat: int) -> Iterator[bytes]:
+        """Return *body* as it must not be, now and then."""
+        if beat % 100 == 33:
             yield self._source.choice(BROKEN)
-        if bodies and self._source.random() < 0.02:
-            yield self._source.choice(bodies)  # as a runner that lost a confirm does
-        if bodies and self._source.random() < 0.008:
-            yield bodies[0].replace(b'"eu"', b'"us"').replace(b'"region"', b'"place"')
-
-    def _is_lucky(self, body: bytes) -> bool:
-        # Two of a hundred of the unlucky agent's runs are let through: enough to see what becomes of them.
-        return json.loads(body)["agent_id"] != UNLUCKY_AGENT or self._source.random() < 0.02
+        if beat % 90 == 50:
+            yield body  # as a runner that lost a confirm does
+        if beat % 160 == 80:
+            yield json.dumps({**json.loads(body), "model": "another"}).encode()
+        if beat % 160 == 60:
+            yield json.dumps({**_telling(self._source), "agent_id": UNLUCKY_AGENT}).encode()
 
     async def _send(self, body: bytes) -> None:
         properties = spec.Basic.Properties(content_type="application/json", delivery_mode=2)
@@ -92,11 +101,6 @@ class Traffic:
 
 
 def _telling(source: random.Random) -> dict[str, Any]:
-    steps = [
-        ("plan", "succeeded", 840, 0.0021), ("search", "succeeded", 2_310, 0.0048), ("read_page", "succeeded", 5_120, 0.0132),
-        ("read_page", "succeeded", 3_470, 0.0098), ("query_database", "succeeded", 960, 0.0017), ("summarize", "succeeded", 7_850, 0.4402),
-        ("write_file", "skipped", 0, None), ("run_tests", "failed", 14_200, 0.0895),
-    ]  # fmt: skip
     ended = datetime.now(UTC) - timedelta(seconds=0.35)
     return {
         "schema_version": 1,
@@ -105,9 +109,9 @@ def _telling(source: random.Random) -> dict[str, Any]:
         "agent_id": "release-notes",
         "status": "failed",
         "error_code": "AGENT_CRASH",
-        "error_message": "run_tests ended with status 137\n  tests/test_export.py::test_large_export was killed after 14.2 s",
+        "error_message": "run_tests ended with status 137\n  test_export.py::test_large_export was killed after 14.2 s",
         "trace_id": str(UUID(int=source.getrandbits(128), version=4)),
-        "started_at": (ended - timedelta(milliseconds=sum(step[2] for step in steps))).isoformat(),
+        "started_at": (ended - timedelta(milliseconds=sum(step[2] for step in STEPS))).isoformat(),
         "completed_at": ended.isoformat(),
         "usage": {"cost_usd": 0.5613, "input_tokens": 48_210, "output_tokens": 6_377},
         "model": "claude-sonnet",
@@ -120,7 +124,7 @@ def _telling(source: random.Random) -> dict[str, Any]:
                 "cost_usd": cost,
                 "error_code": "SKILL_ERROR" if status == "failed" else None,
             }
-            for index, (skill, status, took, cost) in enumerate(steps)
+            for index, (skill, status, took, cost) in enumerate(STEPS)
         ],
         "metadata": {"region": "eu", "retries": 1, "branch": "release/2.4", "commit": "9f1c2e7"},
     }
