@@ -106,16 +106,17 @@ def slots(samples: Sequence[Counts], now: float) -> list[Slot]:
     Columns lie on whole multiples of their width, so that they do not wander between two looks; the last one is as
     long as it has lasted.
     """
-    newest = now // SLOT_SECONDS
-    edges: dict[float, Counts] = {}  # by slot, the last sample before its end
-    first: Counts | None = None
+    oldest = now // SLOT_SECONDS - SLOTS + 1
+    edges: dict[float, Counts] = {}  # by column, the last sample in it; of the one before the oldest, too
+    marks: list[Counts] = []
     for sample in samples:
-        slot = sample.at // SLOT_SECONDS
-        if slot > newest - SLOTS - 1:
-            first = first or sample
-            edges[slot] = sample
-    marks = [first, *edges.values()] if first else []
-    return [between(a, b, start=(b.at // SLOT_SECONDS) * SLOT_SECONDS) for a, b in pairwise(marks) if b.at > a.at]
+        column = sample.at // SLOT_SECONDS
+        if column >= oldest - 1:
+            marks = marks or [sample]
+            edges[column] = sample
+    marks += edges.values()
+    found = [between(a, b, start=b.at // SLOT_SECONDS * SLOT_SECONDS) for a, b in pairwise(marks) if b.at > a.at]
+    return [slot for slot in found if slot.start // SLOT_SECONDS >= oldest]
 
 
 def columns_since(start: float | None, now: float) -> int:

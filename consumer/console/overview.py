@@ -28,8 +28,9 @@ from consumer.metrics import Metrics, installed_version
 
 @dataclass(frozen=True, slots=True)
 class RollbackReason:
-    """Attempts that were rolled back for the same reason."""
+    """Attempts that were rolled back at the same phase for the same reason."""
 
+    phase: str
     error_type: str
     error: str
     rows: list[Row] = field(default_factory=list)
@@ -37,10 +38,10 @@ class RollbackReason:
 
 def by_reason(rows: Sequence[Row]) -> list[RollbackReason]:
     """Return *rows* by what was the matter, in the order in which each reason appears."""
-    reasons: dict[tuple[str, str], RollbackReason] = {}
+    reasons: dict[tuple[str, str, str], RollbackReason] = {}
     for row in rows:
-        reason = RollbackReason(row["error_type"], row["error"])
-        reasons.setdefault((reason.error_type, reason.error), reason).rows.append(row)
+        key = (row["phase_reached"], row["error_type"], row["error"])
+        reasons.setdefault(key, RollbackReason(*key)).rows.append(row)
     return list(reasons.values())
 
 
