@@ -39,16 +39,15 @@ _SERVER_SETTINGS = {
     "jit": "off",
 }
 # received_at and occurred_at have BRIN indexes: good at a range of time, no help in sorting. So the range grows until
-# it holds enough, by steps small enough that no step sorts much more than is needed.
+# it holds enough, and then shrinks to a little more than that.
 _WINDOWS = tuple(timedelta(seconds=s) for s in (5, 60, 600, 3_600, 6 * 3_600, 86_400, 7 * 86_400))
+_NARROW_ENOUGH = 100
 LATEST_RUNS = 15
 LATEST_ROLLBACKS = 10
 # Seconds over which the pace of all workers is taken.
 PACE_SECONDS = 10
 _PACE_AT_MOST = 50_000
 TENANTS_AT_MOST = 50
-# What is told of a statement that took too long; the worker's own would have gone on.
-GIVEN_UP = f"given up after {_STATEMENT_SECONDS:g} s, so that the worker is not disturbed"
 _CANCELED_BY_TIMEOUT = "57014"
 
 
@@ -198,13 +197,27 @@ _OWNERS = text(
 
 
 async def _newest(conn: AsyncConnection, query: Select[Any], at: Column[Any], number: int) -> list[Row]:
-    found: list[Row] = []
+    """Return the newest *number* rows of *query* by *at*, newest first, without sorting many more."""
+    shortest, window = timedelta(0), _WINDOWS[-1]
     for window in _WINDOWS:
-        newest = query.where(at > func.now() - window).order_by(at.desc()).limit(number)
-        found = [dict(row) for row in (await conn.execute(newest)).mappings()]
-        if len(found) == number:
+        if await _holds(conn, at, window, number):
             break
-    return found
+        shortest = window
+    # After a burst an hour ago the last step holds a million rows: halve it until it does not.
+    while window > _WINDOWS[0] and window - shortest > window / _NARROW_ENOUGH:
+        middle = (shortest + window) / 2
+        if await _holds(conn, at, middle, number):
+            window = middle
+        else:
+            shortest = middle
+    newest = query.where(at > func.now() - window).order_by(at.desc()).limit(number)
+    return [dict(row) for row in (await conn.execute(newest)).mappings()]
+
+
+async def _holds(conn: AsyncConnection, at: Column[Any], window: timedelta, number: int) -> bool:
+    """Say whether there are *number* rows within *window*; stops reading once there are."""
+    some = select(at).where(at > func.now() - window).limit(number).subquery()
+    return bool((await conn.execute(select(func.count()).select_from(some))).scalar_one() == number)
 
 
 @asynccontextmanager
@@ -221,5 +234,6 @@ async def _in_words() -> AsyncIterator[None]:
         raise UnavailableError("PostgreSQL: the console's sessions are busy; try again in a moment") from error
     except DATABASE_ERRORS as error:
         if sqlstate_of(error) == _CANCELED_BY_TIMEOUT:
-            raise UnavailableError(f"PostgreSQL: {GIVEN_UP}") from error
+            words = f"PostgreSQL: given up after {_STATEMENT_SECONDS:g} s, so that the worker is not disturbed"
+            raise UnavailableError(words) from error
         raise UnavailableError(f"PostgreSQL is not available: {one_line(error)}") from error

@@ -16,9 +16,10 @@ T = TypeVar("T")
 
 # Seconds between two readings at least: a page that refreshes every two seconds always shows a new one.
 FRESH_SECONDS = 1.0
-# A reading that takes long is made less often, so that all viewers together keep a server busy for a tenth of the time
-# at most, however large its tables are.
-_SHARE = 10.0
+# A reading that takes long is made less often, so that all viewers together keep a server busy for a thirtieth of the
+# time at most, however large its tables are; but not so seldom that nobody waits for it.
+_SHARE = 30.0
+_SELDOM_SECONDS = 20.0
 # Seconds that a viewer waits for a new reading before the last known one is shown instead: the page answers within one.
 PATIENCE_SECONDS = 0.6
 
@@ -75,5 +76,5 @@ class Shared(Generic[T]):
             self._known = Reading(self._known.value, self._known.read_at, f"{self._what}: {one_line(error)}")
         finally:
             now = monotonic()
-            self._due = now + max(FRESH_SECONDS, _SHARE * (now - self._started))
+            self._due = now + min(max(FRESH_SECONDS, _SHARE * (now - self._started)), _SELDOM_SECONDS)
             self._task = None

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
-from consumer.console.database import GIVEN_UP
 from consumer.console.overview import Picture
 from consumer.console.words import ago, clock, span
 
@@ -35,9 +34,9 @@ def _away(picture: Picture) -> list[Trouble]:
     elif picture.reason is not None:
         paused = f"Nothing is consumed by this worker since {clock(picture.since)} UTC: {picture.reason}"
         found.append(Trouble("bad", paused))
-    # A server that is away is named once, though the worker and the console both found it so.
-    others = [fault for fault in picture.faults if fault != picture.reason]
-    return found + [Trouble("watch" if GIVEN_UP in fault else "bad", fault) for fault in others]
+    # A server that is away is named once, though the worker and the console both found it so. What only the console
+    # could not read holds up no run.
+    return found + [Trouble("watch", fault) for fault in picture.faults if fault != picture.reason]
 
 
 def _late(picture: Picture) -> list[Trouble]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from time import monotonic
 from uuid import uuid4
 
 import pytest
@@ -12,7 +13,11 @@ from consumer.assembly import Service
 from consumer.console import database
 from consumer.console.answers import CONTENT_SECURITY_POLICY
 from consumer.console.database import APPLICATION_NAME, SESSIONS, create_console_engine
+from consumer.console.pages import Console
+from consumer.console.parked_lately import ParkedLately
 from consumer.errors import UnavailableError
+from consumer.health import Health
+from consumer.metrics import Metrics
 from tests import runs
 from tests.console.site import Answer, ask, close_out, path_of
 from tests.faults.proxy import Proxy
@@ -291,6 +296,30 @@ async def test_the_page_answers_within_a_second_and_names_the_server_that_is_awa
             line.cut()
             line.flow()
             await _until(service, "/", "All is well", within=1)
+    for line in lines:
+        line.close()
+
+
+async def test_closing_it_takes_no_longer_than_a_second_though_its_lines_are_silent(
+    postgres, rabbit, database_url, amqp_url, broker
+):
+    lines = [await Proxy(postgres.port).accept(), await Proxy(rabbit.port).accept()]
+    urls = [
+        url.replace(f":{server.port}/", f":{line.port}/")
+        for url, server, line in zip((database_url, amqp_url), (postgres, rabbit), lines, strict=True)
+    ]
+    parked = ParkedLately()
+    console = Console(
+        database_url=urls[0], amqp_url=urls[1], metrics=Metrics(), health=Health(Metrics()), parked=parked
+    )
+    assert "ready in RabbitMQ" in await console._live_part()
+    for line in lines:
+        line.stall()
+    await asyncio.sleep(1.1)
+    assert "has not answered" in await console._live_part()
+    began = monotonic()
+    await console.close()
+    assert monotonic() - began < 1.5
     for line in lines:
         line.close()
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from consumer.console import one_run
 from consumer.console.charts import HEIGHT, WIDTH, lag_chart, rate_chart, round_up
-from consumer.console.database import GIVEN_UP, Pace, Waiting
+from consumer.console.database import Pace, Waiting
 from consumer.console.depths import Depths
 from consumer.console.history import (
     SLOT_SECONDS,
@@ -166,11 +166,10 @@ def test_a_server_that_is_away_is_named_once_though_worker_and_console_both_foun
     assert told.endswith(f"since 11:00:00 UTC: {away}")
 
 
-def test_what_the_console_alone_could_not_read_is_told_too_and_a_slow_list_is_no_alarm():
-    slow = f"PostgreSQL: {GIVEN_UP}"
-    assert words(depths=Reading(fault="RabbitMQ is not available: x"), runs=Reading(fault=slow)) == [
-        ("bad", "RabbitMQ is not available: x"),
-        ("watch", slow),
+def test_what_the_console_alone_could_not_read_is_told_too_and_is_no_alarm():
+    assert words(depths=Reading(fault="RabbitMQ has not answered"), runs=Reading(fault="given up after 0.75 s")) == [
+        ("watch", "RabbitMQ has not answered"),
+        ("watch", "given up after 0.75 s"),
     ]
 
 
