@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from math import floor, log10
+from math import ceil, floor, log10
 
 from consumer.console.history import SLOT_SECONDS, Slot
 from consumer.console.words import clock, rate, span
@@ -62,7 +62,7 @@ def rate_chart(slots: Sequence[Slot], now: float, *, columns: int) -> RateChart:
 
 def lag_chart(slots: Sequence[Slot], now: float, *, columns: int) -> LagChart:
     """Return the chart of lag from a run's end to its commit, on the same columns."""
-    top = round_up(max((slot.lag_most or 0.0 for slot in slots), default=0.0))
+    top = round_up_time(max((slot.lag_most or 0.0 for slot in slots), default=0.0))
     wide = WIDTH / columns
     places = [(_x(slot, now, columns), slot) for slot in slots]
     return LagChart(
@@ -71,6 +71,14 @@ def lag_chart(slots: Sequence[Slot], now: float, *, columns: int) -> LagChart:
         most=_line([(x + wide / 2, slot.lag_most) for x, slot in places], top, wide),
         columns=[Bar(x, 0, wide, HEIGHT, _lag_words(slot)) for x, slot in places if slot.lag_median is not None],
     )
+
+
+def round_up_time(seconds: float) -> float:
+    """Return a length of time not below *seconds*, in one unit: two would not fit beside the chart."""
+    for unit in (86_400.0, 3_600.0, 60.0):
+        if seconds > unit:
+            return ceil(round_up(seconds / unit)) * unit
+    return min(round_up(seconds), 60.0)
 
 
 def round_up(value: float) -> float:
@@ -92,8 +100,9 @@ def _line(points: Sequence[tuple[float, float | None]], top: float, wide: float)
     for x, value in points:
         if value is not None:
             joined = before is not None and x - before <= wide * 1.01
-            # A dot is a line of no length: with round ends it can be seen.
-            words.append(f"{'L' if joined else 'M'}{x:g} {HEIGHT * (1 - value / top):.2f}{'' if joined else 'h0'}")
+            y = HEIGHT * (1 - value / top)
+            # A line begins with a dash of its own, so that a column alone can be seen.
+            words.append(f"L{x:g} {y:.2f}" if joined else f"M{x - wide / 4:g} {y:.2f}h{wide / 4:g}")
             before = x
     return "".join(words)
 

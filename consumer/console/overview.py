@@ -75,10 +75,10 @@ class Picture:
         return by_reason(self.rollbacks.value or ())
 
     @property
-    def faults(self) -> list[str]:
-        """Why something could not be read, each reason once."""
+    def faults(self) -> dict[str, bool]:
+        """Why something could not be read, each reason once, and whether it is only slow."""
         readings: tuple[Reading[Any], ...] = (self.depths, self.waiting, self.pace, self.rollbacks, self.runs)
-        return list(dict.fromkeys(reading.fault for reading in readings if reading.fault))
+        return {reading.fault: reading.is_slow for reading in readings if reading.fault}
 
 
 class Overview:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Generic, TypeVar
@@ -14,6 +14,11 @@ from consumer.errors import UnavailableError, one_line
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
+
+class SlowError(UnavailableError):
+    """The server answers, but not this and not now; nobody needs to act."""
+
+
 # Seconds between two readings at least: a page that refreshes every two seconds always shows a new one.
 FRESH_SECONDS = 1.0
 # A reading that takes long is made less often, so that all viewers together keep a server busy for a thirtieth of the
@@ -22,6 +27,8 @@ _SHARE = 30.0
 _SELDOM_SECONDS = 20.0
 # Seconds that a viewer waits for a new reading before the last known one is shown instead: the page answers within one.
 PATIENCE_SECONDS = 0.6
+# Seconds of silence after which a server counts as away: a first connection over TLS takes longer than the patience.
+_AWAY_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +38,7 @@ class Reading(Generic[T]):
     value: T | None = None
     read_at: datetime | None = None
     fault: str | None = None
+    is_slow: bool = False  # the fault is no more than that
 
 
 class Shared(Generic[T]):
@@ -57,8 +65,9 @@ class Shared(Generic[T]):
             await asyncio.wait({task}, timeout=max(0.0, self._started + PATIENCE_SECONDS - monotonic()))
             if not task.done():
                 waited = monotonic() - self._started
-                fault = f"{self._what} has not answered for {waited:.1f} s"
-                return Reading(self._known.value, self._known.read_at, self._known.fault or fault)
+                if self._known.fault is None:
+                    fault = f"{self._what} has not answered for {waited:.1f} s"
+                    return replace(self._known, fault=fault, is_slow=waited < _AWAY_SECONDS)
         return self._known
 
     async def settle(self, within: float) -> None:
@@ -70,10 +79,10 @@ class Shared(Generic[T]):
         try:
             self._known = Reading(await self._read(), datetime.now(UTC))
         except UnavailableError as error:
-            self._known = Reading(self._known.value, self._known.read_at, one_line(error))
+            self._known = replace(self._known, fault=one_line(error), is_slow=isinstance(error, SlowError))
         except Exception as error:  # a bug in the console must not end the worker
             log.exception("the console cannot read", what=self._what)
-            self._known = Reading(self._known.value, self._known.read_at, f"{self._what}: {one_line(error)}")
+            self._known = replace(self._known, fault=f"{self._what}: {one_line(error)}", is_slow=False)
         finally:
             now = monotonic()
             self._due = now + min(max(FRESH_SECONDS, _SHARE * (now - self._started)), _SELDOM_SECONDS)

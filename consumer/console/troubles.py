@@ -34,9 +34,9 @@ def _away(picture: Picture) -> list[Trouble]:
     elif picture.reason is not None:
         paused = f"Nothing is consumed by this worker since {clock(picture.since)} UTC: {picture.reason}"
         found.append(Trouble("bad", paused))
-    # A server that is away is named once, though the worker and the console both found it so. What only the console
-    # could not read holds up no run.
-    return found + [Trouble("watch", fault) for fault in picture.faults if fault != picture.reason]
+    # An idle worker does not notice that a server is away; where it does, the server is named once all the same.
+    others = {fault: is_slow for fault, is_slow in picture.faults.items() if fault != picture.reason}
+    return found + [Trouble("watch" if is_slow else "bad", fault) for fault, is_slow in others.items()]
 
 
 def _late(picture: Picture) -> list[Trouble]:

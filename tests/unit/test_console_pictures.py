@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consumer.console import one_run
-from consumer.console.charts import HEIGHT, WIDTH, lag_chart, rate_chart, round_up
+from consumer.console.charts import HEIGHT, WIDTH, lag_chart, rate_chart, round_up, round_up_time
 from consumer.console.database import Pace, Waiting
 from consumer.console.depths import Depths
 from consumer.console.history import (
@@ -106,6 +106,14 @@ def test_an_axis_ends_at_a_round_number_not_far_above_what_it_must_hold(value):
     assert value * (1 - 1e-6) <= top <= value * 1.6
 
 
+@pytest.mark.parametrize(
+    ("seconds", "top"),
+    [(0.03, 0.03), (7, 8), (51, 60), (61, 120), (400, 480), (3_599, 3_600), (3_700, 7_200), (90_000, 172_800)],
+)
+def test_an_axis_of_time_ends_at_whole_minutes_hours_or_days(seconds, top):
+    assert round_up_time(seconds) == pytest.approx(top)
+
+
 def test_an_axis_without_anything_on_it_ends_at_one():
     assert round_up(0) == 1
 
@@ -166,10 +174,11 @@ def test_a_server_that_is_away_is_named_once_though_worker_and_console_both_foun
     assert told.endswith(f"since 11:00:00 UTC: {away}")
 
 
-def test_what_the_console_alone_could_not_read_is_told_too_and_is_no_alarm():
-    assert words(depths=Reading(fault="RabbitMQ has not answered"), runs=Reading(fault="given up after 0.75 s")) == [
-        ("watch", "RabbitMQ has not answered"),
-        ("watch", "given up after 0.75 s"),
+def test_what_the_console_alone_could_not_read_is_told_too_and_what_is_only_slow_is_no_alarm():
+    slow: Reading[Any] = Reading(fault="PostgreSQL: given up after 0.75 s", is_slow=True)
+    assert words(depths=Reading(fault="RabbitMQ is not available: x"), runs=slow, pace=slow) == [
+        ("bad", "RabbitMQ is not available: x"),
+        ("watch", "PostgreSQL: given up after 0.75 s"),
     ]
 
 
