@@ -56,7 +56,7 @@ def rate_chart(slots: Sequence[Slot], now: float, *, columns: int) -> RateChart:
         if slot.trouble:
             words += f", {slot.trouble:,.0f} rolled back or parked"
             troubles.append(Bar(x, 0, width, 10, words))
-        bars.append(Bar(x, HEIGHT - height, width, height, words))
+        bars.append(Bar(x, round(HEIGHT - height, 2), width, height, words))
     return RateChart(top, bars, troubles)
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from consumer import outbox
-from consumer.console.readings import SlowError
+from consumer.console.readings import BusyError, GivenUpError
 from consumer.database import DATABASE_ERRORS
 from consumer.errors import UnavailableError, one_line, sqlstate_of
 from consumer.inspection import Row, RunFile, read_run
@@ -232,9 +232,9 @@ async def _in_words() -> AsyncIterator[None]:
     try:
         yield
     except PoolTimeoutError as error:
-        raise SlowError("PostgreSQL: the console's sessions are busy; try again in a moment") from error
+        raise BusyError("PostgreSQL: the console's sessions are busy; try again in a moment") from error
     except DATABASE_ERRORS as error:
         if sqlstate_of(error) == _CANCELED_BY_TIMEOUT:
             words = f"PostgreSQL: given up after {_STATEMENT_SECONDS:g} s, so that the worker is not disturbed"
-            raise SlowError(words) from error
+            raise GivenUpError(words) from error
         raise UnavailableError(f"PostgreSQL is not available: {one_line(error)}") from error

@@ -15,8 +15,12 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
-class SlowError(UnavailableError):
-    """The server answers, but not this and not now; nobody needs to act."""
+class BusyError(UnavailableError):
+    """Others are being answered; nobody needs to act."""
+
+
+class GivenUpError(UnavailableError):
+    """The server worked on it for as long as it may; nobody needs to act."""
 
 
 # Seconds between two readings at least: a page that refreshes every two seconds always shows a new one.
@@ -76,14 +80,18 @@ class Shared(Generic[T]):
             await asyncio.wait({self._task}, timeout=within)
 
     async def _renew(self) -> None:
+        cost = 0.0  # of what the server did; the silence of one that is away costs it nothing
         try:
             self._known = Reading(await self._read(), datetime.now(UTC))
+            cost = monotonic() - self._started
         except UnavailableError as error:
-            self._known = replace(self._known, fault=one_line(error), is_slow=isinstance(error, SlowError))
+            if isinstance(error, GivenUpError):
+                cost = monotonic() - self._started
+            is_slow = isinstance(error, BusyError | GivenUpError)
+            self._known = replace(self._known, fault=one_line(error), is_slow=is_slow)
         except Exception as error:  # a bug in the console must not end the worker
             log.exception("the console cannot read", what=self._what)
             self._known = replace(self._known, fault=f"{self._what}: {one_line(error)}", is_slow=False)
         finally:
-            now = monotonic()
-            self._due = now + min(max(FRESH_SECONDS, _SHARE * (now - self._started)), _SELDOM_SECONDS)
+            self._due = monotonic() + min(max(FRESH_SECONDS, _SHARE * cost), _SELDOM_SECONDS)
             self._task = None

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from collections import Counter
+from collections.abc import AsyncIterator
 from time import monotonic
 from uuid import uuid4
 
@@ -25,6 +27,24 @@ from tests.integration.faults import break_writes_to, mend_writes
 from tests.integration.traffic import eventually, publish, worker
 
 RUN = "01890a5d-ac96-774b-bcce-b302099a8057"
+
+
+@pytest.fixture
+async def lines(postgres, rabbit) -> AsyncIterator[list[Proxy]]:
+    """Lines to PostgreSQL and to RabbitMQ."""
+    made = [await Proxy(server.port).accept() for server in (postgres, rabbit)]
+    yield made
+    for line in made:
+        line.close()
+
+
+@pytest.fixture
+def urls(lines, postgres, rabbit, database_url, amqp_url) -> list[str]:
+    """The URLs of both servers, behind *lines*."""
+    direct = ((database_url, postgres), (amqp_url, rabbit))
+    return [
+        url.replace(f":{server.port}/", f":{line.port}/") for (url, server), line in zip(direct, lines, strict=True)
+    ]
 
 
 async def test_the_overview_shows_the_flow_the_last_runs_and_why_some_were_rolled_back_or_parked(
@@ -192,17 +212,15 @@ async def test_fifty_viewers_cost_the_database_and_the_broker_what_one_does(data
             "before_cursor_execute",
             lambda _conn, _cursor, statement, *_: statements.append(statement),
         )
-        await _until(service, "/", path_of(body))
-        await ask(service, path_of(body))
-        await asyncio.sleep(1.1)  # what was read is no longer fresh
-        statements.clear()
         await asyncio.gather(ask(service, "/"), ask(service, path_of(body)))
-        one = sorted(statements)
-        await asyncio.sleep(1.1)
+        await _until(service, "/", path_of(body))
+        one = Counter(statements)
+        await asyncio.sleep(1.1)  # what was read is no longer fresh
         statements.clear()
         answers = await asyncio.gather(*(ask(service, path) for path in ["/", path_of(body)] * 50))
         assert {answer.status for answer in answers} == {200}
-        assert sorted(statements) == one
+        assert statements
+        assert Counter(statements) <= one
         sessions = text(f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{APPLICATION_NAME}'")
         async with engine.connect() as conn:
             assert (await conn.execute(sessions)).scalar_one() <= SESSIONS
@@ -267,14 +285,7 @@ async def test_the_latest_runs_and_the_owners_of_an_id_are_looked_up_without_a_s
         assert "Seq Scan" not in plan, plan
 
 
-async def test_the_page_answers_within_a_second_and_names_the_server_that_is_away(
-    postgres, rabbit, database_url, amqp_url, engine, broker
-):
-    lines = [await Proxy(postgres.port).accept(), await Proxy(rabbit.port).accept()]
-    urls = [
-        url.replace(f":{server.port}/", f":{line.port}/")
-        for url, server, line in zip((database_url, amqp_url), (postgres, rabbit), lines, strict=True)
-    ]
+async def test_the_page_answers_within_a_second_and_names_the_server_that_is_away(lines, urls, engine, broker):
     body = runs.body()
     async with worker(*urls) as service:
         await close_out(broker, engine, body)
@@ -296,18 +307,9 @@ async def test_the_page_answers_within_a_second_and_names_the_server_that_is_awa
             line.cut()
             line.flow()
             await _until(service, "/", "All is well", within=1)
-    for line in lines:
-        line.close()
 
 
-async def test_closing_it_takes_no_longer_than_a_second_though_its_lines_are_silent(
-    postgres, rabbit, database_url, amqp_url, broker
-):
-    lines = [await Proxy(postgres.port).accept(), await Proxy(rabbit.port).accept()]
-    urls = [
-        url.replace(f":{server.port}/", f":{line.port}/")
-        for url, server, line in zip((database_url, amqp_url), (postgres, rabbit), lines, strict=True)
-    ]
+async def test_closing_it_takes_no_longer_than_a_second_though_its_lines_are_silent(lines, urls):
     parked = ParkedLately()
     console = Console(
         database_url=urls[0], amqp_url=urls[1], metrics=Metrics(), health=Health(Metrics()), parked=parked
@@ -320,8 +322,6 @@ async def test_closing_it_takes_no_longer_than_a_second_though_its_lines_are_sil
     began = monotonic()
     await console.close()
     assert monotonic() - began < 1.5
-    for line in lines:
-        line.close()
 
 
 async def test_a_user_who_may_configure_nothing_may_see_how_deep_the_queues_are(
