@@ -38,8 +38,10 @@ def find_chromium() -> Path:
 
     Raises ServerError with what to install.
     """
-    if named := os.environ.get("CHROMIUM"):
-        return Path(named)  # an explicit wish is not replaced by something else
+    if named := os.environ.get("CHROMIUM"):  # an explicit wish is not replaced by something else
+        if not os.access(named, os.X_OK):
+            raise ServerError(f"CHROMIUM: found {named}; expected the path of a program")
+        return Path(named)
     with _one_at_a_time():
         found = _found()
         if found is None:

@@ -101,29 +101,29 @@ async def test_a_run_whose_events_wait_says_so_and_is_looked_at_again(database_u
     assert "To publish" in overview.body
 
 
-@pytest.mark.parametrize(
-    ("path", "words"),
-    [
-        ("/runs/acme/not-a-uuid", "run id: found &#39;not-a-uuid&#39;; expected a UUID such as"),
-        ("/runs/no%20spaces/" + RUN, "tenant id: found &#39;no spaces&#39;; expected 1 to 128 characters"),
-        ("/runs/" + "a" * 129 + "/" + RUN, "expected 1 to 128 characters of A-Z a-z 0-9 . _ -"),
-        ("/runs/acme%00/" + RUN, "tenant id: found"),
-        ("/runs/acme/" + RUN, "It may still be queued, or it was parked"),
-        ("/runs?q=" + RUN, "It may still be queued, or it was parked"),
-        ("/runs?q=%3Cscript%3E", "run id: found &#39;&lt;script&gt;&#39;"),
-        ("/runs?q=" + "9" * 5_000, "run id: found"),
-        ("/runs?q=../../etc/passwd", "run id: found &#39;passwd&#39;"),
-        ("/nothing/here", "There is nothing at"),
-        ("/static/../pages.py", "There is nothing at"),
-        ("/static/pages.py", "no such file"),
-        ("/static/%2e%2e%2fpages.py", "There is nothing at"),
-    ],
+NOTHING = (
+    ("/runs/acme/not-a-uuid", "run id: found &#39;not-a-uuid&#39;; expected a UUID such as"),
+    ("/runs/no%20spaces/" + RUN, "tenant id: found &#39;no spaces&#39;; expected 1 to 128 characters"),
+    ("/runs/" + "a" * 129 + "/" + RUN, "expected 1 to 128 characters of A-Z a-z 0-9 . _ -"),
+    ("/runs/acme%00/" + RUN, "tenant id: found"),
+    ("/runs/acme/" + RUN, "It may still be queued, or it was parked"),
+    ("/runs?q=" + RUN, "It may still be queued, or it was parked"),
+    ("/runs?q=%3Cscript%3E", "run id: found &#39;&lt;script&gt;&#39;"),
+    ("/runs?q=" + "9" * 5_000, "run id: found"),
+    ("/runs?q=../../etc/passwd", "run id: found &#39;passwd&#39;"),
+    ("/nothing/here", "There is nothing at"),
+    ("/static/../pages.py", "There is nothing at"),
+    ("/static/pages.py", "no such file"),
+    ("/static/%2e%2e%2fpages.py", "There is nothing at"),
 )
-async def test_what_names_no_run_and_no_page_is_404_in_words(database_url, amqp_url, path, words):
+
+
+async def test_what_names_no_run_and_no_page_is_404_in_words(database_url, amqp_url):
     async with worker(database_url, amqp_url) as service:
-        answer = await ask(service, path)
-    assert answer.status == 404
-    assert words in answer.body
+        for path, words in NOTHING:
+            answer = await ask(service, path)
+            assert answer.status == 404, path
+            assert words in answer.body, path
 
 
 async def test_a_run_that_was_parked_is_explained_on_its_page(database_url, amqp_url, broker):
