@@ -154,7 +154,7 @@ async def test_what_changes_is_put_in_by_itself_and_the_rest_of_the_page_stays(
             await page.evaluate("window.same = true")
             await page.locator(f"a[href='{path_of(first)}']").focus()
             await close_out(broker, engine, second)
-            await expect(page.locator(f"a[href='{path_of(second)}']")).to_be_visible(timeout=10_000)
+            await expect(page.locator(f"a[href='{path_of(second)}']")).to_be_visible(timeout=30_000)
             assert await page.evaluate("window.same")
             # The reader's place is kept, though the list around it is a new one.
             assert await page.evaluate("document.activeElement.getAttribute('href')") == path_of(first)
@@ -208,10 +208,10 @@ async def test_what_somebody_is_selecting_is_not_taken_from_under_them(database_
             before = await page.locator("[data-part=as-of]").inner_text()
             await close_out(broker, engine, second)
             await _until(service, "/live", path_of(second))
-            await expect(page.locator("[data-part=as-of]")).not_to_have_text(before, timeout=10_000)
+            await expect(page.locator("[data-part=as-of]")).not_to_have_text(before, timeout=30_000)
             assert await page.evaluate("getSelection().toString()") == path_of(first).removeprefix("/runs/")
             await page.evaluate("getSelection().removeAllRanges()")
-            await expect(page.locator(f"a[href='{path_of(second)}']")).to_be_visible(timeout=10_000)
+            await expect(page.locator(f"a[href='{path_of(second)}']")).to_be_visible(timeout=30_000)
 
 
 async def test_a_worker_that_is_gone_is_said_to_be_and_one_that_is_back_is_live_again(database_url, amqp_url, browser):
@@ -219,9 +219,9 @@ async def test_a_worker_that_is_gone_is_said_to_be_and_one_that_is_back_is_live_
         page = await browser.new_page(base_url=f"http://127.0.0.1:{service.http.port}")
         await page.goto("/")
         await page.route("**/live", lambda route: route.abort())
-        await expect(page.get_by_role("button", name="No answer since")).to_be_visible(timeout=10_000)
+        await expect(page.get_by_role("button", name="No answer since")).to_be_visible(timeout=30_000)
         await page.unroute("**/live")
-        await expect(page.get_by_role("button", name="Live")).to_be_visible(timeout=10_000)
+        await expect(page.get_by_role("button", name="Live")).to_be_visible(timeout=30_000)
 
 
 async def test_the_page_of_a_run_that_is_not_there_yet_turns_into_the_run_s_page(
@@ -231,7 +231,7 @@ async def test_the_page_of_a_run_that_is_not_there_yet_turns_into_the_run_s_page
     async with worker(database_url, amqp_url) as service, visit(browser, service, path_of(body)) as page:
         await expect(page.get_by_role("heading", name="Not known here")).to_be_visible()
         await close_out(broker, engine, body)
-        await expect(page.get_by_role("heading", name=str(runs.run_id_of(body)))).to_be_visible(timeout=10_000)
+        await expect(page.get_by_role("heading", name=str(runs.run_id_of(body)))).to_be_visible(timeout=30_000)
 
 
 async def test_without_scripts_everything_is_there_but_the_refreshing(database_url, amqp_url, engine, broker, browser):
@@ -284,6 +284,6 @@ TOO_FAINT = """() => {
 
 
 async def _until(service: Service, path: str, words: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while words not in (await ask(service, path)).body:
             await asyncio.sleep(0.05)

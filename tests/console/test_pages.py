@@ -315,8 +315,9 @@ async def test_closing_it_takes_no_longer_than_a_second_though_its_lines_are_sil
     assert "ready in RabbitMQ" in await console._live_part()
     for line in lines:
         line.stall()
-    await asyncio.sleep(1.1)
-    assert "has not answered" in await console._live_part()
+    async with asyncio.timeout(30):  # a first reading that took long on a busy machine is repeated only after a while
+        while "has not answered" not in await console._live_part():
+            await asyncio.sleep(0.1)
     began = monotonic()
     await console.close()
     assert monotonic() - began < 1.5
@@ -360,15 +361,15 @@ async def test_what_is_sent_is_one_document_without_anything_inline_or_from_else
 
 
 async def _until(service: Service, path: str, *words: str, within: float = 5) -> Answer:
-    """Ask again until all *words* are in the answer, at most ten seconds; each answer must come within *within*."""
+    """Ask again until all *words* are in the answer, at most 30 seconds; each answer must come within *within*."""
     answer = None
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while answer is None or not all(word in answer.body for word in words):
                 answer = await ask(service, path, within=within)
                 await asyncio.sleep(0.05)
     except TimeoutError:
-        raise AssertionError(f"no {words!r} within 10 s in:\n{answer and answer.body}") from None
+        raise AssertionError(f"no {words!r} within 30 s in:\n{answer and answer.body}") from None
     return answer
 
 
