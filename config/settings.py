@@ -107,7 +107,7 @@ class Settings(BaseModel):
     require_event_subscribers: bool = Field(
         False, description="an event that no queue takes stays in the outbox instead of counting as published"
     )
-    http_host: str = Field("0.0.0.0", description="where /metrics, /livez and /readyz are served")
+    http_host: str = Field("0.0.0.0", description="where /metrics, /livez, /readyz and the console are served")
     http_port: int = Field(9464, ge=0, le=65_535, description="0: any free port")
     # Orchestrators kill far sooner than after an hour; without a bound, inf would be a number too.
     shutdown_grace_seconds: float = Field(

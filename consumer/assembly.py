@@ -15,6 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from config.settings import Settings, load_settings
 from consumer.backlog import watch_outbox
 from consumer.broker import BrokerConnection
+from consumer.console.pages import Console
+from consumer.console.parked_lately import ParkedLately, RememberingChannel
 from consumer.database import create_engine, probe
 from consumer.dispatch import Dispatcher, Rollout
 from consumer.health import Health
@@ -45,6 +47,7 @@ class Service:
     worker: Worker
     relay: Relay
     http: HttpService
+    console: Console
     engine: AsyncEngine
     publishing: BrokerConnection
     watch: Callable[[asyncio.Event], Coroutine[Any, Any, None]]
@@ -57,11 +60,13 @@ class Service:
         async with AsyncExitStack() as closing:
             closing.push_async_callback(self.engine.dispose)
             closing.push_async_callback(self.publishing.close)
+            closing.push_async_callback(self.console.close)
             self._listen_for_signals(on_signal)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.http.run())
                 group.create_task(self.relay.run(self.worker.stopping))
                 group.create_task(self.watch(self.worker.stopping))
+                group.create_task(self.console.run(self.worker.stopping))
                 await self.worker.run()
                 self.http.stop()
         log.info("stopped")
@@ -103,6 +108,7 @@ def build_service(settings: Settings) -> Service:
     publisher = partial(EventPublisher, metrics=metrics, require_subscribers=settings.require_event_subscribers)
     policies = PolicyBook()
     leaving = asyncio.Event()
+    parked = ParkedLately()
     events = publisher(ConfirmedChannel(publishing))
     dispatcher = Dispatcher(
         coordinator=RunCompletionTransaction(engine=engine, policies=policies, publisher=events, metrics=metrics),
@@ -120,7 +126,9 @@ def build_service(settings: Settings) -> Service:
         decode=partial(decode_delivery, settings=settings, own_user=publishing.user),
         close_out=partial(count_shadows, close_out=dispatcher.close_out, metrics=metrics),
         settler=Settler(
-            channel=ConfirmedChannel(publishing), metrics=metrics, max_attempts=settings.delivery_max_attempts
+            channel=RememberingChannel(publishing, parked),
+            metrics=metrics,
+            max_attempts=settings.delivery_max_attempts,
         ),
         probe=partial(probe, engine),
         intake=Intake(metrics),
@@ -133,10 +141,17 @@ def build_service(settings: Settings) -> Service:
     )
     # The relay has a channel of its own: an event that both publish at once must not share a message id's bookkeeping.
     relay = Relay(engine=engine, publisher=publisher(ConfirmedChannel(publishing)), metrics=metrics)
-    http = HttpService(application(metrics, health), host=settings.http_host, port=settings.http_port)
+    console = Console(
+        database_url=settings.database_url.get_secret_value(),
+        amqp_url=amqp_url,
+        metrics=metrics,
+        health=health,
+        parked=parked,
+    )
+    http = HttpService(application(metrics, health, console), host=settings.http_host, port=settings.http_port)
     _announce(settings, http)
     watch = partial(watch_outbox, engine=engine, metrics=metrics)
-    return Service(worker, relay, http, engine, publishing, watch)
+    return Service(worker, relay, http, console, engine, publishing, watch)
 
 
 def decode_delivery(delivery: Delivery, *, settings: Settings, own_user: str | None) -> Arrival:

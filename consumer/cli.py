@@ -43,7 +43,7 @@ def worker() -> None:
     """Consume run-completed messages until SIGTERM or SIGINT, then drain and exit 0.
 
     Needs DATABASE_URL and AMQP_URL, a migrated schema (closeout migrate) and a declared topology (closeout topology);
-    while one of them is missing it waits, and /readyz says for what.
+    while one of them is missing it waits, and /readyz says for what. The console is at / of HTTP_HOST and HTTP_PORT.
 
     Example: TRANSACTION_COORDINATOR_ENABLED=true closeout worker
     """

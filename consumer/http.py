@@ -1,4 +1,4 @@
-"""The worker's HTTP side, in the worker's own loop: /metrics, /livez, /readyz. Contract section 8."""
+"""The worker's HTTP side, in the worker's own loop: /metrics, /livez, /readyz and the console. Contract section 8."""
 
 import asyncio
 import contextlib
@@ -12,12 +12,15 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
+from consumer.console.answers import SecurityHeaders
+from consumer.console.pages import Console
 from consumer.health import Health
 from consumer.metrics import Metrics
 
 
-def application(metrics: Metrics, health: Health) -> Starlette:
+def application(metrics: Metrics, health: Health, console: Console) -> ASGIApp:
     """Return the ASGI application."""
 
     async def livez(_request: Request) -> Response:
@@ -34,13 +37,16 @@ def application(metrics: Metrics, health: Health) -> Starlette:
         body = await asyncio.to_thread(encode, metrics.registry)
         return Response(body, headers={"content-type": content_type})
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/livez", livez),
             Route("/readyz", readyz),
             Route("/metrics", scrape),
-        ]
+            *console.routes(),
+        ],
+        exception_handlers={404: console.not_found},
     )
+    return SecurityHeaders(app)
 
 
 class _Server(uvicorn.Server):
@@ -54,7 +60,7 @@ class _Server(uvicorn.Server):
 class HttpService:
     """Listens from construction on, so that a taken port is an error before anything is consumed."""
 
-    def __init__(self, app: Starlette, *, host: str, port: int) -> None:
+    def __init__(self, app: ASGIApp, *, host: str, port: int) -> None:
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             self._socket = socket.create_server((host, port), family=family)

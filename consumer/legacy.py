@@ -136,8 +136,10 @@ class LegacyCloseOut:
             outcome = await self._publisher.publish(events)
             if outcome.confirmed:
                 async with self._engine.begin() as conn:
-                    if key in await outbox.mark(conn, outcome.confirmed):
-                        return _P.EVENTS_PUBLISHED
+                    done = await outbox.mark(conn, outcome.confirmed)
+                if key in done:
+                    self._metrics.phase_entered.labels(_P.EVENTS_PUBLISHED.value).inc()
+                    return _P.EVENTS_PUBLISHED
         except Exception as error:  # noqa: BLE001 - after COMMITTED nothing may fail the run; the relay goes on
             log.warning("events left to the relay", error=one_line(error))
         return phase

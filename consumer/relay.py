@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from consumer import outbox
 from consumer.errors import UnavailableError, one_line
 from consumer.metrics import Metrics
+from consumer.phases import TransactionPhase
 from consumer.publisher import EventPublisher
 from domains.run import RunKey
 
@@ -53,7 +54,6 @@ class Relay:
             try:
                 if await self.sweep() == RUNS_A_SWEEP:
                     pause = 0.0
-                await self._measure()
                 self._failures = 0
             except Exception as error:  # noqa: BLE001 - an outage is waited out, whatever it is called
                 self._failures += 1
@@ -77,6 +77,7 @@ class Relay:
             # The lock is held while the confirms come, never over a pause: their timeout bounds it.
             outcome = await self._publisher.publish(await outbox.unpublished(conn, keys))
             done = await outbox.mark(conn, outcome.confirmed) if outcome.confirmed else set()
+        self._metrics.phase_entered.labels(TransactionPhase.EVENTS_PUBLISHED.value).inc(len(done))
         log.info(
             "relay published what was left behind",
             runs=len(done), of=len(keys), seconds=round(monotonic() - started, 3), error=outcome.failure,
@@ -84,9 +85,3 @@ class Relay:
         if outcome.failure and not outcome.confirmed:
             raise UnavailableError(outcome.failure)
         return len(keys)
-
-    async def _measure(self) -> None:
-        async with self._engine.connect() as conn:
-            pending, oldest = await outbox.backlog(conn)
-        self._metrics.outbox_pending.set(pending)
-        self._metrics.outbox_oldest.set(oldest)

@@ -179,10 +179,12 @@ class RunCompletionTransaction:
             if not outcome.confirmed:
                 return set()
             async with self._marking.connect() as conn:
-                return await outbox.mark(conn, outcome.confirmed)
+                done = await outbox.mark(conn, outcome.confirmed)
+            self._metrics.phase_entered.labels(TransactionPhase.EVENTS_PUBLISHED.value).inc(len(done))
         except Exception as error:  # noqa: BLE001 - after COMMITTED nothing may fail the run
             log.warning("events not marked as published; the relay repeats them", error=one_line(error))
             return set()
+        return done
 
     def _observe(self, attempt: Attempt) -> None:
         new = attempt.new

@@ -37,6 +37,8 @@ def apply(
 
     With mode: shadow a policy is evaluated over every run and counted, and decides nothing; the version that is in
     force goes on deciding. closeout policies shadow says what it caught. Applied without mode: shadow, it decides.
+
+    Example: closeout policies apply policies.yaml
     """
     drafts = drafts_in(file)
 
@@ -71,7 +73,10 @@ def list_(
     all_versions: Annotated[bool, typer.Option("--all-versions", help="Old versions too.")] = False,
     as_json: _Json = False,
 ) -> None:
-    """List the policies, those for all tenants first, and whether each is in force, in shadow, or off."""
+    """List the policies, those for all tenants first, and whether each is in force, in shadow, or off.
+
+    Example: closeout policies list --tenant acme --all-versions
+    """
 
     async def work(engine: AsyncEngine) -> list[dict[str, Any]]:
         async with engine.connect() as conn:

@@ -55,6 +55,24 @@ def test_the_installed_wheel_prints_its_documents_and_its_version(installed):
     assert closeout(installed, "--version").strip()
 
 
+def test_the_installed_wheel_has_the_console_s_templates_and_files(installed):
+    program = (
+        "import asyncio; from consumer.console import answers, rendering\n"
+        "page = asyncio.run(rendering.Rendering().page('message.html', title='<t>', lines=['x']))\n"
+        "print(answers.__file__, sorted(answers.StaticFiles()._files), b'&lt;t&gt;' in page.body)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=installed,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+    )
+    assert done.stdout.startswith(str(installed)), "the checkout's code ran instead of the wheel's"
+    assert done.stdout.strip().endswith("['console.css', 'icon.svg', 'live.js'] True")
+
+
 def test_the_configured_coordinator_is_one_and_a_created_one_is_fresh(installed, database_url):
     program = (
         "import consumer; a = consumer.get_transaction_coordinator()\n"

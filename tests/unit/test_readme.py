@@ -65,6 +65,13 @@ def test_every_file_that_the_readme_names_exists():
         assert (root / name).exists() or (root / "consumer" / name).exists(), name
 
 
+def test_every_picture_that_the_readme_shows_exists_and_is_small():
+    pictures = re.findall(r"\]\(([\w./-]+\.png)\)", README)
+    assert pictures
+    for name in pictures:
+        assert (Path(__file__).parents[2] / name).stat().st_size < 150_000, name
+
+
 def test_every_fault_test_has_its_row_and_every_row_its_test():
     tests = Path(__file__).parents[1]
 

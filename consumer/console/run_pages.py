@@ -1,0 +1,132 @@
+"""The page of a run, and the search for one."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from consumer.console import one_run
+from consumer.console.database import TENANTS_AT_MOST, owners, read_one_run
+from consumer.console.parked_lately import ParkedLately
+from consumer.console.readings import Reading, Shared
+from consumer.console.rendering import Rendering
+from consumer.console.words import as_run_id, is_tenant, run_path
+from consumer.inspection import RunFile
+from consumer.phases import TransactionPhase
+
+# Runs that are kept for a second, for all who look at them; one may hold a megabyte.
+_KEPT = 8
+_A_TENANT = "1 to 128 characters of A-Z a-z 0-9 . _ -"
+_A_RUN = "a UUID such as 01890a5d-ac96-774b-bcce-b302099a8057"
+
+
+class RunPages:
+    """``/runs/<tenant_id>/<run_id>`` and ``/runs?q=``; *seen* is called for each that needs the database."""
+
+    def __init__(
+        self, *, engine: AsyncEngine, parked: ParkedLately, rendering: Rendering, seen: Callable[[], None]
+    ) -> None:
+        self._engine = engine
+        self._parked = parked
+        self._rendering = rendering
+        self._seen = seen
+        self._shared: OrderedDict[tuple[str, UUID], Shared[Any]] = OrderedDict()
+
+    async def show(self, request: Request) -> Response:
+        """Answer ``/runs/<tenant_id>/<run_id>``."""
+        return await self._show(request.path_params["tenant_id"], request.path_params["run_id"])
+
+    async def search(self, request: Request) -> Response:
+        """Answer ``/runs?q=``: by ``tenant/run`` or the address of a run's page, or by a run's id alone."""
+        asked = request.query_params.get("q", "").strip()
+        if not asked:
+            return RedirectResponse("/", 303)
+        before, _, bare = asked.rpartition("/")
+        tenant_id = before.rpartition("/")[2]
+        run_id = as_run_id(bare)
+        if run_id is None:
+            return await self._refusal("run id", bare, f"{_A_RUN}, or tenant/run id", asked=asked)
+        if not tenant_id:
+            return await self._by_id(run_id, asked)
+        path = run_path(tenant_id, run_id)
+        return await self._show(tenant_id, bare, asked) if "?" in path else RedirectResponse(path, 303)
+
+    def forget(self) -> None:
+        """Let go of what was read."""
+        self._shared.clear()
+
+    async def _by_id(self, run_id: UUID, asked: str) -> Response:
+        found: Reading[list[str]] = await self._reading("", run_id, partial(owners, self._engine, run_id))
+        if found.value is None:
+            return await self._away(found, asked=asked)
+        match found.value:
+            case []:
+                return await self._missing(None, run_id, asked=asked)
+            case [tenant_id]:
+                return RedirectResponse(run_path(tenant_id, run_id), 303)
+            case tenants:
+                return await self._rendering.page(
+                    "owners.html", q=asked, run_id=run_id, tenants=tenants, most=TENANTS_AT_MOST
+                )
+
+    async def _show(self, tenant_id: str, text: str, asked: str = "") -> Response:
+        run_id = as_run_id(text)
+        if not is_tenant(tenant_id):
+            return await self._refusal("tenant id", tenant_id, _A_TENANT, asked=asked)
+        if run_id is None:
+            return await self._refusal("run id", text, _A_RUN, asked=asked)
+        read = partial(read_one_run, self._engine, tenant_id, run_id)
+        reading: Reading[RunFile | None] = await self._reading(tenant_id, run_id, read)
+        if reading.read_at is None:
+            return await self._away(reading, asked=asked)
+        run = reading.value
+        if run is None:
+            return await self._missing(tenant_id, run_id, asked=asked)
+        is_final = run.completion["phase"] == TransactionPhase.EVENTS_PUBLISHED
+        return await self._rendering.page(
+            "run.html",
+            q=asked,
+            # A run that is not done yet is looked at again.
+            live="" if is_final else run_path(tenant_id, run_id),
+            run=run,
+            reading=reading,
+            marks=one_run.marks(run),
+            stretches=one_run.stretches(run),
+            steps=one_run.step_bars(run),
+            steps_in_sight=one_run.STEPS_IN_SIGHT,
+            events=one_run.events(run),
+        )
+
+    async def _reading(self, tenant_id: str, run_id: UUID, read: Callable[[], Any]) -> Reading[Any]:
+        """Return what *read* finds, asked once for all who look at the same at once."""
+        self._seen()
+        key = (tenant_id, run_id)
+        shared = self._shared.setdefault(key, Shared("PostgreSQL", read))
+        self._shared.move_to_end(key)
+        while len(self._shared) > _KEPT:
+            self._shared.popitem(last=False)
+        return await shared.latest()
+
+    async def _refusal(self, what: str, found: str, expected: str, *, asked: str) -> Response:
+        lines = [f"{what}: found {found[:200]!r}; expected {expected}."]
+        return await self._rendering.page("message.html", status=404, q=asked, title="No such run", lines=lines)
+
+    async def _away(self, reading: Reading[Any], *, asked: str) -> Response:
+        lines = [reading.fault or "PostgreSQL has not answered.", "What is stored is shown again once it answers."]
+        return await self._rendering.page("message.html", status=503, q=asked, title="No answer", lines=lines)
+
+    async def _missing(self, tenant_id: str | None, run_id: UUID, *, asked: str) -> Response:
+        parked = [
+            message
+            for message in self._parked.newest()
+            if as_run_id(message.run_id or "") == run_id and tenant_id in {None, message.tenant_id}
+        ]
+        live = run_path(tenant_id, run_id) if tenant_id else ""
+        return await self._rendering.page(
+            "missing.html", status=404, q=asked, live=live, tenant_id=tenant_id, run_id=run_id, parked=parked
+        )

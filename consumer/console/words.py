@@ -1,0 +1,149 @@
+"""Values as a page shows them: nothing that a sender wrote can act, hide or reorder what stands around it."""
+
+import json
+import re
+from datetime import UTC, datetime
+from urllib.parse import quote
+from uuid import UUID
+
+from markupsafe import Markup, escape
+
+# Characters of one value on a page; the command line shows the whole.
+SHOWN_CHARACTERS = 2_000
+# Control characters, and those that turn the direction of text around: a name written backwards reads as another one.
+# Letters that are written from right to left by nature are not among them, nor what emoji are joined with.
+_ODD = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+_DOTS = re.compile(r"\.{1,2}")
+_TENANT = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def shown(value: object, limit: int = SHOWN_CHARACTERS) -> Markup:
+    """Return *value* as text of a page: escaped, isolated from its neighbours' direction, and cut with a note."""
+    if value is None:
+        return Markup('<span class="none">none</span>')
+    text = value if isinstance(value, str) else _plain(value)
+    if not text:
+        return Markup('<span class="none">empty</span>')
+    words = Markup("").join(_pieces(text[:limit]))
+    if len(text) > limit:
+        note = f"… cut: the first {limit:,} of {len(text):,} characters"
+        words += Markup('<span class="note">{}</span>').format(note)
+    return Markup("<bdi>{}</bdi>").format(words)
+
+
+def _pieces(text: str) -> list[Markup]:
+    pieces, end = [], 0
+    for found in _ODD.finditer(text):
+        mark = Markup('<span class="odd">U+{}</span>').format(f"{ord(found.group()):04X}")
+        pieces += [escape(text[end : found.start()]), mark]
+        end = found.end()
+    return [*pieces, escape(text[end:])]
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, datetime):
+        return moment(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)
+
+
+def run_path(tenant_id: object, run_id: object) -> str:
+    """Return the address of a run's page.
+
+    A browser takes the tenants ``.`` and ``..`` in a path for folders, however they are written; they are searched for.
+    """
+    if _DOTS.fullmatch(str(tenant_id)):
+        return f"/runs?q={quote(f'{tenant_id}/{run_id}', safe='')}"
+    return f"/runs/{quote(str(tenant_id), safe='')}/{quote(str(run_id), safe='')}"
+
+
+def is_tenant(text: str) -> bool:
+    """Say whether *text* is a tenant's id."""
+    return _TENANT.fullmatch(text) is not None
+
+
+def names_run(tenant_id: str | None, run_id: str | None) -> bool:
+    """Say whether these are the words of a run's key, so that it has a page."""
+    return is_tenant(tenant_id or "") and as_run_id(run_id or "") is not None
+
+
+def as_run_id(text: str) -> UUID | None:
+    """Return the UUID that *text* writes, ``None`` if it writes none."""
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+def moment(at: datetime | None) -> str:
+    """Return a time to the millisecond, UTC."""
+    return "-" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3] + "Z"
+
+
+def clock(at: datetime | None) -> str:
+    """Return a time of the day, UTC."""
+    return "-" if at is None else f"{at.astimezone(UTC):%H:%M:%S}"
+
+
+def instant(at: datetime | None) -> str:
+    """Return a time of the day to the millisecond, UTC."""
+    return "-" if at is None else f"{at.astimezone(UTC):%H:%M:%S.%f}"[:-3]
+
+
+def day(at: datetime) -> str:
+    """Return a date, UTC."""
+    return f"{at.astimezone(UTC):%Y-%m-%d}"
+
+
+def stamp(at: datetime | None) -> str:
+    """Return a time as machines read it."""
+    return "" if at is None else at.astimezone(UTC).isoformat(timespec="milliseconds")
+
+
+def ago(at: datetime | None, now: datetime) -> str:
+    """Return how long before *now* something was, to the second."""
+    if at is None:
+        return "-"
+    seconds = (now - at).total_seconds()
+    return "now" if seconds < 1 else f"{span(float(int(seconds)))} ago"
+
+
+_UNITS = ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s"))
+
+
+def span(seconds: float | None) -> str:
+    """Return a length of time in the unit that a person would choose, two units at most."""
+    if seconds is None:
+        return "-"
+    if seconds < 0:
+        return f"-{span(-seconds)}"
+    if seconds < 0.9995:
+        milliseconds = seconds * 1_000
+        return f"{milliseconds:.0f} ms" if milliseconds >= 9.95 or not milliseconds else f"{milliseconds:.1f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.0f} s" if seconds >= 9.95 or seconds == int(seconds) else f"{seconds:.1f} s"
+    for unit, name, part, part_name in _UNITS:
+        if seconds >= unit:
+            whole, rest = divmod(int(seconds), unit)
+            return f"{whole} {name} {rest // part} {part_name}" if rest // part else f"{whole} {name}"
+    return "1 min"  # between 59.95 s and a minute
+
+
+def number(value: float | None) -> str:
+    """Return a count with its thousands apart."""
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def rate(per_second: float | None) -> str:
+    """Return how many a second, with a decimal where few."""
+    if per_second is None:
+        return "-"
+    return f"{per_second:,.0f}" if per_second >= 9.95 or not per_second else f"{per_second:.1f}"
+
+
+def money(dollars: object) -> str:
+    """Return US dollars with every digit that was stored."""
+    return "-" if dollars is None else f"${dollars}"

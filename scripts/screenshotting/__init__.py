@@ -1,0 +1,1 @@
+"""``scripts/screenshots``: the console over a worker with traffic, as a person sees it."""

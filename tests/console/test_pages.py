@@ -1,0 +1,387 @@
+"""What each address answers, to whom, and at what cost."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from time import monotonic
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError
+
+from consumer.assembly import Service
+from consumer.console import database
+from consumer.console.answers import CONTENT_SECURITY_POLICY
+from consumer.console.database import APPLICATION_NAME, SESSIONS, create_console_engine
+from consumer.console.pages import Console
+from consumer.console.parked_lately import ParkedLately
+from consumer.errors import UnavailableError
+from consumer.health import Health
+from consumer.metrics import Metrics
+from tests import runs
+from tests.console.site import Answer, ask, close_out, path_of
+from tests.faults.proxy import Proxy
+from tests.integration.faults import break_writes_to, mend_writes
+from tests.integration.traffic import eventually, publish, worker
+
+RUN = "01890a5d-ac96-774b-bcce-b302099a8057"
+
+
+@pytest.fixture
+async def lines(postgres, rabbit) -> AsyncIterator[list[Proxy]]:
+    """Lines to PostgreSQL and to RabbitMQ."""
+    made = [await Proxy(server.port).accept() for server in (postgres, rabbit)]
+    yield made
+    for line in made:
+        line.close()
+
+
+@pytest.fixture
+def urls(lines, postgres, rabbit, database_url, amqp_url) -> list[str]:
+    """The URLs of both servers, behind *lines*."""
+    direct = ((database_url, postgres), (amqp_url, rabbit))
+    return [
+        url.replace(f":{server.port}/", f":{line.port}/") for (url, server), line in zip(direct, lines, strict=True)
+    ]
+
+
+async def test_the_overview_shows_the_flow_the_last_runs_and_why_some_were_rolled_back_or_parked(
+    database_url, amqp_url, engine, broker
+):
+    good, unlucky = runs.body(), runs.body()
+    async with worker(database_url, amqp_url, DELIVERY_MAX_ATTEMPTS="1") as service:
+        await close_out(broker, engine, good)
+        await break_writes_to(engine, "traces", "nobody foresaw this")
+        await publish(broker, unlucky, b"{nonsense", runs.body(tenant_id="no spaces"), message_id="m-1")
+        page = await _until(
+            service, "/", "3 messages are parked", path_of(good), "nobody foresaw this", "attempt 1</span>",
+            "attempts_exhausted <b>1", "invalid_json <b>1", "schema_violation <b>1", "1 worker consumes",
+            "found &#34;no spaces&#34;",
+        )  # fmt: skip
+        await mend_writes(engine)
+    assert page.status == 200
+    assert page.body.count(f'href="{path_of(unlucky)}"') == 2  # rolled back, and parked
+
+
+async def test_when_all_is_well_the_overview_says_so(database_url, amqp_url):
+    async with worker(database_url, amqp_url) as service:
+        assert "No attempt was rolled back." in (await _until(service, "/", "All is well")).body
+
+
+async def test_a_run_s_page_shows_its_phases_incident_evaluation_steps_and_events(
+    database_url, amqp_url, engine, broker
+):
+    body = runs.body(metadata={"region": "eu-west", "retries": 2})
+    async with worker(database_url, amqp_url) as service:
+        await close_out(broker, engine, body, message_id="from-runner-7")
+        page = await ask(service, path_of(body))
+    assert page.status == 200
+    for words in (
+        "events published", "EXECUTION_TIMEOUT", "no answer within 30 s", "search", "book", "SKILL_ERROR",
+        "incident.created", "policy.evaluated", "run.finalized", "eu-west", "from-runner-7", "0.0125", "gpt-4o",
+        "to the last confirm",
+    ):  # fmt: skip
+        assert words in page.body, words
+    assert "data-live" not in page.body  # nothing of it will change any more
+
+
+async def test_a_run_whose_events_wait_says_so_and_is_looked_at_again(database_url, amqp_url, engine, broker):
+    body = runs.body()
+    async with worker(database_url, amqp_url, REQUIRE_EVENT_SUBSCRIBERS="true") as service:
+        await publish(broker, body)
+        await eventually(engine, text("SELECT count(*) FROM governance.run_completions"), 1)
+        page = await _until(service, path_of(body), "in the outbox since")
+        overview = await _until(service, "/", "runs, the oldest")
+    assert f'data-live="{path_of(body)}"' in page.body
+    assert "not yet" in page.body
+    assert "To publish" in overview.body
+
+
+NOTHING = (
+    ("/runs/acme/not-a-uuid", "run id: found &#39;not-a-uuid&#39;; expected a UUID such as"),
+    ("/runs/no%20spaces/" + RUN, "tenant id: found &#39;no spaces&#39;; expected 1 to 128 characters"),
+    ("/runs/" + "a" * 129 + "/" + RUN, "expected 1 to 128 characters of A-Z a-z 0-9 . _ -"),
+    ("/runs/acme%00/" + RUN, "tenant id: found"),
+    ("/runs/acme/" + RUN, "It may still be queued, or it was parked"),
+    ("/runs?q=" + RUN, "It may still be queued, or it was parked"),
+    ("/runs?q=%3Cscript%3E", "run id: found &#39;&lt;script&gt;&#39;"),
+    ("/runs?q=" + "9" * 5_000, "run id: found"),
+    ("/runs?q=../../etc/passwd", "run id: found &#39;passwd&#39;"),
+    ("/nothing/here", "There is nothing at"),
+    ("/static/../pages.py", "There is nothing at"),
+    ("/static/pages.py", "no such file"),
+    ("/static/%2e%2e%2fpages.py", "There is nothing at"),
+)
+
+
+async def test_what_names_no_run_and_no_page_is_404_in_words(database_url, amqp_url):
+    async with worker(database_url, amqp_url) as service:
+        for path, words in NOTHING:
+            answer = await ask(service, path)
+            assert answer.status == 404, path
+            assert words in answer.body, path
+
+
+async def test_a_run_that_was_parked_is_explained_on_its_page(database_url, amqp_url, broker):
+    body = runs.body(status="done")
+    async with worker(database_url, amqp_url) as service:
+        await publish(broker, body)
+        answer = await _until(service, path_of(body), "This worker parked messages that name it")
+    assert answer.status == 404
+    assert "one of succeeded, failed, halted, aborted" in answer.body
+
+
+async def test_a_run_is_found_by_its_id_by_tenant_and_id_and_by_the_address_of_its_page(
+    database_url, amqp_url, engine, broker
+):
+    body, shared = runs.body(), str(uuid4())
+    both = [runs.body(run_id=shared, tenant_id=tenant) for tenant in ("acme", "zeta.io")]
+    run_id = str(runs.run_id_of(body))
+    async with worker(database_url, amqp_url) as service:
+        await close_out(broker, engine, body, *both)
+        for asked in (run_id, run_id.upper(), run_id.replace("-", ""), f"acme/{run_id}", f"%20{run_id}%20",
+                      f"http://host:9464/runs/acme/{run_id}"):  # fmt: skip
+            answer = await ask(service, f"/runs?q={asked}")
+            assert (answer.status, answer.headers["location"]) == (303, path_of(body)), asked
+        listed = await ask(service, f"/runs?q={shared}")
+        assert (await ask(service, "/runs?q=")).headers["location"] == "/"
+    assert "2 tenants have this run id" in listed.body
+    assert all(path_of(one) in listed.body for one in both)
+
+
+@pytest.mark.parametrize("tenant", [".", ".."])
+async def test_a_tenant_that_a_browser_takes_for_a_folder_has_its_page_behind_the_search(
+    database_url, amqp_url, engine, broker, tenant
+):
+    body = runs.body(tenant_id=tenant)
+    run_id = runs.run_id_of(body)
+    async with worker(database_url, amqp_url) as service:
+        await close_out(broker, engine, body)
+        found = await ask(service, f"/runs?q={tenant}%2F{run_id}")
+        overview = await _until(service, "/", f"/runs?q={tenant}%2F{run_id}")
+        by_id = await ask(service, f"/runs?q={run_id}")
+    assert (found.status, overview.status) == (200, 200)
+    assert "no answer within 30 s" in found.body
+    assert by_id.headers["location"] == f"/runs?q={tenant}%2F{run_id}"
+
+
+async def test_only_get_and_head_are_answered_and_every_answer_has_the_security_headers(database_url, amqp_url):
+    async with worker(database_url, amqp_url) as service:
+        for path in ("/", "/live", "/runs?q=", f"/runs/acme/{RUN}", "/static/console.css", "/nothing", "/metrics"):
+            for method in ("GET", "HEAD"):
+                answer = await ask(service, path, method=method)
+                assert answer.status in {200, 303, 404}
+                assert answer.body == "" or method == "GET"
+                assert answer.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+                assert answer.headers["x-content-type-options"] == "nosniff"
+                assert answer.headers["referrer-policy"] == "no-referrer"
+                assert answer.headers["x-frame-options"] == "DENY"
+            if path == "/nothing":
+                continue
+            for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
+                answer = await ask(service, path, method=method)
+                assert answer.status == 405, (method, path)
+                assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD"}
+                assert "content-security-policy" in answer.headers
+    for directive in ("default-src 'none'", "script-src 'self'", "style-src 'self'", "frame-ancestors 'none'"):
+        assert directive in CONTENT_SECURITY_POLICY
+    assert "unsafe" not in CONTENT_SECURITY_POLICY
+
+
+async def test_pages_are_not_stored_and_files_are_asked_for_only_where_they_changed(database_url, amqp_url):
+    async with worker(database_url, amqp_url) as service:
+        assert (await ask(service, "/")).headers["cache-control"] == "no-store"
+        for name, kind in (("console.css", "text/css"), ("live.js", "text/javascript"), ("icon.svg", "image/svg+xml")):
+            file = await ask(service, f"/static/{name}")
+            assert file.headers["content-type"].startswith(kind)
+            again = await ask(service, f"/static/{name}", headers=f"If-None-Match: {file.headers['etag']}\r\n")
+            assert (again.status, again.body) == (304, "")
+
+
+async def test_fifty_viewers_cost_the_database_and_the_broker_what_one_does(database_url, amqp_url, engine, broker):
+    body = runs.body()
+    async with worker(database_url, amqp_url) as service:
+        await close_out(broker, engine, body)
+        statements: list[str] = []
+        event.listen(
+            service.console._engine.sync_engine,
+            "before_cursor_execute",
+            lambda _conn, _cursor, statement, *_: statements.append(statement),
+        )
+        await asyncio.gather(ask(service, "/"), ask(service, path_of(body)))
+        await _until(service, "/", path_of(body))
+        one = Counter(statements)
+        await asyncio.sleep(1.1)  # what was read is no longer fresh
+        statements.clear()
+        answers = await asyncio.gather(*(ask(service, path) for path in ["/", path_of(body)] * 50))
+        assert {answer.status for answer in answers} == {200}
+        assert statements
+        assert Counter(statements) <= one
+        sessions = text(f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{APPLICATION_NAME}'")
+        async with engine.connect() as conn:
+            assert (await conn.execute(sessions)).scalar_one() <= SESSIONS
+
+
+async def test_the_console_asks_no_server_while_nobody_looks_and_lets_go_of_both(
+    database_url, amqp_url, engine, broker, monkeypatch
+):
+    monkeypatch.setattr("consumer.console.pages._IDLE_SECONDS", 1.0)
+    sessions = text(f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{APPLICATION_NAME}'")
+    async with worker(database_url, amqp_url) as service:
+        async with asyncio.timeout(10):
+            while (await ask(service, "/readyz")).status != 200:
+                await asyncio.sleep(0.05)
+        await eventually(engine, sessions, 0)
+        await _until(service, "/", "All is well")
+        assert service.console._overview._queues._connection.is_open
+        await eventually(engine, sessions, 0)
+        assert not service.console._overview._queues._connection.is_open
+        assert "All is well" in (await ask(service, "/")).body  # and the next viewer finds all there
+
+
+async def test_its_sessions_can_only_read_and_give_up_what_takes_long(database_url):
+    engine = create_console_engine(f"{database_url}?target_session_attrs=read-write")
+    try:
+        with pytest.raises(DBAPIError, match="read-only"):
+            async with engine.connect() as conn:
+                await conn.execute(text("DELETE FROM governance.rollbacks"))
+        with pytest.raises(UnavailableError, match=r"given up after 0\.75 s"):
+            async with database._session(engine) as conn:
+                await conn.execute(text("SELECT pg_sleep(5)"))
+    finally:
+        await engine.dispose()
+
+
+async def test_the_latest_runs_and_the_owners_of_an_id_are_looked_up_without_a_scan(database_url, engine):
+    """With fresh statistics and with none, no query of the console reads a table from end to end."""
+    await _fill(engine, 20_000)
+    console = create_console_engine(database_url)
+    plans: list[str] = []
+
+    def explain(conn, _cursor, statement, parameters, *_):
+        if statement.lstrip().startswith(("SELECT", "WITH")) and "governance" in statement:
+            plans.append(
+                "\n".join(row[0] for row in conn.exec_driver_sql(f"EXPLAIN {statement}", parameters)),
+            )
+
+    event.listen(console.sync_engine, "before_cursor_execute", explain)
+    try:
+        for analyze in (False, True):
+            if analyze:
+                async with engine.connect() as conn:
+                    await conn.execution_options(isolation_level="AUTOCOMMIT")
+                    await conn.execute(text("VACUUM ANALYZE governance.run_completions"))
+            for look in (database.latest_runs, database.pace, database.latest_rollbacks, database.waiting_events):
+                await look(console)
+            assert await database.owners(console, uuid4()) == []
+    finally:
+        await console.dispose()
+    assert plans
+    for plan in plans:
+        assert "Seq Scan" not in plan, plan
+
+
+async def test_the_page_answers_within_a_second_and_names_the_server_that_is_away(lines, urls, engine, broker):
+    body = runs.body()
+    async with worker(*urls) as service:
+        await close_out(broker, engine, body)
+        await _until(service, "/", path_of(body))
+        for line, name, other in ((lines[0], "PostgreSQL", "RabbitMQ"), (lines[1], "RabbitMQ", "PostgreSQL")):
+            line.refuse()
+            line.cut()
+            page = await _until(service, "/", f"{name} is not available", within=1)
+            assert f"{other} is not available" not in page.body
+            assert path_of(body) in page.body  # what was known last is still shown
+            await line.accept()
+            await _until(service, "/", "All is well", within=1)
+            line.stall()
+            await asyncio.sleep(1.1)
+            page = await _until(service, "/", f"{name} has not answered for", within=1)
+            assert "as of" in page.body or name == "RabbitMQ"
+            gone = await ask(service, f"/runs/acme/{uuid4()}", within=1)
+            assert gone.status == (503 if name == "PostgreSQL" else 404)
+            line.cut()
+            line.flow()
+            await _until(service, "/", "All is well", within=1)
+
+
+async def test_closing_it_takes_no_longer_than_a_second_though_its_lines_are_silent(lines, urls):
+    parked = ParkedLately()
+    console = Console(
+        database_url=urls[0], amqp_url=urls[1], metrics=Metrics(), health=Health(Metrics()), parked=parked
+    )
+    assert "ready in RabbitMQ" in await console._live_part()
+    for line in lines:
+        line.stall()
+    async with asyncio.timeout(30):  # a first reading that took long on a busy machine is repeated only after a while
+        while "has not answered" not in await console._live_part():
+            await asyncio.sleep(0.1)
+    began = monotonic()
+    await console.close()
+    assert monotonic() - began < 1.5
+
+
+async def test_a_user_who_may_configure_nothing_may_see_how_deep_the_queues_are(
+    postgres, rabbit, database_url, amqp_url, broker
+):
+    vhost = amqp_url.rpartition("/")[2]
+    rabbit.add_user("looks-only", "pw", "^$", ".*", ".*", vhost)
+    await publish(broker, b"{one", b"{two")
+    async with worker(database_url, f"amqp://looks-only:pw@127.0.0.1:{rabbit.port}/{vhost}") as service:
+        await _until(service, "/", "2 messages are parked")
+
+
+async def test_a_bug_in_the_console_costs_the_worker_nothing(database_url, amqp_url, engine, broker, monkeypatch):
+    def bug(*_):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(database, "latest_runs", bug)
+    monkeypatch.setattr("consumer.console.history.read_counts", bug)
+    async with worker(database_url, amqp_url) as service:
+        page = await _until(service, "/", "a bug")
+        assert page.status == 200
+        await close_out(broker, engine, runs.body())
+
+
+async def test_what_is_sent_is_one_document_without_anything_inline_or_from_elsewhere(
+    database_url, amqp_url, engine, broker
+):
+    body = runs.body()
+    async with worker(database_url, amqp_url) as service:
+        await close_out(broker, engine, body)
+        pages = [await ask(service, path) for path in ("/", path_of(body), "/runs?q=x")]
+    for page in pages:
+        assert "style=" not in page.body
+        assert "<style" not in page.body
+        assert "http" not in page.body.replace('http-equiv="', "")
+        assert page.body.count("<script") == 1
+        assert '<script src="/static/live.js" defer></script>' in page.body
+
+
+async def _until(service: Service, path: str, *words: str, within: float = 5) -> Answer:
+    """Ask again until all *words* are in the answer, at most 30 seconds; each answer must come within *within*."""
+    answer = None
+    try:
+        async with asyncio.timeout(30):
+            while answer is None or not all(word in answer.body for word in words):
+                answer = await ask(service, path, within=within)
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise AssertionError(f"no {words!r} within 30 s in:\n{answer and answer.body}") from None
+    return answer
+
+
+async def _fill(engine, number: int) -> None:
+    metadata = json.dumps({"region": "eu"})
+    async with engine.begin() as conn:
+        await conn.execute(
+            text(
+                "INSERT INTO governance.run_completions (tenant_id, run_id, status, phase, mode, payload_digest, "
+                "started_at, completed_at, is_synthetic, metadata, received_at, committed_at) "
+                "SELECT 'tenant-' || g % 20, gen_random_uuid(), 'succeeded', 'COMMITTED', 'atomic', '', t, t, false, "
+                ":metadata, t, t FROM (SELECT g, now() - g * interval '1 s' AS t FROM generate_series(1, :n) g) x"
+            ),
+            {"metadata": metadata, "n": number},
+        )
