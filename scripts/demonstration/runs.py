@@ -24,17 +24,20 @@ ENDINGS: tuple[tuple[str, str | None, float], ...] = (
 )
 
 
-def realistic_runs(number: int, seed: int) -> list[bytes]:
-    """Return *number* run-completed messages, the same ones for the same *seed* but for their times."""
+def realistic_runs(number: int, seed: int, *, steps: int | None = None) -> list[bytes]:
+    """Return *number* run-completed messages, the same ones for the same *seed* but for their times.
+
+    Each has *steps* steps, or if that is ``None`` one to twelve.
+    """
     source = random.Random(seed)  # noqa: S311 - for variety, not for secrets
     now = datetime.now(UTC)
-    return [json.dumps(_run(source, now)).encode() for _ in range(number)]
+    return [json.dumps(_run(source, now, steps or source.randint(1, 12))).encode() for _ in range(number)]
 
 
-def _run(source: random.Random, now: datetime) -> dict[str, Any]:
+def _run(source: random.Random, now: datetime, number_of_steps: int) -> dict[str, Any]:
     status, error, _ = source.choices(ENDINGS, [share for *_, share in ENDINGS])[0]
     model, price = source.choices(MODELS, (5, 4, 1))[0]
-    steps = [_step(source, index, price) for index in range(source.randint(1, 12))]
+    steps = [_step(source, index, price) for index in range(number_of_steps)]
     if status == "failed":
         steps[-1].update(status="failed", error_code=error)
     tokens = source.randint(500, 30_000)

@@ -1,0 +1,1 @@
+"""What scripts/bench measures: Closeout beside its peers and its limits, in one run on private servers."""

@@ -1,0 +1,183 @@
+"""Closeout beside its peers and its limits, on private servers, interleaved in one run."""
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+from servers import PostgresServer, RabbitServer, start_all
+from servers.pair import end_on_signals
+from servers.process import ServerError
+
+from benchmarks import floor, growth, latency, pgbench, report
+from benchmarks.arena import SETTINGS, Arena
+from benchmarks.race import Lap, lap
+from benchmarks.subjects import PYTHON, THROUGHPUT, closeout
+
+OURS = "Closeout"
+FLOOR = "aio-pika alone: no database"
+PGBENCH = "pgbench, one transaction a run"
+PGBENCH_MARK = "pgbench, and the mark in a second one"
+POLICIES = Path(__file__).parent.parent / "demonstration" / "policies.yaml"
+
+console = Console(highlight=False, soft_wrap=True, width=160)
+
+
+@contextmanager
+def arena(folder: Path) -> Iterator[Arena]:
+    """Both servers, migrated and declared, gone at the end."""
+    postgres = PostgresServer(folder / "postgresql", settings=SETTINGS)
+    rabbit = RabbitServer(folder / "rabbitmq", version="4")
+    try:
+        start_all(postgres, rabbit)
+        environment = {"DATABASE_URL": postgres.create_database("closeout"), "AMQP_URL": rabbit.url()}
+        for words in (("migrate",), ("topology",), ("policies", "apply", str(POLICIES))):
+            command = str(Path(PYTHON).with_name("closeout"))
+            subprocess.run([command, *words], env={**os.environ, **environment}, check=True, stdout=subprocess.DEVNULL)
+        made = Arena(postgres, rabbit, environment)
+        asyncio.run(made.declare())
+        made.sql("CREATE EXTENSION pg_stat_statements")
+        yield made
+    finally:
+        rabbit.kill()
+        postgres.kill()
+
+
+def throughput(place: Arena, options: argparse.Namespace, logs: Path) -> None:
+    """Compare the rates of all, round by round, and what a run costs each."""
+    laps: dict[str, list[Lap]] = defaultdict(list)
+    ways: list[tuple[str, Callable[[int], Lap]]] = [
+        (subject.name, partial(lap, place, subject, logs=logs)) for subject in THROUGHPUT
+    ]
+    ways += [
+        (PGBENCH, lambda _: Lap(pgbench.tps(place, mark=False), {})),
+        (PGBENCH_MARK, lambda _: Lap(pgbench.tps(place, mark=True), {})),
+        (FLOOR, lambda seed: Lap(floor.rate(place, seed), {})),
+    ]
+    for number in range(options.rounds):
+        # Forwards, then backwards: whoever comes behind a disk's garbage collection is not always the same.
+        for name, way in ways if number % 2 == 0 else ways[::-1]:
+            laps[name].append(way(number + 1))
+            console.print(f"round {number + 1}  {name:40} {laps[name][-1].rate:8,.0f} runs/s", style="dim")
+    ordered = {name: laps[name] for name, _ in ways}
+    rows = report.throughput(console, ordered, OURS)
+    report.plot(rows, OURS, [PGBENCH, PGBENCH_MARK, FLOOR], options.out / "throughput.png")
+    report.write(options.out / "bench.json", {"throughput": rows})
+
+
+def latencies(place: Arena, options: argparse.Namespace, logs: Path) -> None:
+    """Compare Closeout with a bare script at few runs a second."""
+    found: dict[str, dict[int, list[latency.Latency]]] = defaultdict(lambda: defaultdict(list))
+    for number in range(options.rounds):
+        for rate in latency.RATES:
+            for subject in latency.SUBJECTS if number % 2 == 0 else latency.SUBJECTS[::-1]:
+                found[subject.name][rate].append(latency.measure(place, subject, rate, number + 1, logs))
+    bare = found[latency.SUBJECTS[1].name]
+    for name, by_rate in found.items():
+        for rate, seen in by_rate.items():
+            ours = latency.Latency(*map(median, zip(*seen, strict=True)))
+            floors = latency.Latency(*map(median, zip(*bare[rate], strict=True)))
+            words = "  ".join(
+                f"{n} {v:.1f} ms ({v / f:.2f})" for n, v, f in zip(ours._fields, ours, floors, strict=True)
+            )
+            console.print(f"{name:28} {rate:4} runs/s  {words}")
+    report.write(options.out / "bench.json", {"latency": found})
+
+
+def grow(place: Arena, options: argparse.Namespace, logs: Path) -> None:
+    """Show the rate with many runs stored, the memory over many runs, one large tenant, and more workers."""
+    seen: dict[str, object] = {}
+    fair = growth.fairness(place, options.queued, logs)
+    console.print(f"100 runs behind {options.queued:,} of another tenant: {fair}")
+    memory = growth.memory(place, options.backlog, logs)
+    console.print(
+        f"memory over {memory[-1][0]:,} runs, all of them queued at the start: {memory[0][1]:.0f} to "
+        f"{memory[-1][1]:.0f} MiB, "
+        f"the last third over the first: {100 * growth.flatness(memory):+.1f} %"
+    )
+    for workers in (1, 2, 4):
+        laps = [lap(place, closeout(f"{workers} workers", processes=workers), n + 1, logs) for n in range(3)]
+        rate, busy = median(found.rate for found in laps), median(found.cost["busy cores"] for found in laps)
+        seen[f"{workers} workers"] = rate
+        console.print(f"{workers} workers: {rate:,.0f} runs/s, {busy:.2f} cores busy")
+    place.empty()
+    stored = {}
+    for number, found in growth.rates(place, tuple(options.stored), 3, logs):
+        stored[number] = median(one.rate for one in found)
+        console.print(f"{number:,} runs stored: {stored[number]:,.0f} runs/s ({[round(one.rate) for one in found]})")
+    report.write(options.out / "bench.json", {"growth": {"memory": memory, "fairness": fair, "stored": stored, **seen}})
+
+
+def defaults(place: Arena, options: argparse.Namespace, logs: Path) -> None:
+    """Draw the curves that chose PREFETCH_COUNT, BATCH_MAX_RUNS and MAX_CONCURRENT_TRANSACTIONS."""
+    tried = [(batch, at_once, 2 * batch * at_once) for at_once in (1, 2, 3) for batch in (10, 25, 50, 100, 200, 400)]
+    tried += [(100, 2, prefetch) for prefetch in (100, 200, 300, 1000)]
+    rates: dict[tuple[int, int, int], list[float]] = defaultdict(list)
+    for number in range(options.rounds):
+        for batch, at_once, prefetch in tried if number % 2 == 0 else tried[::-1]:
+            subject = closeout(
+                "defaults",
+                BATCH_MAX_RUNS=str(batch),
+                MAX_CONCURRENT_TRANSACTIONS=str(at_once),
+                PREFETCH_COUNT=str(prefetch),
+            )
+            rates[batch, at_once, prefetch].append(lap(place, replace(subject, runs=6_000), number + 1, logs).rate)
+    series: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for (batch, at_once, prefetch), found in rates.items():
+        console.print(f"batch {batch:4}  at once {at_once}  prefetch {prefetch:5}  {median(found):8,.0f} runs/s")
+        if prefetch == 2 * batch * at_once:
+            series[f"{at_once} at once"].append((batch, median(found)))
+    report.curves(
+        series, "BATCH_MAX_RUNS (prefetch: twice what is in transactions)", options.out / "defaults.png", log=True
+    )
+    report.write(options.out / "bench.json", {"defaults": {str(key): found for key, found in rates.items()}})
+
+
+PARTS = {"throughput": throughput, "latency": latencies, "growth": grow, "defaults": defaults}
+
+
+def main() -> int:
+    """Parse the command line and measure."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: the first two)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds, of which the median counts (default: 5)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("bench"), help="folder for bench.json and plots (default: bench)"
+    )
+    parser.add_argument("--stored", type=int, nargs="*", default=[0, 1_000_000, 5_000_000], help="growth: runs stored")
+    parser.add_argument("--backlog", type=int, default=300_000, help="growth: runs over which memory is watched")
+    parser.add_argument("--queued", type=int, default=100_000, help="growth: runs of one tenant before another's")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - PARTS.keys():
+        parser.error(f"PART: found {', '.join(unknown)}; expected some of {', '.join(PARTS)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    end_on_signals()
+    started = time.monotonic()
+    try:
+        with tempfile.TemporaryDirectory(prefix="closeout-bench-", ignore_cleanup_errors=True) as name:
+            folder = Path(name)
+            folder.chmod(0o755)  # PostgreSQL may have to run as another user
+            with arena(folder / "servers") as place:
+                for part in options.parts or list(PARTS)[:2]:
+                    console.print(f"\n{part}: {PARTS[part].__doc__}", style="bold")
+                    PARTS[part](place, options, folder)
+    except ServerError as error:
+        console.print(f"bench: {error}", style="red", markup=False)
+        return 1
+    console.print(f"\n{time.monotonic() - started:.0f} s; bench.json and plots are in {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""Run-completed messages of five steps, and a backlog of them in the queue."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+
+from aiormq import spec
+from demonstration.runs import realistic_runs
+
+from consumer.broker import BrokerConnection
+from consumer.publisher import ConfirmedChannel
+from consumer.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
+
+STEPS = 5
+# Messages on their way at once while a backlog is made.
+WINDOW = 500
+
+PROPERTIES = spec.Basic.Properties(content_type="application/json", delivery_mode=2)
+
+
+def bodies(number: int, seed: int, *, tenant: str | None = None) -> list[bytes]:
+    """Return *number* messages of five steps each, the same runs for the same *seed*."""
+    made = realistic_runs(number, seed, steps=STEPS)
+    if tenant is None:
+        return made
+    return [json.dumps({**json.loads(body), "tenant_id": tenant}).encode() for body in made]
+
+
+async def fill(amqp_url: str, messages: Sequence[bytes]) -> None:
+    """Publish *messages*, each confirmed."""
+    connection = BrokerConnection(amqp_url, name="bench fill")
+    channel = ConfirmedChannel(connection)
+    window = asyncio.Semaphore(WINDOW)
+
+    async def send(body: bytes) -> None:
+        async with window:
+            await channel.send(exchange=RUNS_EXCHANGE, routing_key=RUN_COMPLETED_KEY, body=body, properties=PROPERTIES)
+
+    await channel.opened()
+    await asyncio.gather(*map(send, messages))
+    await connection.close()
