@@ -83,6 +83,7 @@ def _say_how_to_look_around(show: Demonstration, runs: Sequence[CompletedRun]) -
         f"  .venv/bin/closeout runs list\n"
         f"  .venv/bin/closeout runs show {runs[0].tenant_id}/{runs[0].run_id}\n"
         f"  .venv/bin/closeout policies list\n"
+        f"  http://127.0.0.1:{show.port}/   the console, in a browser\n"
         f"  curl http://127.0.0.1:{show.port}/metrics   # and /readyz\n"
         f"  tail -f {show.log}\n"
         f"and to end it: scripts/demo --stop",
