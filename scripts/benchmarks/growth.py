@@ -19,8 +19,9 @@ STORED = (
     """INSERT INTO governance.run_completions (tenant_id, run_id, agent_id, status, payload_digest, model, cost_usd,
     input_tokens, output_tokens, started_at, completed_at, is_synthetic, metadata, received_at, phase, mode,
     committed_at, events_published_at) SELECT {key}, 'agent-1', 'succeeded', sha256(i::text::bytea), 'gpt-4o', 0.0125,
-    1200, 340, now() - interval '9 days', now() - interval '9 days', false, '{{"region": "eu"}}', now() - interval '9 days',
-    'EVENTS_PUBLISHED', 'atomic', now() - interval '9 days', now() - interval '9 days' {rows}""",
+    1200, 340, now() - interval '9 days', now() - interval '9 days', false, '{{"region": "eu"}}',
+    now() - interval '9 days', 'EVENTS_PUBLISHED', 'atomic', now() - interval '9 days', now() - interval '9 days'
+    {rows}""",
     """INSERT INTO governance.incidents (tenant_id, run_id, incident_id, outcome, severity, category, status, title,
     is_synthetic, created_at) SELECT {key}, uuidv7(), 'SUCCESS', 'NONE', 'EXECUTION_SUCCESS', 'CLOSED', 'Run succeeded',
     false, now() {rows}""",
