@@ -23,7 +23,7 @@ STATEMENTS = [
 ]
 
 
-async def spent(database_url, broker, batch) -> tuple[list[str], int]:
+async def spent(database_url, broker, batch, monkeypatch) -> tuple[list[str], int]:
     """Close out *batch* on a warm worker's connections; return the statements that were sent, and the AMQP writes."""
     engine = create_engine(database_url, pool_size=1, by_key=True)
     sent = _statements_of(engine)
@@ -42,10 +42,10 @@ async def spent(database_url, broker, batch) -> tuple[list[str], int]:
         writes += 1
         await put(frame)
 
-    queue.put = counted
+    monkeypatch.setattr(queue, "put", counted)
     sent.clear()
     done = await coordinator.execute_many(batch)
-    queue.put = put
+    monkeypatch.undo()
     assert {result.phase for result in done} == {"EVENTS_PUBLISHED"}
     await engine.dispose()
     return sent, writes
@@ -59,7 +59,7 @@ def _statements_of(engine: AsyncEngine) -> list[str]:
         # What is not prepared: BEGIN and COMMIT.
         connection.driver_connection.add_query_logger(lambda record: sent.append(record.query))
 
-    @event.listens_for(engine.sync_engine, "before_cursor_execute")
+    @event.listens_for(engine.sync_engine, "after_cursor_execute")
     def on_execute(_connection, _cursor, statement, *_) -> None:
         sent.append(" ".join(statement.split()))
 
@@ -70,17 +70,19 @@ def _starts(sent: list[str]) -> list[str]:
     return [next((start for start in STATEMENTS if query.startswith(start)), query) for query in sent]
 
 
-async def test_a_batch_costs_eight_statements_and_one_write_of_events_however_many_runs_it_has(database_url, broker):
+async def test_a_batch_costs_eight_statements_and_one_write_of_events_however_many_runs_it_has(
+    database_url, broker, monkeypatch
+):
     for number in (1, 50):
-        sent, writes = await spent(database_url, broker, [runs.run() for _ in range(number)])
+        sent, writes = await spent(database_url, broker, [runs.run() for _ in range(number)], monkeypatch)
         assert _starts(sent) == STATEMENTS, number
         assert writes == 1, "150 events are written at once"
 
 
-async def test_a_duplicate_costs_a_look_at_what_stands_and_writes_nothing_downstream(database_url, broker):
+async def test_a_duplicate_costs_a_look_at_what_stands_and_writes_nothing_downstream(database_url, broker, monkeypatch):
     batch = [runs.run() for _ in range(50)]
-    await spent(database_url, broker, batch)
-    sent, writes = await spent(database_url, broker, batch)
+    await spent(database_url, broker, batch, monkeypatch)
+    sent, writes = await spent(database_url, broker, batch, monkeypatch)
 
     assert [query.split()[0].strip(";") for query in sent] == ["BEGIN", "INSERT", "SELECT", "COMMIT"]
     assert writes == 0
