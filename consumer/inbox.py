@@ -7,13 +7,13 @@ from hashlib import sha256
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import Executable, Text, func, literal, null, select
+from sqlalchemy import Text, func, literal, null, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from consumer.errors import UnavailableError
 from consumer.phases import TransactionPhase
-from domains.columns import columns_of, given_rows, unnest
+from domains.columns import Compiled, columns_of, given_rows, unnest
 from domains.completions import run_completions
 from domains.run import CompletedRun, RunKey
 
@@ -71,12 +71,12 @@ class Claim(NamedTuple):
         return ClaimState.DUPLICATE if self.finished else ClaimState.UNFINISHED
 
 
-def _claim_statement(phase: TransactionPhase, mode: str, *, finished: bool) -> Executable:
+def _claim_statement(phase: TransactionPhase, mode: str, *, finished: bool) -> Compiled:
     committed_at = func.clock_timestamp() if finished else null()
     rows = given_rows(run_completions, _FROM_RUN).add_columns(
         literal(phase.value, Text), literal(mode, Text), committed_at
     )
-    return (
+    return Compiled(
         insert(run_completions)
         .from_select([*_FROM_RUN, "phase", "mode", "committed_at"], rows)
         .on_conflict_do_nothing()
@@ -90,15 +90,17 @@ _CLAIM_LEGACY = _claim_statement(TransactionPhase.NOT_STARTED, "legacy", finishe
 
 _KEYS = ("tenant_id", "run_id")
 _given = unnest(run_completions, _KEYS)
-_STANDING = select(
-    run_completions.c.tenant_id,
-    run_completions.c.run_id,
-    run_completions.c.payload_digest,
-    run_completions.c.phase,
-    run_completions.c.committed_at.is_not(None).label("finished"),
-).join(
-    _given,
-    (run_completions.c.tenant_id == _given.c.tenant_id) & (run_completions.c.run_id == _given.c.run_id),
+_STANDING = Compiled(
+    select(
+        run_completions.c.tenant_id,
+        run_completions.c.run_id,
+        run_completions.c.payload_digest,
+        run_completions.c.phase,
+        run_completions.c.committed_at.is_not(None).label("finished"),
+    ).join(
+        _given,
+        (run_completions.c.tenant_id == _given.c.tenant_id) & (run_completions.c.run_id == _given.c.run_id),
+    )
 )
 
 
@@ -110,7 +112,7 @@ async def claim(conn: AsyncConnection, arrivals: Sequence[Arrival], *, legacy: b
     """
     ordered = sorted(arrivals, key=_key_of)
     statement = _CLAIM_LEGACY if legacy else _CLAIM_ATOMIC
-    inserted = await conn.execute(statement, columns_of(_FROM_RUN, map(_row, ordered)))
+    inserted = await statement.execute(conn, columns_of(_FROM_RUN, map(_row, ordered)))
     digests = {arrival.key: arrival.digest for arrival in ordered}
     new = {RunKey(*row) for row in inserted}
     claims = {key: Claim(True, TransactionPhase.NOT_STARTED, digests[key]) for key in new}
@@ -121,7 +123,7 @@ async def claim(conn: AsyncConnection, arrivals: Sequence[Arrival], *, legacy: b
 
 
 async def _standing(conn: AsyncConnection, keys: Sequence[RunKey]) -> dict[RunKey, Claim]:
-    found = await conn.execute(_STANDING, columns_of(_KEYS, keys))
+    found = await _STANDING.execute(conn, columns_of(_KEYS, keys))
     claims = {
         RunKey(row.tenant_id, row.run_id): Claim(False, TransactionPhase(row.phase), row.payload_digest, row.finished)
         for row in found

@@ -11,19 +11,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from consumer.events import OutboxEvent
 from consumer.phases import TransactionPhase
-from domains.columns import columns_of, insert_many, unnest
+from domains.columns import Compiled, columns_of, insert_many, unnest
 from domains.completions import EVENTS_PER_RUN, outbox_events, run_completions
 from domains.run import RunKey
 
 _EVENT = ("tenant_id", "run_id", "sequence", "event_id", "type", "routing_key", "body")
-_INSERT = insert_many(outbox_events, _EVENT)
+_INSERT = Compiled(insert_many(outbox_events, _EVENT))
 _event_row = attrgetter(*_EVENT)
 
 _KEYS = ("tenant_id", "run_id")
 _runs = unnest(outbox_events, _KEYS)
 _of_these_runs = (outbox_events.c.tenant_id == _runs.c.tenant_id) & (outbox_events.c.run_id == _runs.c.run_id)
 _columns = [outbox_events.c[name] for name in _EVENT]
-_UNPUBLISHED = select(*_columns).join(_runs, _of_these_runs).order_by(*_columns[:3])
+_UNPUBLISHED = Compiled(select(*_columns).join(_runs, _of_these_runs).order_by(*_columns[:3]))
 
 
 def _mark_statement() -> Any:  # noqa: ANN401 - an UPDATE with a DELETE in its WITH
@@ -56,17 +56,17 @@ def _mark_statement() -> Any:  # noqa: ANN401 - an UPDATE with a DELETE in its W
     )
 
 
-_MARK = _mark_statement()
+_MARK = Compiled(_mark_statement())
 
 
 async def stage(conn: AsyncConnection, events: Sequence[OutboxEvent]) -> None:
     """Write *events* into the outbox, in one statement. It leans on the claim in the same transaction."""
-    await conn.execute(_INSERT, columns_of(_EVENT, map(_event_row, events)))
+    await _INSERT.execute(conn, columns_of(_EVENT, map(_event_row, events)))
 
 
 async def unpublished(conn: AsyncConnection, keys: Iterable[RunKey]) -> list[OutboxEvent]:
     """Return what the outbox still holds of the runs *keys*, in order within each run."""
-    return _events(await conn.execute(_UNPUBLISHED, columns_of(_KEYS, keys)))
+    return _events(await _UNPUBLISHED.execute(conn, columns_of(_KEYS, keys)))
 
 
 async def mark(conn: AsyncConnection, confirmed: Sequence[OutboxEvent]) -> set[RunKey]:
@@ -77,7 +77,7 @@ async def mark(conn: AsyncConnection, confirmed: Sequence[OutboxEvent]) -> set[R
     be a transaction of its own (AUTOCOMMIT); whatever transaction it is in commits asynchronously.
     """
     rows = ((event.tenant_id, event.run_id, event.sequence) for event in confirmed)
-    done = await conn.execute(_MARK, columns_of((*_KEYS, "sequence"), rows))
+    done = await _MARK.execute(conn, columns_of((*_KEYS, "sequence"), rows))
     return {RunKey(*row) for row in done}
 
 

@@ -1,18 +1,51 @@
-"""Set-based inserts: one statement and one array a column, however many rows.
+"""Set-based statements: one statement and one array a column, however many rows.
 
 SQLAlchemy's cost is per statement executed, not per row (``shared/design.md``), and PostgreSQL plans
-``INSERT ... SELECT FROM unnest`` once, whatever the number of rows.
+``INSERT ... SELECT FROM unnest`` once, whatever the number of rows. A good part of that cost is for finding the
+compiled statement again and for looking at each element of each array, so the statements of a close-out are compiled
+when they are defined (:class:`Compiled`): a tenth of the time that a single run takes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Table, Text, bindparam, cast, func, select
+from sqlalchemy import (
+    ColumnElement,
+    CursorResult,
+    Executable,
+    Select,
+    Table,
+    Text,
+    bindparam,
+    cast,
+    func,
+    select,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, Insert, insert
+from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TableValuedAlias
 
 # SQLAlchemy keeps the plain names of columns for itself in INSERT and UPDATE.
 _PREFIX = "given_"
+_DIALECT = asyncpg_dialect()  # type: ignore[no-untyped-call]
+
+
+class Compiled:
+    """A statement compiled once, executed with one list a column; its rows come as the driver has them."""
+
+    def __init__(self, statement: Executable) -> None:
+        compiled = statement.compile(dialect=_DIALECT)  # type: ignore[attr-defined]
+        self._text = str(compiled)
+        self._constants: dict[str, Any] = compiled.params
+        self._names: list[str] = compiled.positiontup
+
+    async def execute(
+        self, conn: AsyncConnection, columns: Mapping[str, Sequence[object]]
+    ) -> CursorResult[*tuple[Any, ...]]:
+        """Execute it with :func:`columns_of` some rows."""
+        values = tuple(columns[name] if name in columns else self._constants[name] for name in self._names)
+        return await conn.exec_driver_sql(self._text, values)
 
 
 def unnest(table: Table, names: Sequence[str]) -> TableValuedAlias:

@@ -6,7 +6,7 @@ from operator import attrgetter
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domains.columns import columns_of, insert_many
+from domains.columns import Compiled, columns_of, insert_many
 from domains.incidents.rules import Finding, Incident, Prevention
 from domains.incidents.tables import incidents, prevention_records
 from domains.result import DomainResult
@@ -14,8 +14,8 @@ from domains.run import RunKey
 
 _INCIDENT = tuple(incidents.c.keys())
 _PREVENTION = tuple(prevention_records.c.keys())
-_INSERT_INCIDENTS = insert_many(incidents, _INCIDENT)
-_INSERT_PREVENTIONS = insert_many(prevention_records, _PREVENTION)
+_INSERT_INCIDENTS = Compiled(insert_many(incidents, _INCIDENT))
+_INSERT_PREVENTIONS = Compiled(insert_many(prevention_records, _PREVENTION))
 _incident_row = attrgetter(*_INCIDENT)
 _prevention_row = attrgetter(*_PREVENTION)
 
@@ -28,9 +28,9 @@ async def record(conn: AsyncConnection, findings: Sequence[Finding]) -> dict[Run
     raised = [finding for finding in findings if isinstance(finding, Incident)]
     prevented = [finding for finding in findings if isinstance(finding, Prevention)]
     if raised:
-        await conn.execute(_INSERT_INCIDENTS, columns_of(_INCIDENT, map(_incident_row, raised)))
+        await _INSERT_INCIDENTS.execute(conn, columns_of(_INCIDENT, map(_incident_row, raised)))
     if prevented:
-        await conn.execute(_INSERT_PREVENTIONS, columns_of(_PREVENTION, map(_prevention_row, prevented)))
+        await _INSERT_PREVENTIONS.execute(conn, columns_of(_PREVENTION, map(_prevention_row, prevented)))
     return {finding.key: result_of(finding) for finding in findings}
 
 

@@ -6,7 +6,7 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domains.columns import columns_of, insert_many
+from domains.columns import Compiled, columns_of, insert_many
 from domains.policies.rules import Evaluation, PolicyFault, Shadowed, Violation
 from domains.policies.tables import policy_evaluations
 from domains.result import DomainResult
@@ -17,6 +17,8 @@ _COLUMNS = (
     "evaluated_at", "shadow",
 )  # fmt: skip
 _INSERT = insert_many(policy_evaluations, _COLUMNS)
+_INSERT_ALL = Compiled(_INSERT)
+_INSERT_ONE = Compiled(_INSERT.on_conflict_do_nothing().returning(policy_evaluations.c.run_id))
 
 
 async def record(conn: AsyncConnection, evaluations: Sequence[Evaluation]) -> dict[RunKey, DomainResult]:
@@ -24,14 +26,13 @@ async def record(conn: AsyncConnection, evaluations: Sequence[Evaluation]) -> di
 
     Not safe to repeat on its own: it leans on the claim made earlier in the same transaction.
     """
-    await conn.execute(_INSERT, columns_of(_COLUMNS, map(_row, evaluations)))
+    await _INSERT_ALL.execute(conn, columns_of(_COLUMNS, map(_row, evaluations)))
     return {evaluation.key: result_of(evaluation) for evaluation in evaluations}
 
 
 async def record_once(conn: AsyncConnection, evaluation: Evaluation) -> Evaluation:
     """Write *evaluation* unless its run has one, and return the one that stands. For the non-atomic path."""
-    statement = _INSERT.on_conflict_do_nothing().returning(policy_evaluations.c.run_id)
-    inserted = await conn.execute(statement, columns_of(_COLUMNS, [_row(evaluation)]))
+    inserted = await _INSERT_ONE.execute(conn, columns_of(_COLUMNS, [_row(evaluation)]))
     if inserted.one_or_none() is not None:
         return evaluation
     return await _standing(conn, evaluation.key)

@@ -7,7 +7,7 @@ import msgspec
 from sqlalchemy import Executable, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domains.columns import columns_of, given_value, insert_many, unnest
+from domains.columns import Compiled, columns_of, given_value, insert_many, unnest
 from domains.result import DomainResult
 from domains.run import CompletedRun, RunKey
 from domains.traces.rules import STATUS_OF
@@ -18,7 +18,9 @@ _COLUMNS = ("tenant_id", "trace_id", "run_id", "agent_id", "status", "started_at
 _steps_json = msgspec.json.Encoder(decimal_format="number")
 
 # Insert what is missing. No arbiter: neither another run's trace nor this run's other trace is touched.
-_INSERT = insert_many(traces, _COLUMNS).on_conflict_do_nothing().returning(traces.c.tenant_id, traces.c.run_id)
+_INSERT = Compiled(
+    insert_many(traces, _COLUMNS).on_conflict_do_nothing().returning(traces.c.tenant_id, traces.c.run_id)
+)
 
 
 def _completion() -> Executable:
@@ -34,7 +36,7 @@ def _completion() -> Executable:
     )
 
 
-_COMPLETE = _completion()
+_COMPLETE = Compiled(_completion())
 
 
 async def complete(conn: AsyncConnection, runs: Sequence[CompletedRun]) -> dict[RunKey, DomainResult]:
@@ -49,11 +51,11 @@ async def complete(conn: AsyncConnection, runs: Sequence[CompletedRun]) -> dict[
             owners.setdefault((run.tenant_id, run.trace_id), run)
     changed: dict[RunKey, bool] = {}
     if owners:
-        found = await conn.execute(_INSERT, columns_of(_COLUMNS, _rows(owners.values())))
+        found = await _INSERT.execute(conn, columns_of(_COLUMNS, _rows(owners.values())))
         changed = {RunKey(*row): True for row in found}
         rest = [run for run in owners.values() if run.key not in changed]
         if rest:
-            found = await conn.execute(_COMPLETE, columns_of(_COLUMNS, _rows(rest)))
+            found = await _COMPLETE.execute(conn, columns_of(_COLUMNS, _rows(rest)))
             changed |= {RunKey(*row): False for row in found}
     return {run.key: _result(run, changed.get(run.key)) for run in runs}
 

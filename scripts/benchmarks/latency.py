@@ -37,7 +37,10 @@ def measure(arena: Arena, subject: Subject, rate: int, seed: int, logs: Path) ->
     arena.empty()
     number = WARM_UP_RUNS + rate * SECONDS
     with running(subject, arena.environment, logs) as processes:
-        published = asyncio.run(_publish(arena.environment["AMQP_URL"], bodies(number, seed), rate))
+        messages = bodies(number, seed)
+        asyncio.run(_publish(arena.environment["AMQP_URL"], messages[:WARM_UP_RUNS], rate))
+        until_told(arena, processes, WARM_UP_RUNS)
+        published = asyncio.run(_publish(arena.environment["AMQP_URL"], messages[WARM_UP_RUNS:], rate))
         until_told(arena, processes, number)
     # The evaluation's row is never updated, so its transaction is the run's own; the mark's is the run's last.
     rows = arena.sql(
@@ -63,8 +66,7 @@ async def _publish(url: str, messages: list[bytes], rate: int) -> dict[str, floa
     sending = []
     for number, body in enumerate(messages):
         await asyncio.sleep(max(0.0, started + number / rate - time.monotonic()))
-        if number >= WARM_UP_RUNS:
-            published[json.loads(body)["run_id"]] = time.time()
+        published[json.loads(body)["run_id"]] = time.time()
         sending.append(asyncio.create_task(_send(channel, body, PROPERTIES)))
     await asyncio.gather(*sending)
     await connection.close()
