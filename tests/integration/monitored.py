@@ -18,6 +18,7 @@ from servers import PostgresServer, PrometheusServer, RabbitServer
 from servers.ports import Port
 from servers.rabbitmq import USER
 
+from config.settings import Settings
 from consumer.broker import BrokerConnection
 from consumer.publisher import EVENTS_EXCHANGE
 from consumer.topology import declare
@@ -28,7 +29,7 @@ CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "closeout.rules.yaml"
 PATIENCE = 30.0
-PREFETCH = 200  # the default
+PREFETCH = int(Settings.model_fields["prefetch_count"].default)
 KEPT_BACK = 10  # runs whose events wait for an exchange
 
 SUPPRESS = """\
@@ -137,7 +138,7 @@ async def _everything(seen: Monitored, postgres: PostgresServer, rabbit: RabbitS
         await _runs_of_every_kind(broker)
         await until(lambda: seen.value('closeout_parked_total{reason="attempts_exhausted"}') >= len(CURSED))
         await _interrupted(seen, rabbit, broker, conn)
-        await until(lambda: seen.value('closeout_deliveries_total{result="committed"}') >= 620)
+        await until(lambda: seen.value('closeout_deliveries_total{result="committed"}') >= 220 + 2 * PREFETCH)
         # Read from Prometheus, which is up to a second behind, so that tests see the end and not the way there.
         await until(lambda: seen.query("closeout_inflight_deliveries").get(seen.worker) == 0)
         await until(lambda: seen.query("closeout_consumer_paused").get(seen.worker) == 0)
