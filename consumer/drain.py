@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from consumer import outbox
 from consumer.errors import UnavailableError
 from consumer.publisher import EventPublisher, Published
-from consumer.relay import GRACE_SECONDS, RUNS_A_SWEEP
+from consumer.relay import GRACE_SECONDS, RUNS_A_SWEEP, publish_left_behind
 from domains.completions import EVENTS_PER_RUN, outbox_events
 from domains.run import RunKey
 
@@ -99,11 +99,8 @@ async def _batch(
         found = list(await conn.execute(outbox.left_behind(age, RUNS_A_SWEEP, after=after)))
         if not found:
             return 0, after, Published()
-        events = await outbox.unpublished(conn, [RunKey(row.tenant_id, row.run_id) for row in found])
-        # The lock is held while the confirms come, never over a pause: their timeout bounds it.
-        outcome = await publisher.publish(events)
-        if outcome.confirmed:
-            await outbox.mark(conn, outcome.confirmed)
+        keys = [RunKey(row.tenant_id, row.run_id) for row in found]
+        outcome, _ = await publish_left_behind(conn, publisher, keys)
     return len(found), found[-1].created_at, outcome
 
 

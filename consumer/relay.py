@@ -5,17 +5,18 @@ worker's locks end with its connection.
 """
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime
 from time import monotonic
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from consumer import outbox
 from consumer.errors import UnavailableError, one_line
 from consumer.metrics import Metrics
 from consumer.phases import TransactionPhase
-from consumer.publisher import EventPublisher
+from consumer.publisher import EventPublisher, Published
 from domains.run import RunKey
 
 log = structlog.get_logger(__name__)
@@ -27,6 +28,17 @@ INTERVAL_SECONDS = 2.0
 LONGEST_INTERVAL_SECONDS = 5.0
 # Runs a sweep: 600 events are confirmed well within the time a lock may be held.
 RUNS_A_SWEEP = 200
+
+
+async def publish_left_behind(
+    conn: AsyncConnection, publisher: EventPublisher, keys: Sequence[RunKey]
+) -> tuple[Published, set[RunKey]]:
+    """Publish and mark what the outbox holds of *keys*, locked by *conn*'s transaction; return also the runs now told.
+
+    The lock is held while the confirms come, never over a pause: their timeout bounds it.
+    """
+    outcome = await publisher.publish(await outbox.unpublished(conn, keys))
+    return outcome, await outbox.mark(conn, outcome.confirmed) if outcome.confirmed else set()
 
 
 class Relay:
@@ -74,9 +86,7 @@ class Relay:
             self._after = found[-1].created_at if len(found) == RUNS_A_SWEEP else None
             if not keys:
                 return 0
-            # The lock is held while the confirms come, never over a pause: their timeout bounds it.
-            outcome = await self._publisher.publish(await outbox.unpublished(conn, keys))
-            done = await outbox.mark(conn, outcome.confirmed) if outcome.confirmed else set()
+            outcome, done = await publish_left_behind(conn, self._publisher, keys)
         self._metrics.phase_entered.labels(TransactionPhase.EVENTS_PUBLISHED.value).inc(len(done))
         log.info(
             "relay published what was left behind",
