@@ -10,9 +10,13 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from consumer import TransactionFailed, TransactionPhase, create_transaction_coordinator
+from consumer.database import create_engine
 from consumer.inbox import Arrival
+from consumer.metrics import Metrics
+from consumer.publisher import ConfirmedChannel, EventPublisher
 from consumer.transaction import RunCompletionTransaction
 from domains import tables
+from domains.policies.book import PolicyBook
 from domains.run import CompletedRun
 from tests import runs
 from tests.integration.faults import break_writes_to, count, mend_writes, only_row
@@ -344,3 +348,33 @@ async def _until_waiting(engine: AsyncEngine) -> None:
         )
         while not (await conn.execute(query)).scalar_one():
             await asyncio.sleep(0.01)
+
+
+async def test_only_the_mark_may_be_lost_with_the_server_and_the_next_transaction_waits_for_the_disk_again(
+    database_url, engine, broker
+):
+    """Asked for where rows are written: what a commit waits for is the setting of its transaction."""
+    async with engine.begin() as conn:
+        await conn.execute(text("CREATE TABLE seen (at text, setting text)"))
+        await conn.execute(
+            text(
+                "CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+                "INSERT INTO seen VALUES (TG_OP, current_setting('synchronous_commit')); RETURN NULL; END $$"
+            )
+        )
+        await conn.execute(
+            text(
+                "CREATE TRIGGER see AFTER INSERT OR UPDATE ON governance.run_completions "
+                "FOR EACH ROW EXECUTE FUNCTION see()"
+            )
+        )
+    closing_out = create_engine(database_url, pool_size=1, by_key=True)
+    publisher = EventPublisher(ConfirmedChannel(broker), metrics=Metrics())
+    coordinator = RunCompletionTransaction(engine=closing_out, policies=PolicyBook(), publisher=publisher)
+    for _ in range(2):
+        await coordinator.execute(runs.run())
+    await closing_out.dispose()
+
+    async with engine.connect() as conn:
+        seen = [tuple(row) for row in await conn.execute(text("SELECT at, setting FROM seen"))]
+    assert seen == [("INSERT", "on"), ("UPDATE", "off")] * 2
