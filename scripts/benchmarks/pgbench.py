@@ -18,7 +18,7 @@ from domains.incidents.rules import finding_for
 from domains.policies.rules import PolicySet, evaluate
 
 SECONDS = 6
-# The number that did best on two cores (4: -25%, 8: -10%, 32: about the same).
+# The number that did best on two cores: 4, 8, 16, 32 did 2,783 3,572 3,711 3,205 runs/s (medians of two rounds).
 CLIENTS = 16
 
 _SCRIPT = """

@@ -20,7 +20,6 @@ class Subject:
     processes: int = 1
     environment: Mapping[str, str] = field(default_factory=dict)
     queue: str = "closeout.run-completed"
-    is_bar: bool = False
 
 
 def closeout(name: str = "Closeout", *, runs: int = 12_000, processes: int = 1, **settings: str) -> Subject:

@@ -33,7 +33,7 @@ async def close_out(message: RabbitMessage) -> None:
     """Close out one run; FastStream acks when this returns."""
     rows = rows_for(message.body, books[0])
     async with sessions.begin() as session:
-        new = await orm.write(session, rows)
+        new = await session.run_sync(orm.write, rows)
     if new:
         await publish(rows)
         async with sessions.begin() as session:

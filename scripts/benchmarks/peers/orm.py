@@ -4,7 +4,6 @@ from typing import Any
 
 from sqlalchemy import delete, func, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from benchmarks.peers.storing import EVENT
@@ -60,18 +59,8 @@ _CLAIM = insert(RunCompletion).on_conflict_do_nothing().returning(RunCompletion.
 _TRACE = insert(Trace).on_conflict_do_nothing().returning(Trace.run_id)
 
 
-async def write(session: AsyncSession, rows: Rows) -> bool:
+def write(session: Session, rows: Rows) -> bool:
     """Write one run's rows; return false for a duplicate, of which nothing is written."""
-    if (await session.execute(_CLAIM, rows.completion)).one_or_none() is None:
-        return False
-    session.add_all(objects_of(rows))
-    if rows.trace is not None and (await session.execute(_TRACE, rows.trace)).one_or_none() is None:
-        await session.execute(completion_of(rows.trace))
-    return True
-
-
-def write_blocking(session: Session, rows: Rows) -> bool:
-    """Do the same with a blocking session."""
     if session.execute(_CLAIM, rows.completion).one_or_none() is None:
         return False
     session.add_all(objects_of(rows))
