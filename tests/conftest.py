@@ -50,6 +50,19 @@ def rabbit(servers: tuple[PostgresServer, RabbitServer]) -> RabbitServer:
     return servers[1]
 
 
+@pytest.fixture(scope="module")
+def rabbit_4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
+    with RabbitServer(tmp_path_factory.mktemp("mq4"), version="4") as server:
+        yield server
+
+
+@pytest.fixture(params=["3.10", "4"])
+def any_rabbit(request: pytest.FixtureRequest) -> RabbitServer:
+    # Not in an async fixture: the session's servers may have to be set up by it, and that runs a loop of its own.
+    server: RabbitServer = request.getfixturevalue("rabbit" if request.param == "3.10" else "rabbit_4")
+    return server
+
+
 @pytest.fixture
 def database_url(postgres: PostgresServer) -> Iterator[str]:
     name = f"t{next(_numbers)}"

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -25,12 +25,6 @@ WRITE, READ = r"^(governance\.events|amq\.default)$", r"^closeout\.run-completed
 _names = itertools.count()
 
 
-@pytest.fixture(scope="module")
-def rabbit_4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
-    with RabbitServer(tmp_path_factory.mktemp("mq4"), version="4") as server:
-        yield server
-
-
 class Place:
     """A vhost on one server, in which the topology stands, and users with chosen rights in it."""
 
@@ -43,14 +37,13 @@ class Place:
         return self.server.add_user(f"u{next(_names)}", "pw", configure, write, read, self.vhost)
 
 
-@pytest.fixture(params=["3.10", "4"])
-async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
-    server = request.getfixturevalue("rabbit" if request.param == "3.10" else "rabbit_4")
-    made = Place(server, f"doctor{next(_names)}")
+@pytest.fixture
+async def place(any_rabbit: RabbitServer) -> AsyncIterator[Place]:
+    made = Place(any_rabbit, f"doctor{next(_names)}")
     await declare(made.broker)
     yield made
     await made.broker.close()
-    server.delete_vhost(made.vhost)
+    any_rabbit.delete_vhost(made.vhost)
 
 
 async def examined(url: str) -> dict[str, Check]:

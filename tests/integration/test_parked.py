@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from base64 import b64decode
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,21 +33,14 @@ EVERYTHING = Filters()
 _names = itertools.count()
 
 
-@pytest.fixture(scope="module")
-def rabbit_4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
-    with RabbitServer(tmp_path_factory.mktemp("mq4"), version="4") as server:
-        yield server
-
-
-@pytest.fixture(params=["3.10", "4"])
-async def any_broker(request: pytest.FixtureRequest) -> AsyncIterator[BrokerConnection]:
-    server = request.getfixturevalue("rabbit" if request.param == "3.10" else "rabbit_4")
+@pytest.fixture
+async def any_broker(any_rabbit: RabbitServer) -> AsyncIterator[BrokerConnection]:
     vhost = f"parked{next(_names)}"
-    made = BrokerConnection(server.create_vhost(vhost), name="tests")
+    made = BrokerConnection(any_rabbit.create_vhost(vhost), name="tests")
     await declare(made)
     yield made
     await made.close()
-    server.delete_vhost(vhost)
+    any_rabbit.delete_vhost(vhost)
 
 
 def closeout(amqp_url: str, *arguments: str, status: int = 0) -> tuple[str, str]:
