@@ -125,8 +125,8 @@ async def claim(conn: AsyncConnection, arrivals: Sequence[Arrival], *, legacy: b
 async def _standing(conn: AsyncConnection, keys: Sequence[RunKey]) -> dict[RunKey, Claim]:
     found = await _STANDING.execute(conn, columns_of(_KEYS, keys))
     claims = {
-        RunKey(row.tenant_id, row.run_id): Claim(False, TransactionPhase(row.phase), row.payload_digest, row.finished)
-        for row in found
+        RunKey(tenant_id, run_id): Claim(False, TransactionPhase(phase), digest, finished)
+        for tenant_id, run_id, digest, phase, finished in found
     }
     if len(claims) < len(keys):
         # Deleted between the two statements, by pruning: the next attempt finds it new.

@@ -5,7 +5,7 @@ from datetime import datetime
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import Row, Select, delete, func, select, update
+from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.dialects.postgresql import INTERVAL
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -66,7 +66,8 @@ async def stage(conn: AsyncConnection, events: Sequence[OutboxEvent]) -> None:
 
 async def unpublished(conn: AsyncConnection, keys: Iterable[RunKey]) -> list[OutboxEvent]:
     """Return what the outbox still holds of the runs *keys*, in order within each run."""
-    return _events(await _UNPUBLISHED.execute(conn, columns_of(_KEYS, keys)))
+    rows = await _UNPUBLISHED.execute(conn, columns_of(_KEYS, keys))
+    return [OutboxEvent(**dict(zip(_EVENT, row, strict=True))) for row in rows]
 
 
 async def mark(conn: AsyncConnection, confirmed: Sequence[OutboxEvent]) -> set[RunKey]:
@@ -112,7 +113,3 @@ async def backlog(conn: AsyncConnection, *, at_most: int = 10_000) -> tuple[int,
     age = func.extract("epoch", func.clock_timestamp() - func.min(last.c.created_at))
     count, oldest = (await conn.execute(select(func.count(), func.coalesce(age, 0)).select_from(last))).one()
     return count, max(float(oldest), 0.0)
-
-
-def _events(rows: Iterable[Row[Any]]) -> list[OutboxEvent]:
-    return [OutboxEvent(**row._mapping) for row in rows]  # noqa: SLF001 - SQLAlchemy's public, underscored name

@@ -2,16 +2,17 @@
 
 SQLAlchemy's cost is per statement executed, not per row (``shared/design.md``), and PostgreSQL plans
 ``INSERT ... SELECT FROM unnest`` once, whatever the number of rows. A good part of that cost is for finding the
-compiled statement again and for looking at each element of each array, so the statements of a close-out are compiled
-when they are defined (:class:`Compiled`): a tenth of the time that a single run takes.
+compiled statement again, for looking at each element of each array, and for the greenlet around the driver. So the
+statements of a close-out are compiled when they are defined and handed to the driver (:class:`Compiled`): the first
+saves a tenth and the second a seventh of the time from a single run's publish to its commit.
 """
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
-    CursorResult,
     Executable,
     Select,
     Table,
@@ -40,12 +41,32 @@ class Compiled:
         self._constants: dict[str, Any] = compiled.params
         self._names: list[str] = compiled.positiontup
 
-    async def execute(
-        self, conn: AsyncConnection, columns: Mapping[str, Sequence[object]]
-    ) -> CursorResult[*tuple[Any, ...]]:
-        """Execute it with :func:`columns_of` some rows."""
-        values = tuple(columns[name] if name in columns else self._constants[name] for name in self._names)
-        return await conn.exec_driver_sql(self._text, values)
+    async def execute(self, conn: AsyncConnection, columns: Mapping[str, Sequence[object]]) -> Sequence[Sequence[Any]]:
+        """Execute it with :func:`columns_of` some rows and return the rows that come back.
+
+        The first statement of a transaction goes through SQLAlchemy, which says BEGIN before it. The others, and those
+        that commit on their own, go straight to the driver: their errors are asyncpg's.
+        """
+        values = [columns[name] if name in columns else self._constants[name] for name in self._names]
+        driver = _driver_of(conn)
+        if driver is None:
+            return (await conn.exec_driver_sql(self._text, tuple(values))).all()
+        try:
+            rows: Sequence[Sequence[Any]] = await driver.fetch(self._text, *values)
+        except asyncio.CancelledError:
+            # As SQLAlchemy does: the connection is given up, for a stalled line would not answer a ROLLBACK either.
+            await conn.invalidate()
+            raise
+        return rows
+
+
+def _driver_of(conn: AsyncConnection) -> Any:  # noqa: ANN401 - asyncpg's connection, which has no types
+    """Return the driver's connection, if what it is sent now is in *conn*'s transaction or is meant to be alone."""
+    pooled = conn.sync_connection.connection if conn.sync_connection else None
+    if pooled is None or pooled.driver_connection is None or pooled.dbapi_connection is None:
+        return None
+    driver = pooled.driver_connection
+    return driver if driver.is_in_transaction() or pooled.dbapi_connection.autocommit else None
 
 
 def unnest(table: Table, names: Sequence[str]) -> TableValuedAlias:

@@ -33,7 +33,7 @@ async def record(conn: AsyncConnection, evaluations: Sequence[Evaluation]) -> di
 async def record_once(conn: AsyncConnection, evaluation: Evaluation) -> Evaluation:
     """Write *evaluation* unless its run has one, and return the one that stands. For the non-atomic path."""
     inserted = await _INSERT_ONE.execute(conn, columns_of(_COLUMNS, [_row(evaluation)]))
-    if inserted.one_or_none() is not None:
+    if inserted:
         return evaluation
     return await _standing(conn, evaluation.key)
 

@@ -56,8 +56,8 @@ def _statements_of(engine: AsyncEngine) -> list[str]:
 
     @event.listens_for(engine.sync_engine, "connect")
     def on_connect(connection, _record) -> None:
-        # What is not prepared: BEGIN and COMMIT.
-        connection.driver_connection.add_query_logger(lambda record: sent.append(record.query))
+        # The driver's own word for everything but what SQLAlchemy has prepared.
+        connection.driver_connection.add_query_logger(lambda record: sent.append(" ".join(record.query.split())))
 
     @event.listens_for(engine.sync_engine, "after_cursor_execute")
     def on_execute(_connection, _cursor, statement, *_) -> None:
