@@ -14,7 +14,7 @@ from cel_expr_python import cel
 
 from domains.policies import syntax
 from domains.policies.cost import CostFaultError
-from domains.policies.extent import LARGEST, TEXT_MAX_BYTES, TEXTS, USUAL, Extent, extent_of, milliseconds
+from domains.policies.extent import LARGEST, TEXT_MAX_BYTES, USUAL, Extent, extent_of, milliseconds
 from domains.policies.selections import reads_of
 from domains.run import CompletedRun
 
@@ -38,6 +38,8 @@ _LATEST = datetime.max.replace(tzinfo=UTC, microsecond=0)
 
 # A time inside a map is refused by the library, a variable of its own is not: with these, run.completed_at is a time.
 _TIMES = ("started_at", "completed_at")
+# What of a run there is to see.
+_FIELDS = frozenset((*CompletedRun.__struct_fields__, "duration_ms"))
 _env = cel.NewEnv(
     variables={
         "run": cel.Type.Map(cel.Type.STRING, cel.Type.DYN),
@@ -63,15 +65,23 @@ class Visible:
     """A run as conditions see it, converted once for all of them.
 
     *unknown* fields are left out: a condition that needs one then has no answer, one that is decided without it has.
+    With *needed*, the fields that occur in all those conditions together (``Reads.fields``), only they are there:
+    most conditions read three or four, and the conversion of all takes longer than four evaluations.
     """
 
-    __slots__ = ("_extent", "_shared", "_variables", "_whole", "unknown")
+    __slots__ = ("_extent", "_run", "_shared", "_variables", "unknown")
 
-    def __init__(self, run: CompletedRun, *, unknown: frozenset[str] = frozenset()) -> None:
-        self._whole = visible_fields(run)
+    def __init__(
+        self,
+        run: CompletedRun,
+        *,
+        unknown: frozenset[str] = frozenset(),
+        needed: frozenset[str] = _FIELDS,
+    ) -> None:
+        self._run = run
         self.unknown = unknown
         self._variables: dict[str, Any] = {
-            "run": {name: self._whole[name] for name in self._whole.keys() - unknown} if unknown else self._whole,
+            "run": visible_fields(run, needed - unknown if unknown else needed),
             **{f"run.{name}": _time(getattr(run, name)) for name in _TIMES},
         }
         self._shared = _env.Activation(self._variables)
@@ -86,7 +96,7 @@ class Visible:
     def extent(self) -> Extent:
         """How large the run is; measured when a condition needs it."""
         if self._extent is None:
-            self._extent = extent_of(self._whole)
+            self._extent = extent_of(visible_fields(self._run))
         return self._extent
 
     def activation(self, *, alone: bool) -> cel.Activation:
@@ -153,25 +163,30 @@ class Condition:
         return words if found is None or found[2] in self.text else words[: found.end(1)] + "one that the run gave"
 
 
-def visible_fields(run: CompletedRun) -> dict[str, Any]:
-    """Return the message's fields as CEL can hold them, and ``duration_ms``.
+def visible_fields(run: CompletedRun, names: frozenset[str] = _FIELDS) -> dict[str, Any]:
+    """Return the message's fields as CEL can hold them, and ``duration_ms``; of *names* those that there are.
 
     Times are RFC 3339 text here, costs are doubles, strings are cut to ``VISIBLE_MAX`` characters, and whole numbers
     beyond 64 bits become doubles.
     """
-    fields = msgspec.to_builtins(run, enc_hook=str)
-    usage = fields["usage"]
-    usage["cost_usd"] = _double(run.usage.cost_usd)
-    for step, source in zip(fields["steps"], run.steps, strict=True):
-        step["cost_usd"] = _double(source.cost_usd)
-    fields["metadata"] = {_cut(key): _bounded(value) for key, value in fields["metadata"].items()}
-    for name in TEXTS:
-        fields[name] = _bounded(fields[name])
-    for step in fields["steps"]:
-        step["skill"] = _bounded(step["skill"])
-    fields["steps"] = list(fields["steps"])  # CEL knows lists, not tuples
-    fields["duration_ms"] = run.duration_ms
-    return fields  # type: ignore[no-any-return]
+    return {name: _visible(run, name) for name in names & _FIELDS}
+
+
+def _visible(run: CompletedRun, name: str) -> Any:  # noqa: ANN401 - whatever a field can hold
+    value = getattr(run, name)
+    match name:
+        case "usage":
+            return msgspec.to_builtins(value, enc_hook=str) | {"cost_usd": _double(value.cost_usd)}
+        case "steps":
+            return [  # a list: CEL knows no tuples
+                msgspec.to_builtins(step, enc_hook=str)
+                | {"cost_usd": _double(step.cost_usd), "skill": _bounded(step.skill)}
+                for step in value
+            ]
+        case "metadata":
+            return {_cut(key): _bounded(item) for key, item in value.items()}
+        case _:
+            return _bounded(value) if isinstance(value, str | int | None) else msgspec.to_builtins(value)
 
 
 def _time(moment: datetime) -> datetime:

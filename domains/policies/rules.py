@@ -92,7 +92,7 @@ Compiled = tuple[Policy, Condition | ConditionError]
 class PolicySet:
     """The policies that are in force, compiled, and which of them each tenant has."""
 
-    __slots__ = ("_by_tenant", "_for_all")
+    __slots__ = ("_by_tenant", "_for_all", "_needed")
 
     def __init__(self, compiled: Iterable[Compiled]) -> None:
         ordered = sorted(compiled, key=lambda pair: (pair[0].tenant_id is None, pair[0].name, pair[0].version))
@@ -105,10 +105,26 @@ class PolicySet:
         self._by_tenant: Mapping[str, tuple[Compiled, ...]] = {
             tenant: (*pairs, *self._for_all) for tenant, pairs in own.items()
         }
+        self._needed = _fields_read(condition for _, condition in ordered)
 
     def of(self, tenant_id: str) -> tuple[Compiled, ...]:
         """Return the policies that apply to *tenant_id*: its own, then those for all, each by name."""
         return self._by_tenant.get(tenant_id, self._for_all)
+
+    def visible(self, run: CompletedRun) -> Visible:
+        """Return what these policies' conditions see of *run*: only what one of them reads."""
+        return Visible(run) if self._needed is None else Visible(run, needed=self._needed)
+
+
+def _fields_read(conditions: Iterable[Condition | ConditionError]) -> frozenset[str] | None:
+    """Return the fields of a run that occur in *conditions*; null: all."""
+    names: frozenset[str] = frozenset()
+    for condition in conditions:
+        if isinstance(condition, Condition):
+            if condition.reads.fields is None:
+                return None
+            names |= condition.reads.fields
+    return names
 
 
 def evaluate(run: CompletedRun, policies: PolicySet, *, now: datetime | None = None) -> Evaluation:
@@ -122,7 +138,7 @@ def evaluate(run: CompletedRun, policies: PolicySet, *, now: datetime | None = N
     errors: list[PolicyFault] = []
     shadow: list[Shadowed] = []
     suppressed_by: UUID | None = None
-    visible = Visible(run) if applying else None
+    visible = policies.visible(run) if applying else None
     for policy, condition in applying:
         try:
             true = visible is not None and holds(condition, visible)

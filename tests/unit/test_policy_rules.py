@@ -6,7 +6,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from domains.policies.book import compiled
-from domains.policies.rules import Evaluation, Policy, PolicySet, evaluate
+from domains.policies.conditions import EvaluationError, Visible
+from domains.policies.rules import Evaluation, Policy, PolicySet, evaluate, holds
+from domains.run import CompletedRun
 from tests import runs
 
 ALL = None
@@ -184,3 +186,38 @@ def test_every_evaluation_has_an_id_of_its_own():
     first, second = evaluated(), evaluated()
     assert first.policy_evaluation_id != second.policy_evaluation_id
     assert first.policy_evaluation_id.version == 7
+
+
+@pytest.mark.parametrize(
+    ("condition", "fields"),
+    [
+        ("run.usage.cost_usd > 0.01 && run.error_code == 'EXECUTION_TIMEOUT'", {"usage", "error_code"}),
+        ("run.steps.exists(s, s.skill == 'book' && s.cost_usd == null)", {"steps"}),
+        ("size(run.steps) == 2 && has(run.model)", {"steps", "model"}),
+        ("run['metadata']['region'] == 'eu'", {"metadata"}),
+        ("run.completed_at - run.started_at > duration('30s')", {"completed_at", "started_at"}),
+        ("run.duration_ms > 30000 && run.trace_id != null", {"duration_ms", "trace_id"}),
+        ("run.nonsense == 1", set()),
+        ("'retries' in run.metadata && run.metadata.nothing == 1", {"metadata"}),
+        ("size(run) > 10", {*CompletedRun.__struct_fields__, "duration_ms"}),
+        ("run.exists(name, run[name] == 'failed')", {*CompletedRun.__struct_fields__, "duration_ms"}),
+    ],
+)
+def test_a_condition_that_sees_only_what_it_reads_answers_as_if_it_saw_the_whole_run(condition, fields):
+    run, policies = runs.run(), in_force(policy(condition))
+
+    assert policies.visible(run).fields.keys() == fields
+    assert answer(condition, policies.visible(run)) == answer(condition, Visible(run))
+
+
+def answer(condition: str, visible: Visible) -> object:
+    try:
+        return holds(compiled(condition), visible)
+    except EvaluationError as error:
+        return str(error)
+
+
+def test_the_policies_together_see_what_any_of_them_reads_and_one_that_does_not_compile_adds_nothing():
+    policies = in_force(policy("run.status == 'failed'"), policy("run.model == null"), policy("run.("))
+
+    assert policies.visible(runs.run()).fields == {"status": "failed", "model": "gpt-4o"}
