@@ -7,14 +7,13 @@ consumer (aio-pika #231, #536, #563, #626). Here nothing is restored; what broke
 import asyncio
 import time
 from contextlib import suppress
-from typing import cast
 
 import aio_pika
 import structlog
-from aiormq.channel import Channel as AmqpChannel
 from aiormq.exceptions import AMQPError, ChannelInvalidStateError
 from yarl import URL
 
+from consumer.channel import Channel, open_channel
 from consumer.errors import UnavailableError, one_line
 from consumer.wire import read_leniently
 
@@ -46,15 +45,14 @@ class BrokerConnection:
         self._failed_at = float("-inf")
         self._failure = ""
 
-    async def channel(self, *, confirms: bool) -> AmqpChannel:
+    async def channel(self, *, confirms: bool) -> Channel:
         """Open a channel, connecting first where need be; raise :class:`UnavailableError` if the broker is away."""
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_SECONDS):
-                connection = await self._connected()
-                # A mandatory message that is returned is reported by its confirmation, not raised.
-                channel = connection.channel(publisher_confirms=confirms, on_return_raises=False)
-                await channel.initialize()
-                return cast(AmqpChannel, await channel.get_underlay_channel())
+                transport = (await self._connected()).transport
+                if transport is None:
+                    raise ConnectionError("the connection was closed")
+                return await open_channel(transport.connection, confirms=confirms)
         except (*BROKER_ERRORS, RuntimeError, StopAsyncIteration) as error:
             # aiormq's words for a connection that closed a moment ago, and for one that ends before its first answer.
             raise UnavailableError(f"RabbitMQ is not available: {one_line(error)}") from error

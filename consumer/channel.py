@@ -1,0 +1,59 @@
+"""The client's channel, leaner where a frame comes with every message.
+
+The client makes a task of each delivery, and for a confirm of many messages it looks at every message that is still
+unconfirmed and puts a call of its own into the loop for each that is meant. At thousands of messages a second that is a
+tenth of the worker's time. The rest of the channel is the client's, unchanged.
+"""
+
+from itertools import takewhile
+
+from aiormq import spec
+from aiormq.abc import AbstractConnection
+from aiormq.channel import Channel as AmqpChannel
+from pamqp.header import ContentHeader
+
+# Frames read ahead of the channel: beyond it the connection stops reading, and so, in the end, the broker sending.
+_FRAMES_BUFFERED = 1_000
+
+
+class Channel(AmqpChannel):
+    """A channel whose consumers are called in the order of their deliveries, each before the next frame is read.
+
+    So a consumer's callback must not wait for an answer of the broker on the same channel, nor raise.
+    """
+
+    async def _on_deliver_frame(self, frame: spec.Basic.Deliver) -> None:
+        header = await self._get_frame()
+        if not isinstance(header, ContentHeader):
+            raise ValueError(f"a delivery is followed by {header!r}; expected its header")  # noqa: TRY004 - as the client
+        message = await self._read_content(frame, header)
+        consumer = self.consumers.get(frame.consumer_tag or "")
+        if consumer is not None:  # a consumer that was cancelled a moment ago has no more use for it
+            await consumer(message)
+
+    async def _on_confirm_frame(self, frame: spec.Basic.Ack | spec.Basic.Nack | spec.Basic.Reject) -> None:
+        upto = frame.delivery_tag or 0
+        if isinstance(frame, spec.Basic.Reject) or not frame.multiple:
+            self._confirm_delivery(upto, frame)
+            return
+        # In the order of their tags, but for those that were returned: they go to the end, and wait there for a later
+        # confirm if this one does not get so far.
+        for tag in list(takewhile(lambda tag: tag <= upto, self.confirmations)):
+            self._confirm_delivery(tag, frame)
+
+
+async def open_channel(connection: AbstractConnection, *, confirms: bool) -> Channel:
+    """Open a channel on *connection*; a mandatory message that is returned is reported by its confirmation.
+
+    Raises the client's errors, ``ConnectionError`` if the connection was closed a moment ago.
+    """
+    if connection.is_closed:
+        raise ConnectionError("the connection was closed")
+    # No wait between the choice of a number and its registration: nobody else can choose the same.
+    number = max(connection.channels, default=0) + 1
+    channel = Channel(
+        connection, number, publisher_confirms=confirms, on_return_raises=False, frame_buffer=_FRAMES_BUFFERED
+    )
+    connection.channels[number] = channel
+    await channel.open()
+    return channel
