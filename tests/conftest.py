@@ -15,7 +15,7 @@ from consumer.broker import BrokerConnection
 from consumer.database import create_engine
 from consumer.metrics import Metrics
 from consumer.topology import declare
-from domains.migrate import migrate
+from tests.roles import migrated_by_the_owner
 
 _numbers = itertools.count(1)
 _TEMPLATE = "migrated"
@@ -33,8 +33,8 @@ def servers(folder: Path) -> Iterator[tuple[PostgresServer, RabbitServer]]:
     postgres = PostgresServer(folder / "pg")
     rabbit = RabbitServer(folder / "mq", version="4" if os.environ.get("CLOSEOUT_RABBITMQ") == "4" else "3.10")
     start_all(postgres, rabbit)
-    url = postgres.create_database(_TEMPLATE)
-    asyncio.run(_migrate(url))
+    postgres.create_database(_TEMPLATE)
+    asyncio.run(migrated_by_the_owner(postgres, _TEMPLATE))
     yield postgres, rabbit
     rabbit.stop()
     postgres.stop()
@@ -115,9 +115,3 @@ def amqp_url(bare_amqp_url: str, broker: BrokerConnection) -> str:
 @pytest.fixture
 def metrics() -> Metrics:
     return Metrics()
-
-
-async def _migrate(url: str) -> None:
-    engine = create_engine(url, pool_size=1)
-    await migrate(engine)
-    await engine.dispose()

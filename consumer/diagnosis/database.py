@@ -11,23 +11,13 @@ from consumer.database import DATABASE_ERRORS
 from consumer.diagnosis.check import Check, ok, problem, warning
 from consumer.durations import spoken
 from consumer.errors import one_line
+from consumer.rights import each_right
 from consumer.waiting import State as OutboxState
 from consumer.waiting import in_words, waiting
 from domains.migrate import differences, known, newest
 
 # 15: unique constraints that count nulls as equal (policies).
 OLDEST_VERSION = 15
-# What a worker does with each table; FOR UPDATE asks for UPDATE. tests/integration/test_doctor.py runs one with these.
-WORKER_RIGHTS = {
-    "run_completions": "SELECT INSERT UPDATE",
-    "incidents": "SELECT INSERT",
-    "prevention_records": "SELECT INSERT",
-    "policies": "SELECT",
-    "policy_evaluations": "SELECT INSERT",
-    "traces": "SELECT INSERT UPDATE",
-    "outbox_events": "SELECT INSERT UPDATE DELETE",
-    "rollbacks": "SELECT INSERT",
-}
 # Seconds between the two clocks. A second shows in the lag that is measured, a minute in what is pruned or listed.
 _CLOCK_WARNING, _CLOCK_PROBLEM = 1.0, 60.0
 # Seconds after which a legacy close-out that has not finished does not do so by itself.
@@ -52,11 +42,14 @@ _ABOUT = text(
 )
 _RIGHTS = text(
     """
-    SELECT c.relname, w.privilege, has_table_privilege(c.oid, w.privilege) AS given
-      FROM unnest(CAST(:tables AS text[]), CAST(:privileges AS text[])) AS w (relname, privilege)
+    SELECT w.place, CASE WHEN w.attribute IS NULL THEN has_table_privilege(c.oid, w.privilege)
+                         ELSE has_column_privilege(c.oid, w.attribute, w.privilege) END AS given
+      FROM unnest(CAST(:tables AS text[]), CAST(:privileges AS text[]), CAST(:columns AS text[]))
+           WITH ORDINALITY AS w (relname, privilege, attribute, place)
       JOIN pg_class c ON c.relname = w.relname
       JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'governance'
-     ORDER BY c.relname, w.privilege
+     WHERE w.attribute IS NULL OR EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid
+                                             AND a.attname = w.attribute AND NOT a.attisdropped)
     """
 )
 _USAGE = text("SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = 'governance'")
@@ -148,7 +141,11 @@ async def _schema(conn: AsyncConnection) -> tuple[list[Check], bool]:
     if usage is None:
         return [problem("schema", "there is no schema governance here", "run closeout migrate")], False
     if not usage:
-        return [problem("schema", "this role may not use schema governance", "grant it USAGE on the schema")], False
+        return [
+            problem(
+                "schema", "this role may not use schema governance", "run deploy/postgresql/rights.sql: it grants USAGE"
+            )
+        ], False
     try:
         current = (await conn.execute(_VERSION)).scalar_one_or_none()
     except DATABASE_ERRORS as error:
@@ -171,16 +168,17 @@ async def _tables(engine: AsyncEngine, version: Check) -> Check:
 
 
 async def _rights(conn: AsyncConnection) -> list[Check]:
-    wanted = [(table, right) for table, rights in WORKER_RIGHTS.items() for right in rights.split()]
-    columns = {"tables": [table for table, _ in wanted], "privileges": [right for _, right in wanted]}
+    wanted = each_right()
+    names = {"tables": "table", "privileges": "privilege", "columns": "column"}
+    found = await conn.execute(_RIGHTS, {name: [getattr(right, of) for right in wanted] for name, of in names.items()})
     missing: dict[str, list[str]] = {}
-    for row in await conn.execute(_RIGHTS, columns):
-        if not row.given:
-            missing.setdefault(row.relname, []).append(row.privilege)
+    for right in sorted(wanted[row.place - 1] for row in found if not row.given):
+        missing.setdefault(right.table, []).append(str(right))
     if not missing:
         return [ok("rights", "this role has all rights on the tables that a worker needs")]
     words = "; ".join(f"{', '.join(rights)} on {table}" for table, rights in missing.items())
-    return [problem("rights", f"missing: {words}", "grant them to the worker's role; it waits until then")]
+    remedy = "run deploy/postgresql/rights.sql as the tables' owner; a worker waits until then"
+    return [problem("rights", f"missing: {words}", remedy)]
 
 
 async def _readable(name: str, look: Callable[[AsyncConnection], Awaitable[Check]], conn: AsyncConnection) -> Check:
