@@ -15,7 +15,7 @@ from consumer.broker import BrokerConnection
 from consumer.database import create_engine
 from consumer.metrics import Metrics
 from consumer.topology import declare
-from tests.roles import migrated_by_the_owner
+from tests.roles import OPERATOR_USER, WORKER_USER, add_users, migrated_by_the_owner, permit
 
 _numbers = itertools.count(1)
 _TEMPLATE = "migrated"
@@ -35,6 +35,7 @@ def servers(folder: Path) -> Iterator[tuple[PostgresServer, RabbitServer]]:
     start_all(postgres, rabbit)
     postgres.create_database(_TEMPLATE)
     asyncio.run(migrated_by_the_owner(postgres, _TEMPLATE))
+    add_users(rabbit)
     yield postgres, rabbit
     rabbit.stop()
     postgres.stop()
@@ -53,6 +54,7 @@ def rabbit(servers: tuple[PostgresServer, RabbitServer]) -> RabbitServer:
 @pytest.fixture(scope="module")
 def rabbit_4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
     with RabbitServer(tmp_path_factory.mktemp("mq4"), version="4") as server:
+        add_users(server)
         yield server
 
 
@@ -93,7 +95,10 @@ async def connection(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 @pytest.fixture
 def bare_amqp_url(rabbit: RabbitServer) -> Iterator[str]:
     name = f"t{next(_numbers)}"
-    yield rabbit.create_vhost(name)
+    url = rabbit.create_vhost(name)
+    for user in (WORKER_USER, OPERATOR_USER):
+        permit(rabbit, name, user)
+    yield url
     rabbit.delete_vhost(name)
 
 

@@ -9,7 +9,7 @@ import pytest
 from servers import PostgresServer, RabbitServer, start_all
 
 from tests.faults.scene import Scene
-from tests.roles import migrated_by_the_owner
+from tests.roles import add_users, migrated_by_the_owner
 
 _TEMPLATE = "migrated"
 
@@ -23,6 +23,7 @@ def servers(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Post
     start_all(postgres, rabbit)
     postgres.create_database(_TEMPLATE)
     asyncio.run(migrated_by_the_owner(postgres, _TEMPLATE))
+    add_users(rabbit)
     yield postgres, rabbit
     rabbit.kill()
     postgres.kill()

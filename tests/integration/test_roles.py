@@ -7,9 +7,8 @@ from servers import PostgresServer
 from servers.wire import SqlError
 
 from consumer.rights import WORKER_RIGHTS, each_right
-from domains.migrate import differences
 from domains.tables import metadata
-from tests.roles import OPERATOR, OWNER, READER, WORKER, as_role, grant_rights, make_roles
+from tests.roles import OPERATOR, OWNER, READER, WORKER, make_roles
 
 TABLES = [*sorted(table.name for table in metadata.tables.values()), "schema_version"]
 PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER", "MAINTAIN")
@@ -40,7 +39,7 @@ REFUSED = {
     "create an extension": "CREATE EXTENSION pg_trgm",
     "alter a table": "ALTER TABLE governance.incidents ADD COLUMN mine int",
     "add an index": "CREATE INDEX ON governance.incidents (title)",
-    "add a trigger": "CREATE TRIGGER mine BEFORE INSERT ON governance.incidents EXECUTE FUNCTION tsvector_update_trigger()",
+    "add a trigger": "CREATE TRIGGER t BEFORE INSERT ON governance.traces EXECUTE FUNCTION tsvector_update_trigger()",
     "lock a table against all": "LOCK TABLE governance.policies IN ACCESS EXCLUSIVE MODE",
     "rewrite what a run was": "UPDATE governance.run_completions SET status = 'succeeded'",
     "rewrite an incident": "UPDATE governance.incidents SET severity = 'LOW'",
@@ -90,7 +89,8 @@ def held(postgres: PostgresServer, database: str, role: str) -> dict[str, set[st
         SELECT relname, p FROM t, (VALUES {privileges}) AS v (p) WHERE has_table_privilege('{role}', t.oid, p)
         UNION ALL
         SELECT relname, p || '(' || attname || ')'
-          FROM t JOIN pg_attribute a ON a.attrelid = t.oid AND attnum > 0 AND NOT attisdropped, (VALUES {of_columns}) AS v (p)
+          FROM t JOIN pg_attribute a ON a.attrelid = t.oid AND attnum > 0 AND NOT attisdropped,
+               (VALUES {of_columns}) AS v (p)
          WHERE has_column_privilege('{role}', t.oid, attnum, p) AND NOT has_table_privilege('{role}', t.oid, p)
         """,
         database,
@@ -149,6 +149,6 @@ def refused(postgres: PostgresServer, database: str, role: str, statement: str) 
     try:
         postgres.psql(statement if alone else f"BEGIN; {statement}; ROLLBACK", database, user=role)
     except SqlError as error:
-        assert str(error).startswith("42501"), f"{statement}: {error}"
-        return True
+        # Another error would say nothing about the right.
+        return str(error).startswith("42501")
     return False
