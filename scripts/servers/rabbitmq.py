@@ -88,6 +88,11 @@ class RabbitServer(Server):
         self.permit(name, vhost, configure, write, read)
         return self.url(vhost, user=name, password=password)
 
+    def set_password(self, name: str, password: str) -> None:
+        """Give user *name* that password."""
+        words = ", ".join(map(_binary, (name, password, USER)))
+        self._call(f"rabbit_auth_backend_internal:change_password({words})")
+
     def permit(self, user: str, vhost: str, *patterns: str, topics: Sequence[Sequence[str]] = ()) -> None:
         """Let *user* do in *vhost* what the *patterns* (configure, write, read) allow.
 
