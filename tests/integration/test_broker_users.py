@@ -125,9 +125,12 @@ class Place:
         told = self.server.eval(
             f'V = <<"{self.vhost}">>, All = rabbit_exchange:info_all(V, [{names}, type, internal])'
             f" ++ rabbit_amqqueue:info_all(V, [{names}]) ++ rabbit_binding:list(V),"
-            'lists:flatten(lists:join("|", [io_lib:format("~0p", [One]) || One <- lists:sort(All)]))'
+            # A client and an import write a table in another order, and a number as another of AMQP's types.
+            "Same = fun({arguments, T}) -> lists:sort([{Key, Value} || {Key, _, Value} <- T]); (Else) -> Else end,"
+            "Plain = fun(One) when is_list(One) -> lists:map(Same, One); (One) -> One end,"
+            'lists:flatten([io_lib:format("~0p|", [One]) || One <- lists:sort(lists:map(Plain, All))])'
         )
-        lines = told.replace(self.vhost, "VHOST").split("|")
+        lines = told.replace(self.vhost, "VHOST").strip('"').split("|")
         return [line for line in lines if "subscriber." not in line and "others" not in line]
 
     async def may(self, user: str, ask: Ask) -> bool:
