@@ -10,7 +10,7 @@ import structlog
 from aiormq import spec
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel as AmqpChannel
-from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
+from aiormq.exceptions import ChannelAccessRefused, ChannelInvalidStateError, ChannelNotFoundEntity
 
 from consumer.broker import BROKER_ERRORS, BrokerConnection
 from consumer.confirms import Answer, publish_batch, why_closed
@@ -138,6 +138,12 @@ class EventPublisher:
             channel, messages, confirm_seconds=CONFIRM_TIMEOUT_SECONDS, is_blocked=self._channel.is_blocked
         )
         self._metrics.publish_duration.observe(perf_counter() - started)
+        if any(isinstance(answer, asyncio.CancelledError) for answer in answers):
+            # Ours would have been raised; this one is aiormq's way of saying that the channel closed.
+            reason = await why_closed(channel, within=_REASON_SECONDS) or ChannelInvalidStateError(
+                "the channel was closed"
+            )
+            answers = [reason if isinstance(answer, asyncio.CancelledError) else answer for answer in answers]
         return self._count(events, answers)
 
     def _count(self, events: Sequence[OutboxEvent], answers: Sequence[Answer]) -> Published:
@@ -165,9 +171,6 @@ class EventPublisher:
                 if self._require_subscribers:
                     return f"no queue is bound for {event.routing_key} (REQUIRE_EVENT_SUBSCRIBERS)"
                 return None
-            case asyncio.CancelledError():
-                # Ours would have been raised; this one is aiormq's way of saying that the channel closed.
-                return "the channel was closed"
             case _ if isinstance(answer, BROKER_ERRORS):
                 return one_line(answer)
             case _:

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 import pytest
 from servers import PostgresServer
 from servers.wire import SqlError
+from typer.testing import CliRunner
 
+from consumer.cli import app
 from consumer.rights import WORKER_RIGHTS, each_right
 from domains.tables import metadata
-from tests.roles import OPERATOR, OWNER, READER, WORKER, make_roles
+from tests.roles import OPERATOR, OWNER, READER, WORKER, WORKER_USER, as_user, make_roles
 
 TABLES = [*sorted(table.name for table in metadata.tables.values()), "schema_version"]
 PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER", "MAINTAIN")
@@ -152,3 +154,19 @@ def refused(postgres: PostgresServer, database: str, role: str, statement: str) 
         # Another error would say nothing about the right.
         return str(error).startswith("42501")
     return False
+
+
+def test_a_command_run_as_a_role_that_may_not_says_what_was_refused_and_where_to_look(
+    postgres, place, bare_amqp_url, tmp_path, monkeypatch
+):
+    file = tmp_path / "policies.yaml"
+    file.write_text("- {name: n, effect: flag, severity: LOW, condition: 'true'}\n")
+    monkeypatch.setenv("DATABASE_URL", postgres.url(place, user=WORKER))
+    monkeypatch.setenv("AMQP_URL", as_user(bare_amqp_url, WORKER_USER))
+    asked = {("policies", "apply", str(file)): "table policies", ("topology",): "exchange 'runs'"}
+    for words, named in asked.items():
+        told = CliRunner().invoke(app, list(words))
+
+        assert told.exit_code == 1
+        assert named in told.output
+        assert "refused for user 'closeout-worker'" in told.output or "README, Least privilege" in told.output
