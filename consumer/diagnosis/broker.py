@@ -220,6 +220,6 @@ async def _refusal_of(connection: BrokerConnection, ask: Callable[[AmqpChannel],
         # aiormq rejects what waits on a closing channel with CancelledError; only ours may pass as one.
         if (task := asyncio.current_task()) and task.cancelling():
             raise
-        error = await why_closed(channel, within=_ANSWER_SECONDS)
-        return one_line(error) if error else _SILENCE
+        reason = await why_closed(channel, within=_ANSWER_SECONDS)
+        return one_line(reason) if reason else _SILENCE
     return ""

@@ -11,7 +11,7 @@ from consumer.database import DATABASE_ERRORS
 from consumer.diagnosis.check import Check, ok, problem, warning
 from consumer.durations import spoken
 from consumer.errors import one_line
-from consumer.rights import each_right
+from consumer.rights import REMEDY, missing_rights, spelled_out
 from consumer.waiting import State as OutboxState
 from consumer.waiting import in_words, waiting
 from domains.migrate import differences, known, newest
@@ -38,18 +38,6 @@ _ABOUT = text(
                    count(*) FILTER (WHERE datname = current_database()) AS of_database
               FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()) s
      WHERE r.rolname = current_user AND d.datname = current_database()
-    """
-)
-_RIGHTS = text(
-    """
-    SELECT w.place, CASE WHEN w.attribute IS NULL THEN has_table_privilege(c.oid, w.privilege)
-                         ELSE has_column_privilege(c.oid, w.attribute, w.privilege) END AS given
-      FROM unnest(CAST(:tables AS text[]), CAST(:privileges AS text[]), CAST(:columns AS text[]))
-           WITH ORDINALITY AS w (relname, privilege, attribute, place)
-      JOIN pg_class c ON c.relname = w.relname
-      JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'governance'
-     WHERE w.attribute IS NULL OR EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid
-                                             AND a.attname = w.attribute AND NOT a.attisdropped)
     """
 )
 _USAGE = text("SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = 'governance'")
@@ -168,17 +156,10 @@ async def _tables(engine: AsyncEngine, version: Check) -> Check:
 
 
 async def _rights(conn: AsyncConnection) -> list[Check]:
-    wanted = each_right()
-    names = {"tables": "table", "privileges": "privilege", "columns": "column"}
-    found = await conn.execute(_RIGHTS, {name: [getattr(right, of) for right in wanted] for name, of in names.items()})
-    missing: dict[str, list[str]] = {}
-    for right in sorted(wanted[row.place - 1] for row in found if not row.given):
-        missing.setdefault(right.table, []).append(str(right))
+    missing = await missing_rights(conn)
     if not missing:
         return [ok("rights", "this role has all rights on the tables that a worker needs")]
-    words = "; ".join(f"{', '.join(rights)} on {table}" for table, rights in missing.items())
-    remedy = "run deploy/postgresql/rights.sql as the tables' owner; a worker waits until then"
-    return [problem("rights", f"missing: {words}", remedy)]
+    return [problem("rights", f"missing: {spelled_out(missing)}", f"{REMEDY}; a worker waits until then")]
 
 
 async def _readable(name: str, look: Callable[[AsyncConnection], Awaitable[Check]], conn: AsyncConnection) -> Check:

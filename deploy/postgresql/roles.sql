@@ -8,6 +8,8 @@
 -- closeout_worker). It takes from PUBLIC what a new database gives to everybody: temporary tables, large objects, and
 -- CREATE in schema public. Keep that in mind where the database has other users.
 
+SET client_min_messages = warning; -- that something is there already is no news
+
 DO $$
 DECLARE
     name text;

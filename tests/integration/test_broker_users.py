@@ -15,7 +15,7 @@ from servers import RabbitServer
 from consumer.broker import BrokerConnection
 from consumer.confirms import why_closed
 from consumer.errors import UnavailableError
-from consumer.parking import PARKED_QUEUE, RETRY_QUEUE
+from consumer.parking import PARKED_QUEUE, RETRY_QUEUE, headers_of
 from consumer.publisher import EVENTS_EXCHANGE, INTERNAL_EXCHANGE, ConfirmedChannel
 from consumer.topology import RUNS_EXCHANGE, TOPOLOGY, Topology, declare
 from consumer.worker import RUN_COMPLETED_QUEUE
@@ -32,34 +32,46 @@ async def never(_message: object) -> None:
     """Stand for a consumer that is never made."""
 
 
-def publish(exchange: str, key: str) -> Ask:
+def of_queue(queue: str) -> dict[str, Ask]:
+    """Return all that a client can ask for of *queue*."""
+    return {
+        f"consume {queue}": lambda channel: channel.basic_consume(queue, never),
+        f"get {queue}": lambda channel: channel.basic_get(queue),
+        f"purge {queue}": lambda channel: channel.queue_purge(queue),
+        f"delete {queue}": lambda channel: channel.queue_delete(queue, if_unused=False, if_empty=False),
+        f"declare {queue}": lambda channel: channel.queue_declare(queue, durable=True),
+        f"bind {queue} to events": lambda channel: channel.queue_bind(queue, EVENTS_EXCHANGE, routing_key="#"),
+        f"unbind {queue} from runs": lambda channel: channel.queue_unbind(queue, RUNS_EXCHANGE, routing_key="x"),
+    }
+
+
+def of_exchange(exchange: str) -> dict[str, Ask]:
+    """Return all that a client can ask for of *exchange*; the default one can be neither deleted nor bound."""
+    asked: dict[str, Ask] = {}
+    if exchange:
+        asked[f"delete {exchange}"] = lambda channel: channel.exchange_delete(exchange)
+        asked[f"bind {exchange}"] = lambda channel: channel.exchange_bind(exchange, "amq.fanout", routing_key="#")
+    return asked | {
+        f"publish {exchange or 'amq.default'} {key}": publishing(exchange, key)
+        for key in ("run.completed", "run.finalized.succeeded", PARKED_QUEUE)
+    }
+
+
+def publishing(exchange: str, key: str) -> Ask:
     return lambda channel: channel.basic_publish(b"{}", exchange=exchange, routing_key=key)
 
 
 def everything() -> dict[str, Ask]:
     """Return, by name, all that a client can ask for of every queue and exchange here."""
-    asked: dict[str, Ask] = {}
-    for queue in [*QUEUES, "subscriber.theirs"]:
-        asked |= {
-            f"consume {queue}": lambda c, q=queue: c.basic_consume(q, never),
-            f"get {queue}": lambda c, q=queue: c.basic_get(q),
-            f"purge {queue}": lambda c, q=queue: c.queue_purge(q),
-            f"delete {queue}": lambda c, q=queue: c.queue_delete(q, if_unused=False, if_empty=False),
-            f"declare {queue}": lambda c, q=queue: c.queue_declare(q, durable=True),
-            f"bind {queue} to events": lambda c, q=queue: c.queue_bind(q, EVENTS_EXCHANGE, routing_key="#"),
-            f"unbind {queue} from runs": lambda c, q=queue: c.queue_unbind(q, RUNS_EXCHANGE, routing_key="x"),
-        }
-    for exchange in EXCHANGES:
-        for key in ("run.completed", "run.finalized.succeeded", PARKED_QUEUE):
-            asked[f"publish {exchange or 'amq.default'} {key}"] = publish(exchange, key)
-        if exchange:
-            asked[f"delete {exchange}"] = lambda c, e=exchange: c.exchange_delete(e)
-            asked[f"bind {exchange}"] = lambda c, e=exchange: c.exchange_bind(e, "amq.fanout", routing_key="#")
-    asked |= {
-        "declare a queue": lambda c: c.queue_declare("mine"),
-        "declare a queue of no name": lambda c: c.queue_declare("", exclusive=True),
-        "declare an exchange": lambda c: c.exchange_declare("mine", exchange_type="fanout"),
+    asked: dict[str, Ask] = {
+        "declare a queue": lambda channel: channel.queue_declare("mine"),
+        "declare a queue of no name": lambda channel: channel.queue_declare("", exclusive=True),
+        "declare an exchange": lambda channel: channel.exchange_declare("mine", exchange_type="fanout"),
     }
+    for queue in [*QUEUES, "subscriber.theirs"]:
+        asked |= of_queue(queue)
+    for exchange in EXCHANGES:
+        asked |= of_exchange(exchange)
     return asked
 
 
@@ -136,8 +148,8 @@ class Place:
     async def may(self, user: str, ask: Ask) -> bool:
         """Say whether *user* is not refused; another objection of the broker's comes after the right was seen."""
         connection = BrokerConnection(self.url_of(user), name="tests")
+        channel = await connection.channel(confirms=True)
         try:
-            channel = await connection.channel(confirms=True)
             await ask(channel)
         except AMQPChannelError as error:
             return "ACCESS_REFUSED" not in str(error)
@@ -246,7 +258,7 @@ async def test_a_worker_closes_out_parks_and_tells_with_its_own_user_and_role_al
         await traffic.eventually(engine, traffic.published_runs(), 1)
         (parked,) = await traffic.parked(admin, 1)
 
-    assert parked.header.properties.headers["x-closeout-reason"] == "invalid_json"
+    assert headers_of(parked)["x-closeout-reason"] == "invalid_json"
     assert (parked.exchange, parked.routing_key) == (INTERNAL_EXCHANGE, PARKED_QUEUE)
     assert len(events) == 3
     await runner.close()
