@@ -170,3 +170,14 @@ def test_a_command_run_as_a_role_that_may_not_says_what_was_refused_and_where_to
         assert told.exit_code == 1
         assert named in told.output
         assert "refused for user 'closeout-worker'" in told.output or "README, Least privilege" in told.output
+
+
+def test_a_reader_s_role_is_enough_for_every_command_that_only_looks(postgres, place, tmp_path, monkeypatch):
+    file = tmp_path / "policies.yaml"
+    file.write_text("- {name: n, effect: flag, severity: LOW, condition: 'true'}\n")
+    monkeypatch.setenv("DATABASE_URL", postgres.url(place, user=READER))
+    looks = ["runs list", "policies list", "policies shadow", "outbox status", "reconcile", "migrate --check"]
+    for words in [*looks, f"policies backtest {file} --since 1d"]:
+        told = CliRunner().invoke(app, words.split())
+
+        assert told.exit_code == 0, f"{words}: {told.output}"
