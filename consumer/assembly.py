@@ -17,7 +17,7 @@ from consumer.backlog import watch_outbox
 from consumer.broker import BrokerConnection
 from consumer.console.pages import Console
 from consumer.console.parked_lately import ParkedLately, RememberingChannel
-from consumer.database import create_engine, probe
+from consumer.database import create_engine
 from consumer.dispatch import Dispatcher, Rollout
 from consumer.health import Health
 from consumer.http import HttpService, application
@@ -28,6 +28,7 @@ from consumer.message import decode
 from consumer.metrics import Metrics, installed_version
 from consumer.publisher import ConfirmedChannel, EventPublisher
 from consumer.relay import Relay
+from consumer.rights import probe_rights
 from consumer.settling import Settler
 from consumer.shadows import count_shadows
 from consumer.transaction import RunCompletionTransaction
@@ -130,7 +131,7 @@ def build_service(settings: Settings) -> Service:
             metrics=metrics,
             max_attempts=settings.delivery_max_attempts,
         ),
-        probe=partial(probe, engine),
+        probe=partial(probe_rights, engine),
         intake=Intake(metrics),
         health=health,
         prefetch_count=settings.prefetch_count,

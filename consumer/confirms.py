@@ -120,6 +120,18 @@ async def _write(channel: AmqpChannel, messages: Sequence[tuple[str, bytes]], ba
             raise
 
 
+async def why_closed(channel: AmqpChannel, *, within: float) -> Exception | None:
+    """Return the error with which the broker closed *channel*; none if it gave none within so many seconds.
+
+    For those who were waiting on it, and were told no more than that it closed.
+    """
+    await asyncio.wait({channel.closing}, timeout=within)
+    if channel.closing.done() and not channel.closing.cancelled():
+        error = channel.closing.exception()
+        return error if isinstance(error, Exception) else None
+    return None
+
+
 def _forget(channel: AmqpChannel, messages: Sequence[tuple[str, bytes]], first: int) -> None:
     for position, (message_id, _) in enumerate(messages):
         if channel.message_id_delivery_tag.get(message_id) == first + position:

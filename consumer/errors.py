@@ -87,6 +87,7 @@ _MOMENT_CLASSES = (
     "57",  # operator intervention: shutdown, starting up, statement timeout
     "58",  # system error: an I/O error below PostgreSQL
 )
+_INSUFFICIENT_PRIVILEGE = "42501"
 _MOMENT_CODES = frozenset(
     {
         "25006",  # read_only_sql_transaction: a standby after failover
@@ -94,7 +95,7 @@ _MOMENT_CODES = frozenset(
         "25P04",  # transaction_timeout
         "28000", "28P01",  # authorization: a password or role that is being rotated; an outage until it is put right
         "3D000", "3F000",  # the database or schema is not there (yet)
-        "42501",  # insufficient privilege: revoked; no message is to blame
+        _INSUFFICIENT_PRIVILEGE,  # revoked, or not granted yet; no message is to blame
         "42P01", "42703",  # table or column not there (yet): migrations are behind
         "55P03",  # lock_not_available: lock_timeout
         "55006",  # object in use
@@ -135,6 +136,11 @@ def fault_of(error: BaseException) -> Fault:
 def lies_in_data(error: BaseException) -> bool:
     """Say whether *error* may be the fault of one run among several, so that isolating it helps."""
     return fault_of(error) is Fault.UNKNOWN
+
+
+def lacks_a_right(error: BaseException) -> bool:
+    """Say whether PostgreSQL refused for want of a right: nothing that waiting mends unless somebody grants it."""
+    return any(sqlstate_of(link) == _INSUFFICIENT_PRIVILEGE for link in _chain(error))
 
 
 def refusal_in(error: BaseException) -> MessageRefusedError:

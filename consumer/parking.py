@@ -82,7 +82,7 @@ async def _copy(
 ) -> None:
     properties = _copied_properties(message, ours)
     properties.user_id = user_id
-    await channel.send(exchange="", routing_key=queue, body=message.body, properties=properties)
+    await channel.send_to_queue(queue, body=message.body, properties=properties)
 
 
 def _copied_properties(message: DeliveredMessage, ours: dict[str, str | int]) -> spec.Basic.Properties:

@@ -10,9 +10,10 @@ import structlog
 from aiormq import spec
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel as AmqpChannel
+from aiormq.exceptions import ChannelAccessRefused, ChannelInvalidStateError, ChannelNotFoundEntity
 
 from consumer.broker import BROKER_ERRORS, BrokerConnection
-from consumer.confirms import Answer, publish_batch
+from consumer.confirms import Answer, publish_batch, why_closed
 from consumer.errors import UnavailableError, one_line
 from consumer.events import OutboxEvent
 from consumer.frames import event_frames
@@ -22,9 +23,14 @@ from domains.run import RunKey
 log = structlog.get_logger(__name__)
 
 EVENTS_EXCHANGE = "governance.events"
+# Leads to the worker's own queues and nowhere else. Whoever may write the default exchange may write every queue.
+INTERNAL_EXCHANGE = "closeout.internal"
+_DEFAULT_EXCHANGE = ""
 # Seconds until a confirm is given up. A healthy quorum queue confirms in milliseconds; a leader election takes under
 # one second, a node restart a few. What is given up stays in the outbox.
 CONFIRM_TIMEOUT_SECONDS = 10.0
+# Seconds to learn why a channel closed: the broker said so in the frame that closed it.
+_REASON_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -42,6 +48,7 @@ class ConfirmedChannel:
         self._connection = connection
         self._channel: AmqpChannel | None = None
         self._lock = asyncio.Lock()
+        self._to_queues = INTERNAL_EXCHANGE
 
     @property
     def user(self) -> str | None:
@@ -78,9 +85,33 @@ class ConfirmedChannel:
             # aiormq rejects what waits on a closing channel with CancelledError; only ours may pass as one.
             if (task := asyncio.current_task()) and task.cancelling():
                 raise
-            raise UnavailableError("not confirmed by RabbitMQ: the channel was closed") from None
+            reason = await why_closed(channel, within=_REASON_SECONDS)
+            words = one_line(reason) if reason else "the channel was closed"
+            raise UnavailableError(f"not confirmed by RabbitMQ: {words}") from reason
         if isinstance(answer, DeliveredMessage):
             raise UnavailableError(f"no queue took a message for {exchange or 'queue'} {routing_key}")
+
+    async def send_to_queue(self, queue: str, *, body: bytes, properties: spec.Basic.Properties) -> None:
+        """Publish one message to *queue*, one of the worker's own; raises as :meth:`send` does.
+
+        Where a topology of before has no exchange for that, or rights of before do not name it, the default exchange
+        takes the message; whichever is refused, the other is tried, so that topology, rights and workers can change
+        one after another.
+        """
+        refusals: list[UnavailableError] = []
+        for exchange in (self._to_queues, _other(self._to_queues)):
+            try:
+                await self.send(exchange=exchange, routing_key=queue, body=body, properties=properties)
+            except UnavailableError as error:
+                if not isinstance(error.__cause__, ChannelAccessRefused | ChannelNotFoundEntity):
+                    raise
+                refusals.append(error)
+                self._to_queues = _other(exchange)
+            else:
+                if refusals:
+                    log.warning("messages are parked through another exchange", why=one_line(refusals[0]), now=exchange)
+                return
+        raise UnavailableError("; ".join(map(one_line, refusals))) from refusals[0].__cause__
 
 
 class EventPublisher:
@@ -107,6 +138,12 @@ class EventPublisher:
             channel, messages, confirm_seconds=CONFIRM_TIMEOUT_SECONDS, is_blocked=self._channel.is_blocked
         )
         self._metrics.publish_duration.observe(perf_counter() - started)
+        if any(isinstance(answer, asyncio.CancelledError) for answer in answers):
+            # Ours would have been raised; this one is aiormq's way of saying that the channel closed.
+            reason = await why_closed(channel, within=_REASON_SECONDS) or ChannelInvalidStateError(
+                "the channel was closed"
+            )
+            answers = [reason if isinstance(answer, asyncio.CancelledError) else answer for answer in answers]
         return self._count(events, answers)
 
     def _count(self, events: Sequence[OutboxEvent], answers: Sequence[Answer]) -> Published:
@@ -134,13 +171,14 @@ class EventPublisher:
                 if self._require_subscribers:
                     return f"no queue is bound for {event.routing_key} (REQUIRE_EVENT_SUBSCRIBERS)"
                 return None
-            case asyncio.CancelledError():
-                # Ours would have been raised; this one is aiormq's way of saying that the channel closed.
-                return "the channel was closed"
             case _ if isinstance(answer, BROKER_ERRORS):
                 return one_line(answer)
             case _:
                 raise answer
+
+
+def _other(exchange: str) -> str:
+    return _DEFAULT_EXCHANGE if exchange == INTERNAL_EXCHANGE else INTERNAL_EXCHANGE
 
 
 def _framed(channel: AmqpChannel, event: OutboxEvent) -> tuple[str, bytes]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, assert_never
 
 from consumer.attempt import TransactionResult
-from consumer.errors import Fault, ParkReason, UnavailableError, fault_of, one_line, refusal_in
+from consumer.errors import Fault, ParkReason, UnavailableError, fault_of, lacks_a_right, one_line, refusal_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,9 @@ def _settle_failure(error: BaseException, *, attempts: int, max_attempts: int) -
         case Fault.MOMENT:
             # A close-out speaks to the database only; what fails to be published is left to the relay.
             named = isinstance(error, UnavailableError)
-            return PauseAndRequeue(one_line(error) if named else f"PostgreSQL: {one_line(error)}")
+            why = one_line(error) if named else f"PostgreSQL: {one_line(error)}"
+            # The server says on which table, and not which right; it stays away until somebody grants it.
+            return PauseAndRequeue(f"{why}; closeout doctor names the right" if lacks_a_right(error) else why)
         case Fault.UNKNOWN:
             failed = attempts + 1
             if failed >= max_attempts:

@@ -1,8 +1,11 @@
 """What must exist at the broker: exchanges, queues, bindings. Contract sections 1, 4 and 5.
 
+``deploy/rabbitmq/definitions.json`` says the same, and who may do what with it, for those who import it.
+
 Declared by ``closeout topology`` as a user who may configure; the worker may not, and declares nothing.
 """
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +16,7 @@ from aiormq.exceptions import AMQPChannelError
 from consumer.broker import BROKER_ERRORS, BrokerConnection
 from consumer.errors import UnavailableError, one_line
 from consumer.parking import PARKED_QUEUE, RETRY_QUEUE
-from consumer.publisher import EVENTS_EXCHANGE
+from consumer.publisher import EVENTS_EXCHANGE, INTERNAL_EXCHANGE
 from consumer.worker import RUN_COMPLETED_QUEUE
 
 RUNS_EXCHANGE = "runs"
@@ -28,6 +31,14 @@ UNREACHABLE_DELIVERY_LIMIT = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
+class Exchange:
+    """A durable exchange to declare."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
 class Queue:
     """A queue to declare."""
 
@@ -39,7 +50,7 @@ class Queue:
 class Topology:
     """Everything this project needs at the broker."""
 
-    topic_exchanges: tuple[str, ...]
+    exchanges: tuple[Exchange, ...]
     queues: tuple[Queue, ...]
     bindings: tuple[tuple[str, str, str], ...] = field(default=())  # queue, exchange, routing key
 
@@ -52,7 +63,12 @@ def _quorum(name: str, **arguments: str | int) -> Queue:
 
 
 TOPOLOGY = Topology(
-    topic_exchanges=(RUNS_EXCHANGE, EVENTS_EXCHANGE),
+    exchanges=(
+        Exchange(RUNS_EXCHANGE, "topic"),
+        Exchange(EVENTS_EXCHANGE, "topic"),
+        # By which the worker reaches its own two queues, without the right to write every queue there is.
+        Exchange(INTERNAL_EXCHANGE, "direct"),
+    ),
     queues=(
         _quorum(PARKED_QUEUE),
         _quorum(
@@ -72,7 +88,11 @@ TOPOLOGY = Topology(
             overflow="reject-publish",
         ),
     ),
-    bindings=((RUN_COMPLETED_QUEUE, RUNS_EXCHANGE, RUN_COMPLETED_KEY),),
+    bindings=(
+        (RUN_COMPLETED_QUEUE, RUNS_EXCHANGE, RUN_COMPLETED_KEY),
+        (PARKED_QUEUE, INTERNAL_EXCHANGE, PARKED_QUEUE),
+        (RETRY_QUEUE, INTERNAL_EXCHANGE, RETRY_QUEUE),
+    ),
 )
 
 
@@ -88,17 +108,32 @@ async def declare(connection: BrokerConnection, topology: Topology = TOPOLOGY) -
     """
     done: list[str] = []
     faults: list[str] = []
-    for name in topology.topic_exchanges:
-        await _declare_one(connection, f"exchange {name}", done, faults, exchange=name)
+    for exchange in topology.exchanges:
+        await _declare_one(connection, f"exchange {exchange.name}", done, faults, _exchange(exchange))
     for queue in topology.queues:
-        await _declare_one(connection, f"queue {queue.name}", done, faults, queue=queue)
+        await _declare_one(connection, f"queue {queue.name}", done, faults, _queue(queue))
     if faults:
         raise TopologyMismatchError("\n".join(faults))
-    channel = await connection.channel(confirms=False)
-    for queue_name, exchange, key in topology.bindings:
-        await channel.queue_bind(queue_name, exchange, routing_key=key)
-        done.append(f"binding {exchange} --{key}--> {queue_name}")
+    for binding in topology.bindings:
+        queue_name, exchange_name, key = binding
+        what = f"binding {exchange_name} --{key}--> {queue_name}"
+        await _declare_one(connection, what, done, faults, _binding(*binding))
     return done
+
+
+_Declare = Callable[[AmqpChannel], Awaitable[object]]
+
+
+def _exchange(exchange: Exchange) -> _Declare:
+    return lambda channel: channel.exchange_declare(exchange.name, exchange_type=exchange.type, durable=True)
+
+
+def _queue(queue: Queue) -> _Declare:
+    return lambda channel: channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
+
+
+def _binding(queue: str, exchange: str, key: str) -> _Declare:
+    return lambda channel: channel.queue_bind(queue, exchange, routing_key=key)
 
 
 async def _declare_one(
@@ -106,17 +141,12 @@ async def _declare_one(
     what: str,
     done: list[str],
     faults: list[str],
-    *,
-    exchange: str = "",
-    queue: Queue | None = None,
+    declare_it: _Declare,
 ) -> None:
     # A channel each: the broker closes the one on which a declaration did not match.
     channel: AmqpChannel = await connection.channel(confirms=False)
     try:
-        if queue is None:
-            await channel.exchange_declare(exchange, exchange_type="topic", durable=True)
-        else:
-            await channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
+        await declare_it(channel)
     except AMQPChannelError as error:
         words = one_line(error)
         if "inequivalent" not in words:

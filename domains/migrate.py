@@ -66,7 +66,9 @@ async def _migrate_once(engine: AsyncEngine) -> Migrated:
         await conn.execute(text("SET lock_timeout = 0"))
         await conn.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
         await conn.execute(text(f"SET lock_timeout = '{_LOCK_WAIT}'"))
-        await conn.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+        # Where roles are kept apart the schema is there, and its owner may make no other: not even IF NOT EXISTS.
+        if (await conn.execute(text("SELECT to_regnamespace(:schema)"), {"schema": SCHEMA})).scalar_one() is None:
+            await conn.execute(text(f"CREATE SCHEMA {SCHEMA}"))
         before = await conn.run_sync(_current)
         await conn.run_sync(_upgrade)
         await conn.commit()

@@ -15,7 +15,7 @@ from consumer.broker import BrokerConnection
 from consumer.database import create_engine
 from consumer.metrics import Metrics
 from consumer.topology import declare
-from domains.migrate import migrate
+from tests.roles import OPERATOR_USER, WORKER_USER, add_users, migrated_by_the_owner, permit
 
 _numbers = itertools.count(1)
 _TEMPLATE = "migrated"
@@ -33,8 +33,9 @@ def servers(folder: Path) -> Iterator[tuple[PostgresServer, RabbitServer]]:
     postgres = PostgresServer(folder / "pg")
     rabbit = RabbitServer(folder / "mq", version="4" if os.environ.get("CLOSEOUT_RABBITMQ") == "4" else "3.10")
     start_all(postgres, rabbit)
-    url = postgres.create_database(_TEMPLATE)
-    asyncio.run(_migrate(url))
+    postgres.create_database(_TEMPLATE)
+    asyncio.run(migrated_by_the_owner(postgres, _TEMPLATE))
+    add_users(rabbit)
     yield postgres, rabbit
     rabbit.stop()
     postgres.stop()
@@ -53,6 +54,7 @@ def rabbit(servers: tuple[PostgresServer, RabbitServer]) -> RabbitServer:
 @pytest.fixture(scope="module")
 def rabbit_4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
     with RabbitServer(tmp_path_factory.mktemp("mq4"), version="4") as server:
+        add_users(server)
         yield server
 
 
@@ -93,7 +95,10 @@ async def connection(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 @pytest.fixture
 def bare_amqp_url(rabbit: RabbitServer) -> Iterator[str]:
     name = f"t{next(_numbers)}"
-    yield rabbit.create_vhost(name)
+    url = rabbit.create_vhost(name)
+    for user in (WORKER_USER, OPERATOR_USER):
+        permit(rabbit, name, user)
+    yield url
     rabbit.delete_vhost(name)
 
 
@@ -115,9 +120,3 @@ def amqp_url(bare_amqp_url: str, broker: BrokerConnection) -> str:
 @pytest.fixture
 def metrics() -> Metrics:
     return Metrics()
-
-
-async def _migrate(url: str) -> None:
-    engine = create_engine(url, pool_size=1)
-    await migrate(engine)
-    await engine.dispose()

@@ -13,7 +13,7 @@ from config.logs import configure_logs
 from config.settings import Settings, SettingsError, load_settings
 from consumer.commands.output import EXIT_USAGE, fail
 from consumer.database import DATABASE_ERRORS, create_engine
-from consumer.errors import UnavailableError, one_line
+from consumer.errors import UnavailableError, lacks_a_right, one_line
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -56,7 +56,8 @@ def in_words(work: Awaitable[T]) -> T:
     except UnavailableError as error:
         fail(str(error))
     except DATABASE_ERRORS as error:
-        fail(f"PostgreSQL: {one_line(error)}")
+        hint = "; README, Least privilege, says which role each command is for" if lacks_a_right(error) else ""
+        fail(f"PostgreSQL: {one_line(error)}{hint}")
 
 
 def end_after(seconds: float) -> None:

@@ -75,7 +75,7 @@ class RememberingChannel(ConfirmedChannel):
     async def send(self, *, exchange: str, routing_key: str, body: bytes, properties: spec.Basic.Properties) -> None:
         """Publish as :meth:`ConfirmedChannel.send` does, and remember what was parked, once it is confirmed."""
         await super().send(exchange=exchange, routing_key=routing_key, body=body, properties=properties)
-        if routing_key == PARKED_QUEUE and not exchange:
+        if routing_key == PARKED_QUEUE:  # of whichever exchange; events have a channel of their own
             self._lately.remember(body, properties)
 
 

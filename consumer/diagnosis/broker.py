@@ -14,11 +14,12 @@ from aiormq import spec
 from aiormq.channel import Channel as AmqpChannel
 
 from consumer.broker import BROKER_ERRORS, BrokerConnection
+from consumer.confirms import why_closed
 from consumer.diagnosis.check import Check, ok, problem, warning
 from consumer.errors import UnavailableError, one_line
 from consumer.parking import PARKED_QUEUE, RETRY_QUEUE
-from consumer.publisher import EVENTS_EXCHANGE
-from consumer.topology import TOPOLOGY
+from consumer.publisher import EVENTS_EXCHANGE, INTERNAL_EXCHANGE
+from consumer.topology import TOPOLOGY, Exchange
 from consumer.worker import RUN_COMPLETED_QUEUE
 
 # 3.10: dead letters of quorum queues are confirmed, so that a retry cannot be lost on its way back.
@@ -73,8 +74,8 @@ async def _topology(connection: BrokerConnection) -> tuple[Check, dict[str, _Dep
     faults: list[str] = []
     unseen = 0
     depths: dict[str, _Depth] = {}
-    for name in TOPOLOGY.topic_exchanges:
-        fault, seen = await _compared(connection, f"exchange {name}", _exchange(name))
+    for exchange in TOPOLOGY.exchanges:
+        fault, seen = await _compared(connection, f"exchange {exchange.name}", _exchange(exchange))
         faults += fault
         unseen += not seen
     for queue in TOPOLOGY.queues:
@@ -83,7 +84,7 @@ async def _topology(connection: BrokerConnection) -> tuple[Check, dict[str, _Dep
         unseen += not seen
     if faults:
         return problem("topology", "; ".join(faults), _TOPOLOGY), depths
-    words = f"{len(TOPOLOGY.topic_exchanges)} exchanges and {len(TOPOLOGY.queues)} queues are there"
+    words = f"{len(TOPOLOGY.exchanges)} exchanges and {len(TOPOLOGY.queues)} queues are there"
     words += "; their properties only a user who may configure can compare" if unseen else ", as they should be"
     return ok("topology", words), depths
 
@@ -91,9 +92,9 @@ async def _topology(connection: BrokerConnection) -> tuple[Check, dict[str, _Dep
 _Declare = Callable[[AmqpChannel, bool], Awaitable[object]]
 
 
-def _exchange(name: str) -> _Declare:
+def _exchange(exchange: Exchange) -> _Declare:
     return lambda channel, passive: channel.exchange_declare(
-        name, exchange_type="topic", durable=True, passive=passive, timeout=_ANSWER_SECONDS
+        exchange.name, exchange_type=exchange.type, durable=True, passive=passive, timeout=_ANSWER_SECONDS
     )
 
 
@@ -157,10 +158,17 @@ async def _never(_message: object) -> None:
     """Stand for a consumer that is never made."""
 
 
+# By the names that RabbitMQ's permissions have; the last one only stands in for the one before it.
+_WRITTEN = {
+    EVENTS_EXCHANGE: (EVENTS_EXCHANGE, "run.finalized.succeeded"),
+    INTERNAL_EXCHANGE: (INTERNAL_EXCHANGE, PARKED_QUEUE),
+    "amq.default": ("", f"closeout.{uuid4()}"),
+}
+
+
 async def _rights_to_publish(connection: BrokerConnection) -> list[Check]:
-    wanted = [(EVENTS_EXCHANGE, "run.finalized.succeeded", EVENTS_EXCHANGE), ("", f"closeout.{uuid4()}", "amq.default")]
-    refusals: list[str] = []
-    for exchange, key, pattern in wanted:
+    refusals: dict[str, str] = {}
+    for name, (exchange, key) in _WRITTEN.items():
         refusal = _SILENCE
         try:
             refusal = await _refusal_of(connection, _publish(exchange, key))
@@ -173,12 +181,21 @@ async def _rights_to_publish(connection: BrokerConnection) -> list[Check]:
             )
             return [problem("alarm", words, "free memory or disk there: rabbitmq-diagnostics alarms names which")]
         if "PRECONDITION_FAILED" not in refusal:
-            refusals.append(f"{pattern}: {refusal}")
-    alarm = ok("alarm", "none: the broker reads what is published")
-    if refusals:
-        remedy = f"grant the worker's user write on {EVENTS_EXCHANGE} and amq.default (parking, retries)"
-        return [alarm, problem("publish", "; ".join(refusals), remedy)]
-    return [alarm, ok("publish", f"this user may write {EVENTS_EXCHANGE} and amq.default")]
+            refusals[name] = refusal
+    return [ok("alarm", "none: the broker reads what is published"), _publishing(refusals)]
+
+
+def _publishing(refusals: dict[str, str]) -> Check:
+    stands_in = "amq.default" not in refusals
+    missing = {name: why for name, why in refusals.items() if name != "amq.default"}
+    words = "; ".join(f"{name}: {why}" for name, why in missing.items())
+    remedy = f"grant the worker's user write on {' and '.join(missing)}"
+    if EVENTS_EXCHANGE in missing or (missing and not stands_in):
+        return problem("publish", words, remedy)
+    if missing:
+        words += "; until then it parks through the default exchange, and may write every queue there is"
+        return warning("publish", words, f"{remedy}, then take amq.default away")
+    return ok("publish", f"this user may write {EVENTS_EXCHANGE} and {INTERNAL_EXCHANGE} (parking, retries)")
 
 
 def _publish(exchange: str, key: str) -> Callable[[AmqpChannel], Awaitable[object]]:
@@ -203,12 +220,6 @@ async def _refusal_of(connection: BrokerConnection, ask: Callable[[AmqpChannel],
         # aiormq rejects what waits on a closing channel with CancelledError; only ours may pass as one.
         if (task := asyncio.current_task()) and task.cancelling():
             raise
-        return await _why_closed(channel)
+        reason = await why_closed(channel, within=_ANSWER_SECONDS)
+        return one_line(reason) if reason else _SILENCE
     return ""
-
-
-async def _why_closed(channel: AmqpChannel) -> str:
-    await asyncio.wait({channel.closing}, timeout=_ANSWER_SECONDS)
-    if channel.closing.done() and not channel.closing.cancelled() and (error := channel.closing.exception()):
-        return one_line(error)
-    return _SILENCE

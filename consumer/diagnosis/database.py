@@ -11,23 +11,13 @@ from consumer.database import DATABASE_ERRORS
 from consumer.diagnosis.check import Check, ok, problem, warning
 from consumer.durations import spoken
 from consumer.errors import one_line
+from consumer.rights import REMEDY, missing_rights, spelled_out
 from consumer.waiting import State as OutboxState
 from consumer.waiting import in_words, waiting
 from domains.migrate import differences, known, newest
 
 # 15: unique constraints that count nulls as equal (policies).
 OLDEST_VERSION = 15
-# What a worker does with each table; FOR UPDATE asks for UPDATE. tests/integration/test_doctor.py runs one with these.
-WORKER_RIGHTS = {
-    "run_completions": "SELECT INSERT UPDATE",
-    "incidents": "SELECT INSERT",
-    "prevention_records": "SELECT INSERT",
-    "policies": "SELECT",
-    "policy_evaluations": "SELECT INSERT",
-    "traces": "SELECT INSERT UPDATE",
-    "outbox_events": "SELECT INSERT UPDATE DELETE",
-    "rollbacks": "SELECT INSERT",
-}
 # Seconds between the two clocks. A second shows in the lag that is measured, a minute in what is pruned or listed.
 _CLOCK_WARNING, _CLOCK_PROBLEM = 1.0, 60.0
 # Seconds after which a legacy close-out that has not finished does not do so by itself.
@@ -48,15 +38,6 @@ _ABOUT = text(
                    count(*) FILTER (WHERE datname = current_database()) AS of_database
               FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()) s
      WHERE r.rolname = current_user AND d.datname = current_database()
-    """
-)
-_RIGHTS = text(
-    """
-    SELECT c.relname, w.privilege, has_table_privilege(c.oid, w.privilege) AS given
-      FROM unnest(CAST(:tables AS text[]), CAST(:privileges AS text[])) AS w (relname, privilege)
-      JOIN pg_class c ON c.relname = w.relname
-      JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'governance'
-     ORDER BY c.relname, w.privilege
     """
 )
 _USAGE = text("SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = 'governance'")
@@ -148,7 +129,11 @@ async def _schema(conn: AsyncConnection) -> tuple[list[Check], bool]:
     if usage is None:
         return [problem("schema", "there is no schema governance here", "run closeout migrate")], False
     if not usage:
-        return [problem("schema", "this role may not use schema governance", "grant it USAGE on the schema")], False
+        return [
+            problem(
+                "schema", "this role may not use schema governance", "run deploy/postgresql/rights.sql: it grants USAGE"
+            )
+        ], False
     try:
         current = (await conn.execute(_VERSION)).scalar_one_or_none()
     except DATABASE_ERRORS as error:
@@ -171,16 +156,10 @@ async def _tables(engine: AsyncEngine, version: Check) -> Check:
 
 
 async def _rights(conn: AsyncConnection) -> list[Check]:
-    wanted = [(table, right) for table, rights in WORKER_RIGHTS.items() for right in rights.split()]
-    columns = {"tables": [table for table, _ in wanted], "privileges": [right for _, right in wanted]}
-    missing: dict[str, list[str]] = {}
-    for row in await conn.execute(_RIGHTS, columns):
-        if not row.given:
-            missing.setdefault(row.relname, []).append(row.privilege)
+    missing = await missing_rights(conn)
     if not missing:
         return [ok("rights", "this role has all rights on the tables that a worker needs")]
-    words = "; ".join(f"{', '.join(rights)} on {table}" for table, rights in missing.items())
-    return [problem("rights", f"missing: {words}", "grant them to the worker's role; it waits until then")]
+    return [problem("rights", f"missing: {spelled_out(missing)}", f"{REMEDY}; a worker waits until then")]
 
 
 async def _readable(name: str, look: Callable[[AsyncConnection], Awaitable[Check]], conn: AsyncConnection) -> Check:

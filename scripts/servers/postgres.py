@@ -50,12 +50,12 @@ class PostgresServer(Server):
         """Return where to connect; the server asks nobody for a password."""
         return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
 
-    def psql(self, sql: str, database: str = "postgres") -> str:
-        """Run *sql* as the superuser; return the rows as lines, values parted by tabs, null as nothing.
+    def psql(self, sql: str, database: str = "postgres", *, user: str = SUPERUSER) -> str:
+        """Run *sql* as *user*; return the rows as lines, values parted by tabs, null as nothing.
 
         Raises SqlError with the SQLSTATE in front.
         """
-        rows = wire.query(self.port, sql, user=SUPERUSER, database=database)
+        rows = wire.query(self.port, sql, user=user, database=database)
         return "\n".join("\t".join(value or "" for value in row) for row in rows)
 
     def create_database(self, name: str, template: str | None = None) -> str:

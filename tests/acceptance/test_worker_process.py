@@ -18,29 +18,41 @@ import pika
 import pytest
 from servers import PostgresServer, RabbitServer
 
-from tests import runs
+from tests import roles, runs
 
 CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
+# As whom each command is run; the others are an operator's.
+ROLES = {
+    "migrate": (roles.OWNER, roles.SUBSCRIBER_USER),
+    "topology": (roles.READER, roles.TOPOLOGY_USER),
+    "publish": (roles.READER, roles.RUNNER_USER),
+    "runs": (roles.READER, roles.OPERATOR_USER),
+    "doctor": (roles.WORKER, roles.WORKER_USER),
+}
 
 
 @pytest.fixture(scope="module", params=["3.10", "4"])
 def a_rabbit(request: pytest.FixtureRequest, folder: Path) -> Iterator[RabbitServer]:
     with RabbitServer(folder / f"mq-{request.param}", version=request.param) as server:
+        roles.add_users(server)
         yield server
 
 
 class Installation:
-    """One database, one vhost, and the command line over both."""
+    """One database, one vhost, and the command line over both, each command as the role and the user that are its own.
+
+    The worker's may do what ``deploy/`` grants them and no more, so that every test here also says that it is enough.
+    """
 
     def __init__(self, postgres: PostgresServer, database: str, rabbit: RabbitServer, vhost: str) -> None:
         self.postgres, self.database = postgres, database
         self.database_url = postgres.create_database(database)
         self.amqp_url = rabbit.create_vhost(vhost)
+        for user in roles.DEFINITIONS["users"]:
+            roles.permit(rabbit, vhost, user["name"])
         self.port = _free_port()
         self.environ = {
             **os.environ,
-            "DATABASE_URL": self.database_url,
-            "AMQP_URL": self.amqp_url,
             "HTTP_HOST": "127.0.0.1",
             "HTTP_PORT": str(self.port),
             "TRANSACTION_COORDINATOR_ENABLED": "true",
@@ -49,14 +61,25 @@ class Installation:
         }
 
     def run(self, *arguments: str, status: int = 0, **more: Any) -> str:
+        role, user = ROLES.get(arguments[0], (roles.OPERATOR, roles.OPERATOR_USER))
         done = subprocess.run(
-            [CLOSEOUT, *arguments], env=self.environ, capture_output=True, text=True, timeout=60, check=False, **more
+            [CLOSEOUT, *arguments],
+            env=self.environ | self.urls(role, user),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            **more,
         )
         assert done.returncode == status, done.stdout + done.stderr
         return str(done.stdout + done.stderr)
 
+    def urls(self, role: str, user: str) -> dict[str, str]:
+        return {"DATABASE_URL": roles.as_role(self.database_url, role), "AMQP_URL": roles.as_user(self.amqp_url, user)}
+
     def worker(self) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen([CLOSEOUT, "worker"], env=self.environ, stderr=subprocess.PIPE)
+        urls = self.urls(roles.WORKER, roles.WORKER_USER)
+        return subprocess.Popen([CLOSEOUT, "worker"], env=self.environ | urls, stderr=subprocess.PIPE)
 
     def sql(self, statement: str) -> str:
         return str(self.postgres.psql(statement, self.database)).strip()
@@ -70,7 +93,9 @@ class Installation:
 def installation(postgres: PostgresServer, a_rabbit: RabbitServer) -> Iterator[Installation]:
     name = f"acceptance{time.monotonic_ns()}"
     made = Installation(postgres, name, a_rabbit, name)
+    roles.make_roles(postgres, name)
     made.run("migrate")
+    roles.grant_rights(postgres, name)
     made.run("topology")
     yield made
     postgres.drop_database(name)
@@ -131,6 +156,16 @@ def test_messages_in_rows_and_events_out_duplicates_harmless_bad_ones_parked_and
     shown = installation.run("runs", "show", f"acme/{run_id}")
     assert "EVENTS_PUBLISHED" in shown
     assert "EXECUTION_TIMEOUT" in shown
+
+
+def test_doctor_finds_a_workers_role_and_user_in_order_beside_a_live_worker(installation):
+    process = installation.worker()
+    try:
+        _until(lambda: json.loads(installation.http("/readyz"))["ready"])
+        assert "0 problems, 0 warnings, 19 ok" in installation.run("doctor")
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
 
 
 def test_two_workers_given_the_same_runs_at_the_same_instant_commit_each_once(installation, pika_channel):

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from servers import PostgresServer, RabbitServer, start_all
 
-from consumer.database import create_engine
-from domains.migrate import migrate
 from tests.faults.scene import Scene
+from tests.roles import add_users, migrated_by_the_owner
 
 _TEMPLATE = "migrated"
 
@@ -22,7 +21,9 @@ def servers(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Post
     place.chmod(0o755)
     postgres, rabbit = PostgresServer(place / "pg"), RabbitServer(place / "mq")
     start_all(postgres, rabbit)
-    asyncio.run(_migrate(postgres.create_database(_TEMPLATE)))
+    postgres.create_database(_TEMPLATE)
+    asyncio.run(migrated_by_the_owner(postgres, _TEMPLATE))
+    add_users(rabbit)
     yield postgres, rabbit
     rabbit.kill()
     postgres.kill()
@@ -53,12 +54,6 @@ async def scene(
             else:
                 server.start()
         await made.take_down()
-
-
-async def _migrate(url: str) -> None:
-    engine = create_engine(url, pool_size=1)
-    await migrate(engine)
-    await engine.dispose()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -20,17 +21,17 @@ from consumer.broker import BrokerConnection
 from consumer.errors import UnavailableError
 from consumer.parking import PARKED_QUEUE, RETRY_QUEUE
 from consumer.publisher import EVENTS_EXCHANGE, ConfirmedChannel
+from consumer.rights import each_right
 from consumer.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
 from consumer.worker import RUN_COMPLETED_QUEUE
 from tests import runs
 from tests.faults.proxy import Proxy
 from tests.integration import traffic
+from tests.roles import WORKER_USER, permit
 
 CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
 SUBSCRIBER = "subscriber"
 TYPES = ["incident.created", "policy.evaluated", "run.finalized"]
-# What the runner and the worker's broker user may write.
-MAY_WRITE = ".*"
 _TICKS = os.sysconf("SC_CLK_TCK")
 # Lines of a worker's log that a test shows if it fails.
 LINES_SHOWN = 60
@@ -109,9 +110,10 @@ class Scene:
     async def set_up(self) -> None:
         await self.sql(
             f"CREATE ROLE {self.role} LOGIN; GRANT USAGE ON SCHEMA governance TO {self.role}; "
-            f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA governance TO {self.role}"
+            + "; ".join(f"GRANT {right} ON governance.{right.table} TO {self.role}" for right in each_right())
         )
-        await self.aside(self.rabbit.add_user, self.user, "pw", "^$", MAY_WRITE, ".*", self.vhost)
+        await self.aside(self.rabbit.add_user, self.user, "pw", "^$", "^$", "^$", self.vhost)
+        await self.aside(partial(permit, self.rabbit, self.vhost, WORKER_USER, name=self.user))
         await self.subscribe()
         await self.database_line.accept()
         await self.broker_line.accept()

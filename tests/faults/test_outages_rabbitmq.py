@@ -1,7 +1,8 @@
 """RabbitMQ goes away in every way it can, under load; no message is blamed, and work resumes by itself."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 
@@ -10,6 +11,7 @@ from consumer.topology import declare
 from consumer.worker import RUN_COMPLETED_QUEUE
 from tests.faults.endurance import RESUME_SECONDS, endure
 from tests.faults.scene import Running, Scene
+from tests.roles import WORKER_USER, permit
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -163,15 +165,15 @@ async def test_the_exchange_of_events_deleted_and_declared_again(scene: Scene, r
 
 
 async def test_the_right_to_publish_events_revoked_and_given_back(scene: Scene, report):
-    async def may_write(pattern: str) -> None:
-        await scene.aside(scene.rabbit._permit, scene.user, scene.vhost, "^$", pattern, ".*")
+    async def changed(by: Callable[[], None]) -> None:
+        await scene.aside(by)
         # A channel remembers for a while what it was allowed.
         scene.broker_line.cut()
 
     async with scene.worker() as worker:
-        await _events_wait_and_go_out(
-            scene, worker, lambda: may_write("^amq.default$|^$"), lambda: may_write(".*"), report
-        )
+        revoke = partial(scene.rabbit.permit, scene.user, scene.vhost, "^$", r"^closeout\.internal$", ".*")
+        give_back = partial(permit, scene.rabbit, scene.vhost, WORKER_USER, name=scene.user)
+        await _events_wait_and_go_out(scene, worker, lambda: changed(revoke), lambda: changed(give_back), report)
 
 
 async def test_a_memory_alarm_on_and_off(scene: Scene, report):

@@ -301,7 +301,7 @@ async def no_queue_404(connection: BrokerConnection, _: Scene) -> None:
 
 
 async def no_right_403(connection: BrokerConnection, scene: Scene) -> None:
-    await scene.aside(scene.rabbit._permit, scene.user, scene.vhost, "^$", "^$", ".*")
+    await scene.aside(scene.rabbit.permit, scene.user, scene.vhost, "^$", "^$", ".*")
     await _publish(connection, EVENTS_EXCHANGE)
 
 

@@ -1,4 +1,7 @@
-"""The installed ``closeout`` as a process: in a pipe, as scripts see it, and on a terminal, as people do."""
+"""The installed ``closeout`` as a process: in a pipe, as scripts see it, and on a terminal, as people do.
+
+Where a test's URLs are an administrator's it runs as an operator, whose rights must do for what operators do.
+"""
 
 import asyncio
 import fcntl
@@ -11,12 +14,20 @@ import sys
 import termios
 from pathlib import Path
 
+from tests.roles import OPERATOR, OPERATOR_USER, as_role, as_user
+
 CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 Done = subprocess.CompletedProcess[str]
 
 
-def _environment(environ: dict[str, str]) -> dict[str, str]:
+def _environment(command: str, environ: dict[str, str]) -> dict[str, str]:
+    if command != "doctor":  # which says what it finds of an administrator, too
+        environ = environ | {
+            name: change(environ[name], who)
+            for name, change, who in (("DATABASE_URL", as_role, OPERATOR), ("AMQP_URL", as_user, OPERATOR_USER))
+            if name in environ
+        }
     kept = {name: value for name, value in os.environ.items() if name not in {"DATABASE_URL", "AMQP_URL"}}
     return {**kept, "NO_COLOR": "1", "LOG_LEVEL": "ERROR", **environ}
 
@@ -26,7 +37,7 @@ async def closeout(*arguments: str, **environ: str) -> Done:
     return await asyncio.to_thread(
         subprocess.run,
         [CLOSEOUT, *arguments],
-        env=_environment(environ),
+        env=_environment(arguments[0], environ),
         capture_output=True,
         text=True,
         timeout=90,
@@ -43,7 +54,7 @@ async def on_a_terminal(*arguments: str, columns: int = 80, colour: bool = False
 def _on_a_terminal(
     arguments: tuple[str, ...], columns: int, *, colour: bool, environ: dict[str, str]
 ) -> tuple[int, str]:
-    environment = {**_environment(environ), "TERM": "xterm-256color"}
+    environment = {**_environment(arguments[0], environ), "TERM": "xterm-256color"}
     environment.pop("COLUMNS", None)
     if colour:
         del environment["NO_COLOR"]

@@ -21,7 +21,7 @@ from tests.integration.traffic import listen, publish, worker
 
 ALL = ["rabbitmq", "topology", "consumers", "retries", "parked", "consume", "alarm", "publish"]
 # What README and deployments give a worker's user: it configures nothing.
-WRITE, READ = r"^(governance\.events|amq\.default)$", r"^closeout\.run-completed$"
+WRITE, READ = r"^(governance\.events|closeout\.internal)$", r"^closeout\.run-completed$"
 _names = itertools.count()
 
 
@@ -83,7 +83,7 @@ async def test_all_is_well_for_a_worker_and_for_who_may_configure_and_no_message
 
     assert troubled(of_worker) == troubled(of_admin) == {}
     assert list(of_worker) == list(of_admin) == ALL
-    assert of_admin["topology"].found == "2 exchanges and 3 queues are there, as they should be"
+    assert of_admin["topology"].found == "3 exchanges and 3 queues are there, as they should be"
     assert "only a user who may configure can compare" in of_worker["topology"].found
     assert of_worker["rabbitmq"].found == f"reachable, version {place.server.full_version}"
     assert events == []
@@ -128,7 +128,7 @@ async def test_without_any_topology_the_rest_is_told_all_the_same(place):
 
     checks = await examined(vhost.url)
 
-    assert checks["topology"].found.count("missing") == 5
+    assert checks["topology"].found.count("missing") == 6
     assert "NOT_FOUND" in checks["publish"].found
     channel = await vhost.broker.channel(confirms=False)
     with pytest.raises(Exception, match="NOT_FOUND"):  # nothing was declared by looking
@@ -196,7 +196,12 @@ async def test_a_missing_right_to_consume_is_a_problem(place):
 
 
 @pytest.mark.parametrize(
-    ("write", "named"), [(r"^amq\.default$", "governance.events:"), (r"^governance\.events$", "amq.default:")]
+    ("write", "named"),
+    [
+        (r"^closeout\.internal$", "governance.events"),
+        (r"^amq\.default$", "governance.events"),
+        (r"^governance\.events$", "closeout.internal"),
+    ],
 )
 async def test_each_missing_right_to_publish_is_a_problem(place, write, named):
     await consume(place)
@@ -204,8 +209,18 @@ async def test_each_missing_right_to_publish_is_a_problem(place, write, named):
     checks = await examined(place.user(write=write))
 
     assert troubled(checks) == {"publish": "problem"}
-    assert checks["publish"].found.startswith(named)
-    assert checks["publish"].found.count("ACCESS_REFUSED") == 1
+    assert checks["publish"].found.startswith(f"{named}: ACCESS_REFUSED")
+    assert named in checks["publish"].remedy
+
+
+async def test_the_right_to_write_every_queue_in_place_of_the_two_that_are_needed_is_a_warning(place):
+    await consume(place)
+
+    checks = await examined(place.user(write=r"^(governance\.events|amq\.default)$"))
+
+    assert troubled(checks) == {"publish": "warning"}
+    assert checks["publish"].found.startswith("closeout.internal: ACCESS_REFUSED")
+    assert "then take amq.default away" in checks["publish"].remedy
 
 
 async def test_an_alarm_is_a_problem(place):

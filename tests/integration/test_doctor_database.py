@@ -15,7 +15,7 @@ from consumer import create_transaction_coordinator
 from consumer.broker import BrokerConnection
 from consumer.database import DATABASE_ERRORS, create_engine
 from consumer.diagnosis.check import Check
-from consumer.diagnosis.database import WORKER_RIGHTS, examine_database, version_check
+from consumer.diagnosis.database import examine_database, version_check
 from consumer.errors import TransactionFailed
 from consumer.inbox import Arrival
 from consumer.legacy import LegacyCloseOut
@@ -23,6 +23,7 @@ from consumer.metrics import Metrics
 from consumer.phases import TransactionPhase
 from consumer.publisher import ConfirmedChannel, EventPublisher
 from consumer.relay import Relay
+from consumer.rights import WORKER_RIGHTS, each_right
 from consumer.rollbacks import record_rollbacks
 from domains.migrate import newest
 from domains.policies.book import PolicyBook
@@ -210,9 +211,8 @@ async def test_every_right_that_is_missing_is_named(engine, worker_url, role, ta
         checks = await examined(worker_url)
 
     assert checks["rights"].state == "problem"
-    for right in WORKER_RIGHTS[table].split():
-        assert right in checks["rights"].found
-    assert f"on {table}" in checks["rights"].found
+    of_table = [str(right) for right in sorted(each_right()) if right.table == table]
+    assert checks["rights"].found == f"missing: {', '.join(of_table)} on {table}"
 
 
 async def test_a_worker_needs_exactly_the_rights_that_are_asked_for(engine, worker_url, role, broker):
@@ -225,13 +225,13 @@ async def test_a_worker_needs_exactly_the_rights_that_are_asked_for(engine, work
             )
         )
     await _work_of_a_worker(engine, worker_url, broker)
-    for table, rights in WORKER_RIGHTS.items():
-        for right in rights.split():
-            async with _changed(engine, f"REVOKE {right} ON governance.{table} FROM {role}"):
-                with pytest.raises((TransactionFailed, *DATABASE_ERRORS), match=f"permission denied for table {table}"):
-                    await _work_of_a_worker(engine, worker_url, broker)
-            async with _changed(engine, f"GRANT {right} ON governance.{table} TO {role}"):
-                pass
+    for right in each_right():
+        async with _changed(engine, f"REVOKE {right} ON governance.{right.table} FROM {role}"):
+            refused = f"permission denied for table {right.table}"
+            with pytest.raises((TransactionFailed, *DATABASE_ERRORS), match=refused):
+                await _work_of_a_worker(engine, worker_url, broker)
+        async with _changed(engine, f"GRANT {right} ON governance.{right.table} TO {role}"):
+            pass
 
 
 @pytest.mark.parametrize(("age", "state"), [("1 s", None), ("20 s", "warning"), ("2 min", "problem")])

@@ -138,3 +138,22 @@ async def test_a_batch_that_is_cancelled_leaves_the_channel_usable(broker):
 
     events = [event() for _ in range(20)]
     assert (await mine.publish(events)).confirmed == events
+
+
+@pytest.mark.parametrize(
+    ("write", "why"), [("^$", "exchange 'governance.events'"), ("^governance", "topic 'incident.created.HIGH'")]
+)
+async def test_events_that_this_user_may_not_write_say_which_right_is_missing(
+    rabbit, bare_amqp_url, broker, write, why
+):
+    vhost = bare_amqp_url.rsplit("/", 1)[1]
+    theirs = BrokerConnection(rabbit.add_user(f"mute-{vhost}", "pw", "^$", write, "^$", vhost), name="tests")
+    rabbit.permit(f"mute-{vhost}", vhost, "^$", write, "^$", topics=[(EVENTS_EXCHANGE, "^run", "^$")])
+
+    outcome = await publisher(theirs).publish([event(), event()])
+
+    assert outcome.confirmed == []
+    assert outcome.failure is not None
+    assert "ACCESS_REFUSED" in outcome.failure
+    assert why in outcome.failure
+    await theirs.close()

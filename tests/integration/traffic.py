@@ -17,14 +17,16 @@ from consumer.parking import PARKED_QUEUE
 from consumer.publisher import EVENTS_EXCHANGE, ConfirmedChannel
 from consumer.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
 from domains import tables
+from tests.roles import WORKER, WORKER_USER, as_role, as_user
 
 
 @asynccontextmanager
 async def worker(database_url: str, amqp_url: str, **environ: str) -> AsyncIterator[Service]:
+    """Run a worker, as the role and the user that are a worker's where the URLs are an administrator's."""
     settings = load_settings(
         {
-            "DATABASE_URL": database_url,
-            "AMQP_URL": amqp_url,
+            "DATABASE_URL": as_role(database_url, WORKER),
+            "AMQP_URL": as_user(amqp_url, WORKER_USER),
             "HTTP_PORT": "0",
             "HTTP_HOST": "127.0.0.1",
             "TRANSACTION_COORDINATOR_ENABLED": "true",

@@ -173,6 +173,13 @@ def test_the_weather_is_never_counted_and_never_parks(attempts: int):
     assert isinstance(settled(failed(database_error(Coded("57P01"))), attempts=attempts), PauseAndRequeue)
 
 
+def test_a_right_that_is_missing_is_the_weather_and_says_who_names_it():
+    settlement = settled(failed(database_error(Coded("42501"))), attempts=0)
+    assert isinstance(settlement, PauseAndRequeue)
+    assert settlement.why.startswith("PostgreSQL: ")
+    assert settlement.why.endswith("; closeout doctor names the right")
+
+
 @pytest.mark.parametrize(
     ("attempts", "max_attempts", "settlement"),
     [

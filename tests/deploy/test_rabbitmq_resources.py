@@ -1,0 +1,125 @@
+"""RabbitMQ's topology is written down three times; here the three are one.
+
+``consumer/topology.py`` declares it, ``deploy/rabbitmq/definitions.json`` is imported, and the Topology Operator's
+resources (rabbitmq.com/v1beta1) are applied. Field names are those of the operator's Go types, ``api/v1beta1``.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from consumer.topology import TOPOLOGY, UNREACHABLE_DELIVERY_LIMIT
+from tests.roles import DEFINITIONS, DEPLOY
+
+COMPONENT = DEPLOY / "kubernetes/components/topology-operator"
+VHOST = "closeout"
+CLUSTER = {"name": "rabbitmq"}
+
+
+def resources() -> Iterator[dict[str, Any]]:
+    for name in yaml.safe_load((COMPONENT / "kustomization.yaml").read_text())["resources"]:
+        yield from yaml.safe_load_all((COMPONENT / name).read_text())
+
+
+def specs(kind: str) -> list[dict[str, Any]]:
+    """Return the specs of *kind*, without what all of them have."""
+    found = [dict(resource["spec"]) for resource in resources() if resource["kind"] == kind]
+    assert all(spec.pop("rabbitmqClusterReference") == CLUSTER for spec in found)
+    if kind not in {"User", "Vhost"}:
+        assert all(spec.pop("vhost") == VHOST for spec in found)
+    return found
+
+
+def defined(kind: str) -> list[dict[str, Any]]:
+    """Return the definitions of *kind*, without the virtual host, which is the same for all."""
+    found = [dict(entry) for entry in DEFINITIONS[kind]]
+    if kind not in {"users", "vhosts"}:
+        assert all(entry.pop("vhost") == VHOST for entry in found)
+    return found
+
+
+def test_the_definitions_are_what_closeout_topology_declares():
+    common = {"durable": True, "auto_delete": False}
+    assert defined("exchanges") == [
+        {"name": exchange.name, "type": exchange.type, **common, "internal": False, "arguments": {}}
+        for exchange in TOPOLOGY.exchanges
+    ]
+    assert defined("queues") == [
+        {"name": queue.name, **common, "arguments": dict(queue.arguments)} for queue in TOPOLOGY.queues
+    ]
+    assert defined("bindings") == [
+        {"source": exchange, "destination": queue, "destination_type": "queue", "routing_key": key, "arguments": {}}
+        for queue, exchange, key in TOPOLOGY.bindings
+    ]
+    assert DEFINITIONS["vhosts"] == [{"name": VHOST}]
+
+
+def test_every_queue_says_its_delivery_limit_itself_and_the_policy_the_same():
+    assert [queue["arguments"]["x-delivery-limit"] for queue in defined("queues")] == [UNREACHABLE_DELIVERY_LIMIT] * 3
+    (policy,) = defined("policies")
+    assert policy["definition"] == {"delivery-limit": UNREACHABLE_DELIVERY_LIMIT}
+
+
+def test_no_user_comes_with_a_password_or_a_tag():
+    assert {(user["password_hash"], *user["tags"]) for user in defined("users")} == {("",)}
+
+
+def test_the_operator_s_resources_are_of_its_one_version_and_each_kind_s_names_differ():
+    everything = list(resources())
+    assert {resource["apiVersion"] for resource in everything} == {"rabbitmq.com/v1beta1"}
+    names = [(resource["kind"], resource["metadata"]["name"]) for resource in everything]
+    assert len(set(names)) == len(names)
+    files = {path.name for path in COMPONENT.iterdir()} - {"kustomization.yaml"}
+    assert files == set(yaml.safe_load((COMPONENT / "kustomization.yaml").read_text())["resources"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "of", "fields"),
+    [
+        ("Vhost", "vhosts", {"name": "name"}),
+        ("Exchange", "exchanges", {"name": "name", "type": "type", "durable": "durable", "autoDelete": "auto_delete"}),
+        (
+            "Binding",
+            "bindings",
+            {
+                "source": "source",
+                "destination": "destination",
+                "destinationType": "destination_type",
+                "routingKey": "routing_key",
+            },
+        ),
+        (
+            "Policy",
+            "policies",
+            {
+                "name": "name",
+                "pattern": "pattern",
+                "applyTo": "apply-to",
+                "priority": "priority",
+                "definition": "definition",
+            },
+        ),
+    ],
+)
+def test_a_resource_says_field_by_field_what_its_definition_says(kind, of, fields):
+    # What the resources cannot say is what it is by default.
+    assert all(not entry.get("internal") for entry in defined(of))
+    assert specs(kind) == [{theirs: entry[ours] for theirs, ours in fields.items()} for entry in defined(of)]
+
+
+def test_the_queues_are_those_of_the_definitions_with_their_type_beside_the_other_arguments():
+    for spec, queue in zip(specs("Queue"), defined("queues"), strict=True):
+        assert {"x-queue-type": spec.pop("type"), **spec.pop("arguments")} == queue.pop("arguments")
+        assert spec == {"name": queue["name"], "durable": queue["durable"], "autoDelete": queue["auto_delete"]}
+
+
+def test_the_users_and_what_they_may_do_are_those_of_the_definitions():
+    names = [resource["metadata"]["name"] for resource in resources() if resource["kind"] == "User"]
+    assert names == [user["name"] for user in defined("users")]
+    assert specs("User") == [{"importCredentialsSecret": {"name": f"{name}-broker"}} for name in names]
+    for kind, of in (("Permission", "permissions"), ("TopicPermission", "topic_permissions")):
+        assert specs(kind) == [
+            {"userReference": {"name": entry.pop("user")}, "permissions": entry} for entry in defined(of)
+        ]
