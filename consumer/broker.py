@@ -24,7 +24,7 @@ from yarl import URL
 
 from config.settings import SettingsError
 from consumer.errors import UnavailableError, links, one_line
-from consumer.handshake import HandshakeError, Server, explained, speaks_tls
+from consumer.handshake import CUT_SHORT, HandshakeError, Server, explained, speaks_tls
 from consumer.wire import read_leniently
 
 log = structlog.get_logger(__name__)
@@ -43,9 +43,6 @@ BROKER_ERRORS = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError, asy
 
 # amqp:// or amqps://, or what returns it as it is now.
 Url = str | Callable[[], str]
-
-# What is left of an answer in TLS where one in AMQP was expected.
-_CUT_SHORT = (ConnectionResetError, asyncio.IncompleteReadError, InvalidFrameError)
 
 # Before the first connection: one message must not be able to break them all.
 read_leniently()
@@ -143,12 +140,18 @@ async def _in_words(error: BaseException, url: URL) -> BaseException:
     """Return *error*, or one that says more: whose password is wrong, which certificate, which port."""
     if not isinstance(error, Exception) or url.host is None:
         return error
-    server = Server(kind="rabbitmq", host=url.host, port=url.port or _PORTS[url.scheme], given=dict(url.query))
+    server = Server(
+        kind="rabbitmq",
+        host=url.host,
+        port=url.port or _PORTS[url.scheme],
+        tls=url.scheme == "amqps",
+        given=dict(url.query),
+    )
     if isinstance(error, AuthenticationError | ProbableAuthenticationError):
         return ConnectionError(f"{one_line(error)} (user {url.user})")
     if told := await explained(error, server):
         return told
-    cut = any(isinstance(link, _CUT_SHORT) for link in links(error))
-    if cut and url.scheme == "amqp" and await speaks_tls(server):
+    cut = any(isinstance(link, (*CUT_SHORT, InvalidFrameError)) for link in links(error))
+    if cut and not server.tls and await speaks_tls(server):
         return HandshakeError(f"{server} speaks TLS, and amqp:// is without", "write amqps:// in AMQP_URL")
     return error

@@ -13,7 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from config.settings import SettingsError
-from config.urls import SYSTEM_ROOTS, parameters
+from config.urls import CHECKING_MODES, SYSTEM_ROOTS, parameters
 from consumer.errors import UnavailableError, one_line
 from consumer.handshake import Server, explained
 
@@ -120,7 +120,8 @@ def _last_host(url: str, given: Mapping[str, str]) -> Server:
     host, _, port = named.rpartition(",")[2].rpartition(":")
     if not port.isdigit():  # none is given, or this was half of an IPv6 address
         host, port = named.rpartition(",")[2], given.get("port", "5432").rpartition(",")[2]
-    return Server(kind="postgresql", host=host.strip("[]"), port=int(port), given=given)
+    tls = given.get("sslmode") in CHECKING_MODES
+    return Server(kind="postgresql", host=host.strip("[]"), port=int(port), tls=tls, given=given)
 
 
 async def probe(engine: AsyncEngine) -> None:

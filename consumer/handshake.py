@@ -6,17 +6,23 @@ The clients say that verification failed; what the certificate says is looked up
 import asyncio
 import ssl
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
+
+import asyncpg
 
 from config.urls import SYSTEM_ROOTS
 from consumer.errors import links
 
 # Seconds for a look at the other side's certificate; a server that is there answers in milliseconds.
 _LOOK_SECONDS = 3.0
+# Seconds for what a server has against our certificate; it says so at once, and otherwise waits for us.
+_ALERT_SECONDS = 1.0
+# How a connection ends that the other side wants nothing of.
+CUT_SHORT = (ConnectionResetError, BrokenPipeError, asyncio.IncompleteReadError, asyncpg.ConnectionDoesNotExistError)
 # OpenSSL's flags that Python has no name for (x509_vfy.h): a certificate that is trusted itself needs no authority, and
 # may have expired.
 _PARTIAL_CHAIN, _NO_CHECK_TIME = 0x80000, 0x200000
@@ -27,6 +33,9 @@ _UNKNOWN_AUTHORITY = (18, 19, 20, 21)
 _SSL_REQUEST = struct.pack("!ii", 8, 80_877_103)
 # Names of a certificate that are told.
 _NAMES_TOLD = 5
+
+# What is done on a line once the handshake is over.
+_Then = Callable[[asyncio.StreamReader, ssl.SSLObject], Awaitable[Any]]
 
 
 class HandshakeError(ConnectionError):
@@ -44,6 +53,7 @@ class Server:
     kind: Literal["postgresql", "rabbitmq"]
     host: str
     port: int
+    tls: bool
     given: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -66,6 +76,8 @@ class Server:
 async def explained(error: BaseException, server: Server) -> HandshakeError | None:
     """Return *error* in words, if it came of a handshake with *server*; looks at its certificate, and never raises."""
     failure = next((link for link in links(error) if isinstance(link, ssl.SSLError)), None)
+    if failure is None and server.tls and any(isinstance(link, CUT_SHORT) for link in links(error)):
+        failure = await _alert(server)
     if isinstance(failure, ssl.SSLCertVerificationError):
         return _refused_by_us(failure, server, await _certificate(server))
     if failure is not None:
@@ -80,7 +92,7 @@ async def speaks_tls(server: Server) -> bool:
     """Say whether TLS is spoken there from the first byte on; for a plain connection that got no sensible answer."""
     with suppress(OSError, TimeoutError):
         async with asyncio.timeout(_LOOK_SECONDS):
-            await _handshake(server, _trusting_all(server))
+            await _handshake(server, _trusting_all(server), _shown)
             return True
     return False
 
@@ -142,17 +154,27 @@ async def _certificate(server: Server) -> dict[str, Any]:
     """
     with suppress(OSError, TimeoutError, ValueError):
         async with asyncio.timeout(_LOOK_SECONDS):
-            shown = await _handshake(server, _trusting_all(server), lambda line: line.getpeercert(binary_form=True))
+            shown = await _handshake(server, _trusting_all(server), _shown)
             context = _context(server)
             context.load_verify_locations(cadata=shown)
             context.verify_flags |= ssl.VerifyFlags(_PARTIAL_CHAIN | _NO_CHECK_TIME)
-            return dict(await _handshake(server, context, lambda line: line.getpeercert()) or {})
+            return dict(await _handshake(server, context, _read))
     return {}
 
 
-async def _handshake(
-    server: Server, context: ssl.SSLContext, then: Callable[[ssl.SSLObject], Any] = lambda _line: None
-) -> Any:  # noqa: ANN401 - what *then* returns
+async def _alert(server: Server) -> ssl.SSLError | None:
+    """Return what the server says of our certificate. Who has sent something already may get a reset in its place."""
+    try:
+        async with asyncio.timeout(_ALERT_SECONDS):
+            await _handshake(server, _trusting_all(server), _next_byte)
+    except ssl.SSLError as error:
+        return error
+    except (OSError, TimeoutError, ValueError):
+        return None
+    return None
+
+
+async def _handshake(server: Server, context: ssl.SSLContext, then: _Then) -> Any:  # noqa: ANN401 - what *then* returns
     reader, writer = await asyncio.open_connection(
         server.host, server.port, ssl=None if server.kind == "postgresql" else context
     )
@@ -162,9 +184,21 @@ async def _handshake(
             if await reader.read(1) != b"S":
                 raise ConnectionError("no TLS there")
             await writer.start_tls(context, server_hostname=server.host)
-        return then(writer.get_extra_info("ssl_object"))
+        return await then(reader, writer.get_extra_info("ssl_object"))
     finally:
         writer.transport.abort()
+
+
+async def _next_byte(reader: asyncio.StreamReader, _line: ssl.SSLObject) -> bytes:
+    return await reader.read(1)
+
+
+async def _shown(_reader: asyncio.StreamReader, line: ssl.SSLObject) -> bytes:
+    return line.getpeercert(binary_form=True) or b""
+
+
+async def _read(_reader: asyncio.StreamReader, line: ssl.SSLObject) -> dict[str, Any]:
+    return line.getpeercert() or {}
 
 
 def _context(server: Server) -> ssl.SSLContext:
@@ -189,9 +223,9 @@ def _in_brackets(seen: Mapping[str, Any]) -> str:
 
 
 def _common_name(name: Any) -> str:  # noqa: ANN401 - ssl's nested tuples
-    """Return how a certificate calls somebody: by the common name, else by the last part there is."""
+    """Return how a certificate calls somebody: by the common name, else by the organization."""
     parts = dict(_parts(name))
-    return str(parts.get("commonName") or next(iter(reversed(parts.values())), ""))
+    return str(parts.get("commonName") or parts.get("organizationName") or "")
 
 
 def _parts(name: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 - ssl's nested tuples
