@@ -281,8 +281,8 @@ async def test_a_worker_does_all_its_work_over_tls_under_its_own_certificate(pla
         await eventually(engine, published_runs(), 20)
         assert (await Running(service.http.port).get("/"))[0] == 200  # the console has lines of its own
         sessions = place.database.psql(
-            "SELECT DISTINCT application_name, ssl, client_dn IS NOT NULL FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) "
-            f"WHERE usename = '{ROLE}' ORDER BY 1"
+            "SELECT DISTINCT application_name, ssl, client_dn IS NOT NULL FROM pg_stat_ssl "
+            f"JOIN pg_stat_activity USING (pid) WHERE usename = '{ROLE}' ORDER BY 1"
         )
         assert sessions.splitlines() == ["closeout\tt\tt", "closeout-console\tt\tt"]
         lines = place.rabbit.eval(
