@@ -66,17 +66,21 @@ def _check_database(given: Mapping[str, str]) -> None:
     mode = given.get("sslmode", "prefer")
     if mode not in SSL_MODES:
         raise _fault(f"sslmode={mode[:40]}", f"expected {', '.join(SSL_MODES[:-1])} or {SSL_MODES[-1]}")
-    # The clients' own variables count where the URL says nothing.
-    roots = given.get("sslrootcert") or os.environ.get("PGSSLROOTCERT")
+    # libpq's own variables and places count where the URL says nothing.
+    home = Path.home() / ".postgresql"
+    roots = given.get("sslrootcert") or os.environ.get("PGSSLROOTCERT") or (home / "root.crt").exists()
     if given.get("sslrootcert") == SYSTEM_ROOTS:
         if mode != "verify-full":
             raise _fault("sslrootcert=system", "needs sslmode=verify-full, for anybody can have such a certificate")
     elif given.get("sslrootcert"):
         _check_file(given, "sslrootcert", _load_authorities)
-    elif mode.startswith("verify") and not roots and not (Path.home() / ".postgresql/root.crt").exists():
+    elif mode.startswith("verify") and not roots:
         raise _fault(f"sslmode={mode}", "needs sslrootcert=FILE, with the authority that signs, or sslrootcert=system")
     if given.get("sslcrl"):
         _check_file(given, "sslcrl", _load_authorities)
+    if given.get("sslcert") and not given.get("sslkey"):
+        key = os.environ.get("PGSSLKEY") or str(home / "postgresql.key")
+        given = {**given, "sslkey": key if Path(key).exists() else ""}
     _check_identity(given, "sslcert", "sslkey", password=given.get("sslpassword", ""))
 
 
