@@ -85,11 +85,19 @@ class Rotation:
             f'[{{pid, P}}, {{user, <<"{self.user}">>}}] <- rabbit_networking:connection_info_all([pid, user])]'
         )
 
-    def change_the_database_s_file(self) -> None:
-        self.database.write(self._database_url(NEW))
+    def change_the_database_s_file(self, role: str = "") -> None:
+        self.database.write(self._database_url(NEW).replace(self.role, role or self.role))
 
-    def change_the_broker_s_file(self) -> None:
-        self.broker.write(self._amqp_url(NEW))
+    def change_the_broker_s_file(self, user: str = "") -> None:
+        self.broker.write(self._amqp_url(NEW).replace(self.user, user or self.user))
+
+    def add_seconds(self) -> tuple[str, str]:
+        """Add a second role and user with the rights of the first; return their names."""
+        role, user = f"second_{self.role}", f"second-{self.user}"
+        self._postgres.psql(f"CREATE ROLE {role} LOGIN PASSWORD '{NEW}' IN ROLE {self.role}")
+        self._postgres.admit(f"host all {self.role},{role} 127.0.0.1/32 scram-sha-256")
+        self._rabbit.add_user(user, NEW, "^$", ".*", ".*", self._vhost)
+        return role, user
 
     @asynccontextmanager
     async def worker(self) -> AsyncIterator[Running]:
@@ -180,6 +188,19 @@ async def test_changed_in_the_files_first_what_is_open_stays_open_until_the_serv
         await eventually(engine, published_runs(), 2, within=25)
         await rotation.consumes(running)
         assert not set(before) & set(await value(engine, sessions))
+    await nothing_else_happened(rotation, broker)
+
+
+async def test_with_a_second_role_and_user_in_the_files_nothing_is_ever_refused(rotation, engine, broker):
+    async with rotation.worker() as running:
+        await rotation.consumes(running)
+        role, user = await asyncio.to_thread(rotation.add_seconds)
+        rotation.change_the_database_s_file(role)
+        rotation.change_the_broker_s_file(user)
+        await asyncio.to_thread(rotation.change_on_the_servers)  # the first ones' passwords, which nobody has now
+        await publish(broker, runs.body())
+        await eventually(engine, published_runs(), 1)
+    assert not any("password authentication failed" in line or "ACCESS_REFUSED" in line for line in rotation.told)
     await nothing_else_happened(rotation, broker)
 
 
