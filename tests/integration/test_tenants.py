@@ -131,13 +131,14 @@ async def test_a_conflict_is_the_tenant_s_own_and_tells_nothing_of_another_s_run
 
 
 async def test_a_trace_is_completed_by_a_run_of_its_own_tenant_only(twins, database_url, amqp_url, engine, broker):
-    async with engine.begin() as conn:  # acme's runner has opened it, and its run goes on
+    async with engine.begin() as conn:  # both runners have opened theirs, and acme's run goes on
         await conn.execute(
             text(
                 "INSERT INTO governance.traces (tenant_id, trace_id, run_id, agent_id, status, started_at, steps) "
-                "VALUES ('acme', :trace, :run, 'agent-of-acme', 'running', now(), '[]')"
+                "SELECT tenant, :trace, :run, 'agent-of-' || tenant, 'running', now(), '[]' "
+                "FROM unnest(CAST(:tenants AS text[])) AS tenant"
             ),
-            {"trace": twins.trace_id, "run": twins.run_id},
+            {"trace": twins.trace_id, "run": twins.run_id, "tenants": list(TENANTS)},
         )
     async with worker(database_url, amqp_url):
         await publish(broker, twins.body("globex"))
