@@ -23,12 +23,16 @@ class Authority:
 
     def certificate(self, *hosts: str, trusts: "Authority | None" = None, expired: bool = False) -> Certificate:
         """Return a certificate for *hosts*; its server trusts the clients of *trusts*, by default this authority's."""
-        made = self._authority.issue_cert(*hosts, common_name=hosts[0], **_times(expired=expired))
+        made = self._authority.issue_cert(
+            *hosts, common_name=hosts[0], not_before=_from(expired), not_after=_until(expired)
+        )
         return _as_files(made, (trusts or self).file.read_bytes())
 
     def identity(self, name: str, *, user: str, expired: bool = False) -> tuple[Path, Path]:
         """Write a client's certificate and key for *user* to files of this *name*, over those that are there."""
-        made = self._authority.issue_cert("worker.example", common_name=user, **_times(expired=expired))
+        made = self._authority.issue_cert(
+            "worker.example", common_name=user, not_before=_from(expired), not_after=_until(expired)
+        )
         files = _as_files(made, b"")
         cert, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
         cert.write_bytes(files.chain)
@@ -41,5 +45,9 @@ def _as_files(made: trustme.LeafCert, authority: bytes) -> Certificate:
     return Certificate(chain=chain, key=made.private_key_pem.bytes(), authority=authority)
 
 
-def _times(*, expired: bool) -> dict[str, datetime]:
-    return {"not_before": BEGAN, "not_after": ENDED} if expired else {}
+def _from(expired: bool) -> datetime | None:  # noqa: FBT001 - None is trustme's own choice
+    return BEGAN if expired else None
+
+
+def _until(expired: bool) -> datetime | None:  # noqa: FBT001 - as above
+    return ENDED if expired else None

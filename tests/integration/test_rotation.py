@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from servers import PostgresServer, RabbitServer
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from config.settings import SettingsError, load_settings
+from consumer.broker import BrokerConnection
 from consumer.parking import PARKED_QUEUE, RETRY_QUEUE
 from tests import runs
 from tests.faults.scene import Running
@@ -169,7 +170,9 @@ async def test_changed_on_the_servers_first_it_is_an_outage_that_ends_with_the_f
     await nothing_else_happened(rotation, broker)
 
 
-async def test_changed_in_the_files_first_what_is_open_stays_open_until_the_servers_follow(rotation, engine, broker):
+async def test_changed_in_the_files_first_what_is_open_stays_and_a_second_role_and_user_are_never_refused(
+    rotation, engine, broker
+):
     sessions = text(
         f"SELECT array_agg(pid::text ORDER BY pid) FROM pg_stat_activity "
         f"WHERE usename = '{rotation.role}' AND application_name = 'closeout'"
@@ -188,28 +191,26 @@ async def test_changed_in_the_files_first_what_is_open_stays_open_until_the_serv
         await eventually(engine, published_runs(), 2, within=25)
         await rotation.consumes(running)
         assert not set(before) & set(await value(engine, sessions))
-    await nothing_else_happened(rotation, broker)
 
-
-async def test_with_a_second_role_and_user_in_the_files_nothing_is_ever_refused(rotation, engine, broker):
-    async with rotation.worker() as running:
-        await rotation.consumes(running)
+        said = len(running.lines())
         role, user = await asyncio.to_thread(rotation.add_seconds)
         rotation.change_the_database_s_file(role)
         rotation.change_the_broker_s_file(user)
-        await asyncio.to_thread(rotation.change_on_the_servers)  # the first ones' passwords, which nobody has now
+        await asyncio.to_thread(rotation.change_on_the_servers)  # which ends what the first ones have open
         await publish(broker, runs.body())
-        await eventually(engine, published_runs(), 1)
-    assert not any("password authentication failed" in line or "ACCESS_REFUSED" in line for line in rotation.told)
+        await eventually(engine, published_runs(), 3)
+        assert await value(engine, sessions) == []
+        refused = ("password authentication failed", "ACCESS_REFUSED")
+        assert not any(words in line for line in running.lines()[said:] for words in refused)
     await nothing_else_happened(rotation, broker)
 
 
-async def value(engine: AsyncEngine, statement: object) -> list[str]:
+async def value(engine: AsyncEngine, statement: TextClause) -> list[str]:
     async with engine.connect() as conn:
         return list((await conn.execute(statement)).scalar_one() or [])
 
 
-async def nothing_else_happened(rotation: Rotation, broker: object) -> None:
+async def nothing_else_happened(rotation: Rotation, broker: BrokerConnection) -> None:
     """Nothing was parked or put off, and no password is in a log, an answer, an argument or the environment."""
     for queue in (PARKED_QUEUE, RETRY_QUEUE):
         assert await emptied(broker, queue) == []

@@ -101,6 +101,7 @@ async def test_one_run_id_of_two_tenants_is_two_runs_in_every_table_event_and_pa
             assert secret not in pages["nobody"].body
         (kept,) = await read_run(engine, twins.run_id, tenant=tenant)
         assert (kept.completion["tenant_id"], kept.completion["agent_id"]) == (tenant, f"agent-of-{tenant}")
+        assert kept.trace is not None
         assert kept.trace["agent_id"] == f"agent-of-{tenant}"
 
     shown = await closeout("runs", "show", f"acme/{twins.run_id}", DATABASE_URL=database_url)
@@ -126,6 +127,7 @@ async def test_a_conflict_is_the_tenant_s_own_and_tells_nothing_of_another_s_run
     assert json.loads(message.body)["tenant_id"] == "acme"
     assert not any("globex" in str(value) or KNOWS["globex"] in str(value) for value in headers.values())
     (kept,) = before
+    assert kept.incident is not None
     assert kept.incident["error_message"] == KNOWS["globex"]
     assert kept.completion["status"] == "failed"
 

@@ -33,9 +33,9 @@ def load(database: str = "", amqp: str = "", scheme: str = "amqps") -> Settings:
     return load_settings({name: url.rstrip("?") for name, url in urls.items()})
 
 
-def fault(*given: str, scheme: str = "amqps") -> str:
+def fault(database: str, amqp: str = "", scheme: str = "amqps") -> str:
     with pytest.raises(SettingsError) as caught:
-        load(*given, scheme=scheme)
+        load(database, amqp, scheme)
     assert "hunter" not in str(caught.value)
     return str(caught.value)
 
