@@ -3,12 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
+from config.urls import PARAMETER_FAULT
+
 
 def in_words(name: str, fault: Mapping[str, Any], *, secret: bool) -> str:
     """Return *fault* as one line: the variable, what was found there, unless it is secret, and what would be right."""
     variable = name.upper()
     if fault["type"] == "missing":
         return f"{variable}: not set; expected {_EXPECTED[name]}"
+    if fault["type"] == PARAMETER_FAULT:
+        return f"{variable}: {fault['msg']}"
     # A URL stands in another variable by mistake only, and then with its password.
     kept_secret = secret or "://" in str(fault["input"])
     found = "a value that is kept secret" if kept_secret else repr(fault["input"])[:80]

@@ -7,14 +7,14 @@ import os
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_core import PydanticUndefined
 
 from config.faults import in_words
+from config.secrets import read_secret
+from config.urls import CHECKING_MODES, checked_amqp_url, checked_database_url, parameters
 
 _SECRETS = ("database_url", "amqp_url")
 # Stands for a URL that a command does not need and nobody gave.
@@ -41,33 +41,6 @@ def _tenants(names: frozenset[str]) -> frozenset[str]:
     return names
 
 
-def _url(value: SecretStr) -> str:
-    """Return the URL without the white space that templates and files leave around it."""
-    url = value.get_secret_value().strip()
-    # The clients end a URL at its # and connect somewhere else; a second line or a NUL came with it by mistake.
-    if "#" in url or not url.isprintable():
-        raise ValueError("not a URL")
-    return url
-
-
-def _database_url(value: SecretStr) -> SecretStr:
-    url = _url(value)
-    scheme, separator, rest = url.partition("://")
-    if scheme not in {"postgresql", "postgres", "postgresql+asyncpg"} or not separator:
-        raise ValueError("not a PostgreSQL URL")
-    if "," not in rest:  # libpq's several hosts are more than a URL parser knows
-        _ = urlsplit(f"postgresql://{rest}").port  # raises ValueError for what is no port
-    return SecretStr(f"postgresql://{rest}")
-
-
-def _amqp_url(value: SecretStr) -> SecretStr:
-    url = _url(value)
-    parts = urlsplit(url)
-    if parts.scheme not in {"amqp", "amqps"} or not parts.hostname or parts.port == 0:
-        raise ValueError("not an AMQP URL")
-    return SecretStr(url)
-
-
 Names = Annotated[frozenset[str], BeforeValidator(_words)]
 
 
@@ -76,10 +49,10 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
-    database_url: Annotated[SecretStr, AfterValidator(_database_url)] = Field(
+    database_url: Annotated[SecretStr, AfterValidator(checked_database_url)] = Field(
         description="PostgreSQL, as libpq writes it; or DATABASE_URL_FILE, a mounted secret"
     )
-    amqp_url: Annotated[SecretStr, AfterValidator(_amqp_url)] = Field(
+    amqp_url: Annotated[SecretStr, AfterValidator(checked_amqp_url)] = Field(
         description="RabbitMQ, amqp:// or amqps://; or AMQP_URL_FILE, a mounted secret"
     )
     transaction_coordinator_enabled: bool = Field(False, description="atomic transactions; set it to true")
@@ -117,9 +90,32 @@ class Settings(BaseModel):
     log_format: Literal["json", "console"] = Field("json", description="console for people")
     # What is allowed and probably not meant; filled by load_settings.
     warnings: tuple[str, ...] = Field((), exclude=True, repr=False)
+    # The paths of mounted secrets by field; filled by load_settings.
+    files: Mapping[str, str] = Field({}, exclude=True, repr=False)
+
+    def database_url_now(self) -> str:
+        """Return the URL as it is now, for one connection: a mounted file may hold another password since.
+
+        Raises :class:`SettingsError`, also where a file that the URL names for TLS is not as it must be.
+        """
+        return self._now("database_url", self.database_url)
+
+    def amqp_url_now(self) -> str:
+        """Return the URL as :meth:`database_url_now` does."""
+        return self._now("amqp_url", self.amqp_url)
+
+    def _now(self, name: str, at_start: SecretStr) -> str:
+        path = self.files.get(name)
+        variable = name.upper()
+        given = {f"{variable}_FILE": path} if path else {variable: at_start.get_secret_value()}
+        settings, faults = _read(given, dict.fromkeys(_SECRETS, False))
+        if name in faults:
+            raise SettingsError(faults[name])
+        url: SecretStr = getattr(settings, name)
+        return url.get_secret_value()
 
 
-_VARIABLES = tuple(name for name in Settings.model_fields if name != "warnings")
+_VARIABLES = tuple(name for name in Settings.model_fields if name not in {"warnings", "files"})
 
 
 def load_settings(
@@ -146,7 +142,7 @@ def _read(environ: Mapping[str, str] | None, needed: Mapping[str, bool]) -> tupl
     values: dict[str, Any] = {name: environ[name.upper()] for name in _VARIABLES if environ.get(name.upper())}
     faults: dict[str, str] = {}
     for name in _SECRETS:
-        fault = _read_secret(name, environ, values)
+        fault = _take_secret(name, environ, values)
         if fault:
             faults[name] = fault
         if name not in values and (fault or not needed[name]):
@@ -159,7 +155,8 @@ def _read(environ: Mapping[str, str] | None, needed: Mapping[str, bool]) -> tupl
             faults.setdefault(name, in_words(name, fault_found, secret=name in _SECRETS))
         sound = {name: value for name, value in values.items() if name not in faults}
         settings = Settings.model_validate(_UNSET | sound)
-    return settings.model_copy(update={"warnings": _warnings(settings, environ)}), faults
+    files = {name: path for name in _SECRETS if (path := environ.get(f"{name.upper()}_FILE"))}
+    return settings.model_copy(update={"warnings": _warnings(settings, environ), "files": files}), faults
 
 
 def describe() -> list[tuple[str, str, str]]:
@@ -176,25 +173,18 @@ def _default(name: str) -> str:
     return "empty" if default == frozenset() else f"{default:g}" if isinstance(default, float) else str(default)
 
 
-def _read_secret(name: str, environ: Mapping[str, str], values: dict[str, Any]) -> str | None:
+def _take_secret(name: str, environ: Mapping[str, str], values: dict[str, Any]) -> str | None:
     """Take the secret from the file that ``<NAME>_FILE`` names, if it does; return what is wrong with that."""
     variable = f"{name.upper()}_FILE"
     path = environ.get(variable)
     if not path:
         return None
-    if "://" in path:  # the URL itself, with its password
-        return f"{variable}: found a URL; expected the path of a file that holds it"
-    if name in values:
+    if name in values and "://" not in path:
         return f"{name.upper()}: set, and {variable} too; set one of them"
-    try:
-        secret = Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        return f"{variable}: cannot read {path}: {reason}; it must hold the URL and nothing else"
-    if not secret:
-        return f"{variable}: {path} is empty; it must hold the URL"
-    values[name] = secret
-    return None
+    secret, fault = read_secret(variable, path)
+    if not fault:
+        values[name] = secret
+    return fault
 
 
 def _warnings(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -203,6 +193,7 @@ def _warnings(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]
         found.append(
             f"BATCH_MAX_RUNS={settings.batch_max_runs} is never reached: PREFETCH_COUNT is {settings.prefetch_count}"
         )
+    found += _unchecked(settings)
     found += [
         f"{name.upper()} is set and names nobody: that means all"
         for name in ("transaction_coordinator_tenants", "trusted_publishers")
@@ -215,6 +206,15 @@ def _warnings(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]
         if (meant := _meant(variable.upper(), known))
     ]
     return tuple(found)
+
+
+def _unchecked(settings: Settings) -> list[str]:
+    """Return whom a URL's authority does not protect though its writer thought so."""
+    given = parameters(settings.database_url.get_secret_value())
+    mode = given.get("sslmode", "prefer")
+    if given.get("sslrootcert") and mode not in CHECKING_MODES:
+        return [f"DATABASE_URL: with sslmode={mode} nobody looks at sslrootcert; write sslmode=verify-full"]
+    return []
 
 
 def _meant(variable: str, known: set[str]) -> str | None:

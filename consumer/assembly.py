@@ -17,7 +17,7 @@ from consumer.backlog import watch_outbox
 from consumer.broker import BrokerConnection
 from consumer.console.pages import Console
 from consumer.console.parked_lately import ParkedLately, RememberingChannel
-from consumer.database import create_engine
+from consumer.database import Url, create_engine
 from consumer.dispatch import Dispatcher, Rollout
 from consumer.health import Health
 from consumer.http import HttpService, application
@@ -97,12 +97,13 @@ def build_service(settings: Settings) -> Service:
     ProcessCollector(registry=metrics.registry)
     metrics.coordinator_enabled.set(settings.transaction_coordinator_enabled)
     health = Health(metrics)
+    # Asked at each new connection, so that a password in a mounted file can be changed without a restart.
+    database_url, amqp_url = settings.database_url_now, settings.amqp_url_now
     engine = create_engine(
-        settings.database_url.get_secret_value(),
+        database_url,
         pool_size=settings.max_concurrent_transactions + SPARE_CONNECTIONS,
         by_key=True,
     )
-    amqp_url = settings.amqp_url.get_secret_value()
     # Two connections: a broker in alarm blocks publishers, and acks must still flow.
     consuming = BrokerConnection(amqp_url, name="closeout consume")
     publishing = BrokerConnection(amqp_url, name="closeout publish")
@@ -124,7 +125,7 @@ def build_service(settings: Settings) -> Service:
     )
     worker = Worker(
         connection=consuming,
-        decode=partial(decode_delivery, settings=settings, own_user=publishing.user),
+        decode=partial(decode_delivery, settings=settings, publishing=publishing),
         close_out=partial(count_shadows, close_out=dispatcher.close_out, metrics=metrics),
         settler=Settler(
             channel=RememberingChannel(publishing, parked),
@@ -143,7 +144,7 @@ def build_service(settings: Settings) -> Service:
     # The relay has a channel of its own: an event that both publish at once must not share a message id's bookkeeping.
     relay = Relay(engine=engine, publisher=publisher(ConfirmedChannel(publishing)), metrics=metrics)
     console = Console(
-        database_url=settings.database_url.get_secret_value(),
+        database_url=database_url,
         amqp_url=amqp_url,
         metrics=metrics,
         health=health,
@@ -155,13 +156,13 @@ def build_service(settings: Settings) -> Service:
     return Service(worker, relay, http, console, engine, publishing, watch)
 
 
-def decode_delivery(delivery: Delivery, *, settings: Settings, own_user: str | None) -> Arrival:
+def decode_delivery(delivery: Delivery, *, settings: Settings, publishing: BrokerConnection) -> Arrival:
     """Return the arrival in *delivery*; raise ``MessageRefusedError`` as :func:`consumer.message.decode` does.
 
     A copy that came back from the retry queue was published by this worker's own user, which the broker verified.
     """
     properties = delivery.message.header.properties
-    trusted = settings.trusted_publishers
+    trusted, own_user = settings.trusted_publishers, publishing.user
     run, digest = decode(
         delivery.message.body,
         max_bytes=settings.message_max_bytes,
@@ -197,14 +198,15 @@ def _announce(settings: Settings, http: HttpService) -> None:
 
 def create_transaction_coordinator(
     *,
-    database_url: str | None = None,
+    database_url: Url | None = None,
     engine: AsyncEngine | None = None,
-    amqp_url: str | None = None,
+    amqp_url: Url | None = None,
     metrics: Metrics | None = None,
 ) -> RunCompletionTransaction:
     """Return a fresh coordinator on *engine*, or on a new one for *database_url*; for tests and embedding.
 
     With *amqp_url* it publishes a run's events after the commit; without, they stay in the outbox for a worker's relay.
+    What is called for a URL is called at each connection.
     Raises ``ValueError`` unless exactly one of *database_url* and *engine* is given.
     """
     if (database_url is None) == (engine is None):
@@ -229,6 +231,4 @@ def get_transaction_coordinator() -> RunCompletionTransaction:
     Its connections belong to the event loop that uses it first. Raises ``SettingsError``.
     """
     settings = load_settings()
-    return create_transaction_coordinator(
-        database_url=settings.database_url.get_secret_value(), amqp_url=settings.amqp_url.get_secret_value()
-    )
+    return create_transaction_coordinator(database_url=settings.database_url_now, amqp_url=settings.amqp_url_now)

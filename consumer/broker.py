@@ -6,15 +6,24 @@ consumer (aio-pika #231, #536, #563, #626). Here nothing is restored; what broke
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import aio_pika
 import structlog
-from aiormq.exceptions import AMQPError, ChannelInvalidStateError
+from aiormq.exceptions import (
+    AMQPError,
+    AuthenticationError,
+    ChannelInvalidStateError,
+    InvalidFrameError,
+    ProbableAuthenticationError,
+)
 from yarl import URL
 
+from config.settings import SettingsError
 from consumer.channel import Channel, open_channel
-from consumer.errors import UnavailableError, one_line
+from consumer.errors import UnavailableError, links, one_line
+from consumer.handshake import CUT_SHORT, HandshakeError, Server, explained, speaks_tls
 from consumer.wire import read_leniently
 
 log = structlog.get_logger(__name__)
@@ -26,8 +35,13 @@ OPEN_TIMEOUT_SECONDS = 10.0
 # Seconds between two attempts to connect, so that many callers cannot make a storm of them.
 RECONNECT_PAUSE_SECONDS = 1.0
 
+_PORTS = {"amqp": 5672, "amqps": 5671}
+
 # ChannelInvalidStateError is no AMQPError: the channel closed under a call.
 BROKER_ERRORS = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError, asyncio.IncompleteReadError)
+
+# amqp:// or amqps://, or what returns it as it is now.
+Url = str | Callable[[], str]
 
 # Before the first connection: one message must not be able to break them all.
 read_leniently()
@@ -36,10 +50,12 @@ read_leniently()
 class BrokerConnection:
     """A connection to RabbitMQ, opened by the first :meth:`channel` and again after it was lost."""
 
-    def __init__(self, url: str, *, name: str) -> None:
-        self._url = str(URL(url).update_query(heartbeat=HEARTBEAT_SECONDS))
+    def __init__(self, url: Url, *, name: str) -> None:
+        """Take *url*, or what returns it as it is now: asked for each connection, for its password may change."""
+        self._url = url
         self._name = name
-        self.user = URL(url).user
+        # Of the connection there is, or will be.
+        self.user = self._current_url().user
         self._connection: aio_pika.abc.AbstractConnection | None = None
         self._lock = asyncio.Lock()
         self._failed_at = float("-inf")
@@ -62,18 +78,31 @@ class BrokerConnection:
             if self._connection is not None and self.is_open:
                 return self._connection
             if time.monotonic() < self._failed_at + RECONNECT_PAUSE_SECONDS:
-                raise UnavailableError(self._failure)
+                raise UnavailableError(f"RabbitMQ is not available: {self._failure}")
             await self.close()  # what is lost counts as open to the client until somebody says so
-            made = aio_pika.Connection(URL(self._url), client_properties={"connection_name": self._name})
+            url = self._current_url()
+            # It reads the files that the URL names for TLS, so they can be renewed as well.
+            made = aio_pika.Connection(
+                url.update_query(heartbeat=HEARTBEAT_SECONDS), client_properties={"connection_name": self._name}
+            )
             try:
                 await made.connect()
             except BaseException as error:
-                self._failed_at = time.monotonic()
-                self._failure = one_line(error)
                 await made.close()
-                raise
-            self._connection = made
+                told = await _in_words(error, url)
+                self._failed_at = time.monotonic()
+                self._failure = one_line(told)
+                if told is error:
+                    raise
+                raise told from error
+            self._connection, self.user = made, url.user
             return made
+
+    def _current_url(self) -> URL:
+        try:
+            return URL(self._url if isinstance(self._url, str) else self._url())
+        except SettingsError as error:
+            raise ConnectionError(one_line(error)) from error
 
     async def is_blocked(self) -> bool:
         """Say whether the broker, in a memory or disk alarm, has stopped reading what is published here."""
@@ -103,3 +132,24 @@ class BrokerConnection:
             with suppress(*BROKER_ERRORS):
                 async with asyncio.timeout(3):
                     await connection.close()
+
+
+async def _in_words(error: BaseException, url: URL) -> BaseException:
+    """Return *error*, or one that says more: whose password is wrong, which certificate, which port."""
+    if not isinstance(error, Exception) or url.host is None:
+        return error
+    server = Server(
+        kind="rabbitmq",
+        host=url.host,
+        port=url.port or _PORTS[url.scheme],
+        tls=url.scheme == "amqps",
+        given=dict(url.query),
+    )
+    if isinstance(error, AuthenticationError | ProbableAuthenticationError):
+        return ConnectionError(f"{one_line(error)} (user {url.user})")
+    if told := await explained(error, server):
+        return told
+    cut = any(isinstance(link, (*CUT_SHORT, InvalidFrameError)) for link in links(error))
+    if cut and not server.tls and await speaks_tls(server):
+        return HandshakeError(f"{server} speaks TLS, and amqp:// is without", "write amqps:// in AMQP_URL")
+    return error

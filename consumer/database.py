@@ -1,7 +1,10 @@
 """The engine: SQLAlchemy over asyncpg, with every wait bounded."""
 
 import asyncio
+import ssl
+from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 from sqlalchemy import text
@@ -9,7 +12,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from config.settings import SettingsError
+from config.urls import CHECKING_MODES, SYSTEM_ROOTS, parameters
 from consumer.errors import UnavailableError, one_line
+from consumer.handshake import Server, explained
 
 # Seconds to connect, one host; a host that is down refuses at once, one that is cut off stays silent.
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -47,17 +53,18 @@ DATABASE_ERRORS = (
 )
 
 
-def create_engine(url: str, *, pool_size: int = 5, by_key: bool = False) -> AsyncEngine:
-    """Return an engine for a libpq-style *url*; nothing is connected yet. *by_key*: for close-outs, which never scan.
+# A libpq-style URL, or what returns it as it is now: one for each session, for its password may have been changed.
+Url = str | Callable[[], str]
 
-    asyncpg reads the URL itself, so sslmode, several hosts and target_session_attrs mean what libpq says they mean.
-    """
+
+def create_engine(url: Url, *, pool_size: int = 5, by_key: bool = False) -> AsyncEngine:
+    """Return an engine for *url*; nothing is connected yet. *by_key*: for close-outs, which never scan."""
 
     async def connect(**_ignored: Any) -> asyncpg.Connection:  # noqa: ANN401 - SQLAlchemy's own arguments
-        return await asyncpg.connect(
+        return await open_session(
             url,
-            timeout=CONNECT_TIMEOUT_SECONDS,
-            command_timeout=COMMAND_TIMEOUT_SECONDS,
+            connect_seconds=CONNECT_TIMEOUT_SECONDS,
+            command_seconds=COMMAND_TIMEOUT_SECONDS,
             server_settings=_SERVER_SETTINGS | (_BY_KEY if by_key else {}),
         )
 
@@ -70,6 +77,51 @@ def create_engine(url: str, *, pool_size: int = 5, by_key: bool = False) -> Asyn
         # The last used connection is the one whose statements are prepared and warm.
         pool_use_lifo=True,
     )
+
+
+async def open_session(
+    url: Url, *, connect_seconds: float, command_seconds: float, server_settings: Mapping[str, str]
+) -> asyncpg.Connection:
+    """Return a new session; raises asyncpg's errors, or ``ConnectionError`` in words where TLS or the URL is at fault.
+
+    asyncpg reads the URL itself, so sslmode, several hosts and target_session_attrs mean what libpq says they mean;
+    sslrootcert=system it does not know. Files that the URL names are read for each session, so they can be renewed.
+    """
+    try:
+        text_of_url = url if isinstance(url, str) else url()
+    except SettingsError as error:
+        raise ConnectionError(one_line(error)) from error
+    given = parameters(text_of_url)
+    try:
+        return await asyncpg.connect(
+            text_of_url,
+            timeout=connect_seconds,
+            command_timeout=command_seconds,
+            server_settings=dict(server_settings),
+            ssl=_system_roots(given) if given.get("sslrootcert") == SYSTEM_ROOTS else None,
+        )
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        if told := await explained(error, _last_host(text_of_url, given)):
+            raise told from error
+        raise
+
+
+def _system_roots(given: Mapping[str, str]) -> ssl.SSLContext:
+    """Trust whom the machine trusts, for the host in the URL only: sslmode=verify-full, which libpq asks for here."""
+    context = ssl.create_default_context()
+    if given.get("sslcert"):
+        context.load_cert_chain(given["sslcert"], given.get("sslkey") or None, lambda: given.get("sslpassword", ""))
+    return context
+
+
+def _last_host(url: str, given: Mapping[str, str]) -> Server:
+    """Return the host that asyncpg tries last: the one whose error it raises."""
+    named = urlsplit(url).netloc.rpartition("@")[2] or given.get("host", "")
+    host, _, port = named.rpartition(",")[2].rpartition(":")
+    if not port.isdigit():  # none is given, or this was half of an IPv6 address
+        host, port = named.rpartition(",")[2], given.get("port", "5432").rpartition(",")[2]
+    tls = given.get("sslmode") in CHECKING_MODES
+    return Server(kind="postgresql", host=host.strip("[]"), port=int(port), tls=tls, given=given)
 
 
 async def probe(engine: AsyncEngine) -> None:

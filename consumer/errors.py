@@ -119,7 +119,7 @@ _MOMENT_ERRORS = (
 
 def fault_of(error: BaseException) -> Fault:
     """Say whose fault *error* is; its causes count, and what nobody foresaw is unknown."""
-    for link in _chain(error):
+    for link in links(error):
         if isinstance(link, MessageRefusedError):
             return Fault.MESSAGE
         state = sqlstate_of(link)
@@ -145,7 +145,7 @@ def lacks_a_right(error: BaseException) -> bool:
 
 def refusal_in(error: BaseException) -> MessageRefusedError:
     """Return the refusal that made :func:`fault_of` blame the message for *error*."""
-    return next(link for link in _chain(error) if isinstance(link, MessageRefusedError))
+    return next(link for link in links(error) if isinstance(link, MessageRefusedError))
 
 
 def sqlstate_of(error: BaseException) -> str | None:
@@ -157,7 +157,8 @@ def sqlstate_of(error: BaseException) -> str | None:
     return state if isinstance(state, str) else None
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def links(error: BaseException) -> Iterator[BaseException]:
+    """Yield *error* and, one after the other, what caused it."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:

@@ -9,12 +9,13 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 from uuid_utils.compat import uuid7
 
-from consumer.errors import one_line
+from consumer.errors import lies_in_data, one_line
 from consumer.phases import TransactionPhase
 from domains.columns import columns_of, unnest
 from domains.completions import rollbacks
 from domains.run import RunKey
 
+_OF_ANOTHER = "a run of this batch could not be written; each is tried again by itself, and the one at fault says why"
 _COLUMNS = (
     "tenant_id", "rollback_id", "run_id", "phase_reached", "operations", "error_type", "error", "occurred_at",
 )  # fmt: skip
@@ -45,12 +46,14 @@ async def record_rollbacks(
     """Write one row for each of *keys*, in a transaction of its own, after the rollback.
 
     *operations* is the rollback stack, last first. Raises what the database raises; the caller must not let that
-    hide the first error.
+    hide the first error. Where the error lies in one run's data and *keys* are of several tenants, its text is left
+    out, for PostgreSQL quotes rows: the run at fault is tried again by itself, and its own record then has it.
     """
     done = msgspec.json.encode(list(operations)).decode()
     kind = type(getattr(error, "orig", None) or error).__name__
     # PostgreSQL's text cannot hold a NUL that the error may quote.
-    words = one_line(error, 2000).replace("\x00", "\\u0000")
+    shared = lies_in_data(error) and len({key.tenant_id for key in keys}) > 1
+    words = _OF_ANOTHER if shared else one_line(error, 2000).replace("\x00", "\\u0000")
     now = datetime.now(UTC)
     rows = [(key.tenant_id, uuid7(), key.run_id, phase.value, done, kind, words, now) for key in keys]
     async with engine.begin() as conn:

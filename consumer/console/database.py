@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from consumer import outbox
 from consumer.console.readings import BusyError, GivenUpError
-from consumer.database import DATABASE_ERRORS
+from consumer.database import DATABASE_ERRORS, Url, open_session
 from consumer.errors import UnavailableError, one_line, sqlstate_of
 from consumer.inspection import Row, RunFile, read_run
 from domains.tables import incidents, policy_evaluations, prevention_records, rollbacks, run_completions
@@ -79,12 +79,12 @@ class Pace:
         return self.runs >= _PACE_AT_MOST
 
 
-def create_console_engine(url: str) -> AsyncEngine:
-    """Return an engine for a libpq-style *url* that can only read; nothing is connected yet."""
+def create_console_engine(url: Url) -> AsyncEngine:
+    """Return an engine for *url* that can only read; nothing is connected yet."""
 
     async def connect(**_ignored: Any) -> asyncpg.Connection:  # noqa: ANN401 - SQLAlchemy's own arguments
-        return await asyncpg.connect(
-            url, timeout=_CONNECT_SECONDS, command_timeout=_COMMAND_SECONDS, server_settings=_SERVER_SETTINGS
+        return await open_session(
+            url, connect_seconds=_CONNECT_SECONDS, command_seconds=_COMMAND_SECONDS, server_settings=_SERVER_SETTINGS
         )
 
     return create_async_engine(

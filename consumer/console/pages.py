@@ -20,6 +20,7 @@ from consumer.console.readings import FRESH_SECONDS
 from consumer.console.rendering import Rendering, html
 from consumer.console.run_pages import RunPages
 from consumer.console.troubles import troubles_of
+from consumer.database import Url
 from consumer.health import Health
 from consumer.metrics import Metrics
 
@@ -35,7 +36,7 @@ class Console:
     """The pages of one worker. Nothing is connected until somebody looks, and not for long after."""
 
     def __init__(
-        self, *, database_url: str, amqp_url: str, metrics: Metrics, health: Health, parked: ParkedLately
+        self, *, database_url: Url, amqp_url: Url, metrics: Metrics, health: Health, parked: ParkedLately
     ) -> None:
         self._engine = create_console_engine(database_url)
         broker = BrokerConnection(amqp_url, name="closeout console")

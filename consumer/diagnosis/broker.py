@@ -15,7 +15,7 @@ from aiormq.channel import Channel as AmqpChannel
 
 from consumer.broker import BROKER_ERRORS, BrokerConnection
 from consumer.confirms import why_closed
-from consumer.diagnosis.check import Check, ok, problem, warning
+from consumer.diagnosis.check import Check, ok, problem, unreachable, warning
 from consumer.errors import UnavailableError, one_line
 from consumer.parking import PARKED_QUEUE, RETRY_QUEUE
 from consumer.publisher import EVENTS_EXCHANGE, INTERNAL_EXCHANGE
@@ -52,8 +52,7 @@ async def examine_broker(connection: BrokerConnection) -> list[Check]:
         # Last: in an alarm the broker stops reading this connection at the first publish.
         checks += await _rights_to_publish(connection)
     except (UnavailableError, *BROKER_ERRORS) as error:
-        words = f"not reachable: {one_line(error)}"
-        checks.append(problem("rabbitmq", words, "start it, or correct AMQP_URL; a worker waits for it"))
+        checks.append(unreachable("rabbitmq", error, "AMQP_URL"))
     return checks
 
 

@@ -3,6 +3,9 @@
 from enum import StrEnum
 from typing import NamedTuple
 
+from consumer.errors import links, one_line
+from consumer.handshake import HandshakeError
+
 
 class State(StrEnum):
     """Whether a worker can do its work: as it should be, worth knowing, or in the way."""
@@ -34,3 +37,19 @@ def warning(name: str, found: str, remedy: str) -> Check:
 def problem(name: str, found: str, remedy: str) -> Check:
     """Return a check that found what keeps a worker from its work, or runs from their end."""
     return Check(name, State.PROBLEM, found, remedy)
+
+
+def unreachable(name: str, error: BaseException, setting: str) -> Check:
+    """Return a check of a server to which there was no connection: why, and what to do about that."""
+    remedy = next((link.remedy for link in links(error) if isinstance(link, HandshakeError)), "")
+    if not remedy and any(words in one_line(error) for words in _WRONG_PASSWORD):
+        remedy = f"correct the password in {setting}; a worker reads {setting}_FILE again at each try"
+    if not remedy and f"{setting}: " in one_line(error):  # a file that the URL names
+        remedy = "correct it; a worker looks again at each try"
+    return problem(
+        name, f"not reachable: {one_line(error)}", remedy or f"start it, or correct {setting}; a worker waits for it"
+    )
+
+
+# PostgreSQL's and RabbitMQ's words for a user or a password that is not right.
+_WRONG_PASSWORD = ("password authentication failed", "ACCESS_REFUSED - Login was refused")

@@ -8,7 +8,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from consumer.database import DATABASE_ERRORS
-from consumer.diagnosis.check import Check, ok, problem, warning
+from consumer.diagnosis.check import Check, ok, problem, unreachable, warning
 from consumer.durations import spoken
 from consumer.errors import one_line
 from consumer.rights import REMEDY, missing_rights, spelled_out
@@ -70,8 +70,7 @@ async def examine_database(
                 conn = await opened.execution_options(isolation_level="AUTOCOMMIT")
                 schema += [await _readable("outbox", _outbox, conn), await _readable("unfinished", _unfinished, conn)]
     except DATABASE_ERRORS as error:
-        words = f"not reachable: {one_line(error)}"
-        return [problem("postgresql", words, "start it, or correct DATABASE_URL; a worker waits for it")]
+        return [unreachable("postgresql", error, "DATABASE_URL")]
     return [*checks, *schema]
 
 

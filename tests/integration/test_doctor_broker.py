@@ -250,14 +250,14 @@ async def test_the_command_says_every_check_on_a_line_of_its_own_and_exits_0_bes
     assert told.returncode == plainly.returncode == 0, told.stdout
     lines = [line.split() for line in told.stdout.splitlines() if not line.strip().startswith("to do:")]
     assert [tuple(line[:2]) for line in lines[:-1]] == [
-        ("ok", "settings"), ("ok", "coordinator"),
+        ("ok", "settings"), ("ok", "encryption"), ("ok", "encryption"), ("ok", "coordinator"),
         ("ok", "postgresql"), ("ok", "writable"), ("warning", "role"), ("ok", "clock"), ("ok", "connections"),
         ("ok", "schema"), ("ok", "rights"), ("ok", "outbox"), ("ok", "unfinished"),
         *(("ok", name) for name in ALL),
     ]  # fmt: skip
-    assert told.stdout.splitlines()[-1] == "0 problems, 1 warnings, 18 ok"
+    assert told.stdout.splitlines()[-1] == "0 problems, 1 warnings, 20 ok"
     found = json.loads(plainly.stdout)
-    assert (found["problems"], found["warnings"], found["ok"]) == (0, 1, 18)
+    assert (found["problems"], found["warnings"], found["ok"]) == (0, 1, 20)
     assert found["checks"][0] == {"name": "settings", "state": "ok", "found": "all as they must be", "remedy": ""}
 
 

@@ -104,7 +104,7 @@ def test_a_database_url_is_taken_in_each_spelling(url: str):
     "rest",
     [
         "u:p@h1:5432,h2:5433/d?target_session_attrs=read-write",
-        "u:p@[::1]:5432/d?sslmode=verify-full&sslrootcert=/ca.pem",
+        "u:p@[::1]:5432/d?sslmode=verify-full&sslrootcert=system",
         "/d?host=/run/postgresql",
         "%2Frun%2Fpostgresql/d",
     ],
