@@ -2,6 +2,7 @@
 
 import asyncio
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 from sqlalchemy import text
@@ -10,6 +11,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from consumer.errors import UnavailableError, one_line
+from domains.fitness import unfit
 
 # Seconds to connect, one host; a host that is down refuses at once, one that is cut off stays silent.
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -47,7 +49,13 @@ DATABASE_ERRORS = (
 )
 
 
-def create_engine(url: str, *, pool_size: int = 5, by_key: bool = False) -> AsyncEngine:
+def create_engine(
+    url: str,
+    *,
+    pool_size: int = 5,
+    by_key: bool = False,
+    command_timeout: float | None = COMMAND_TIMEOUT_SECONDS,
+) -> AsyncEngine:
     """Return an engine for a libpq-style *url*; nothing is connected yet. *by_key*: for close-outs, which never scan.
 
     asyncpg reads the URL itself, so sslmode, several hosts and target_session_attrs mean what libpq says they mean.
@@ -57,19 +65,26 @@ def create_engine(url: str, *, pool_size: int = 5, by_key: bool = False) -> Asyn
         return await asyncpg.connect(
             url,
             timeout=CONNECT_TIMEOUT_SECONDS,
-            command_timeout=COMMAND_TIMEOUT_SECONDS,
+            command_timeout=command_timeout,
             server_settings=_SERVER_SETTINGS | (_BY_KEY if by_key else {}),
         )
 
     return create_async_engine(
         "postgresql+asyncpg://",
         async_creator=connect,
+        # The driver counts its statements anew in each process. Behind a pooler that does not tell two workers'
+        # statements apart, the same name could run another's; now it is an error, and an outage.
+        connect_args={"prepared_statement_name_func": _statement_name},
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,
         # The last used connection is the one whose statements are prepared and warm.
         pool_use_lifo=True,
     )
+
+
+def _statement_name() -> str:
+    return f"closeout_{uuid4().hex}"
 
 
 async def probe(engine: AsyncEngine) -> None:
@@ -79,9 +94,12 @@ async def probe(engine: AsyncEngine) -> None:
         async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS), engine.connect() as conn:
             read_only = (await conn.execute(text("SHOW transaction_read_only"))).scalar_one()
             table = (await conn.execute(text("SELECT to_regclass('governance.run_completions')"))).scalar_one()
+            behind = None if table is None else await unfit(conn)
     except DATABASE_ERRORS as error:
         raise UnavailableError(f"PostgreSQL is not available: {one_line(error)}") from error
     if read_only == "on":
         raise UnavailableError("PostgreSQL is read-only: a standby, or a primary that was told to be")
     if table is None:
         raise UnavailableError("PostgreSQL has no table governance.run_completions: run closeout migrate")
+    if behind is not None:
+        raise UnavailableError(behind)
