@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from consumer.errors import UnavailableError, one_line
 from domains.fitness import unfit
+from domains.sessions import STATEMENT_PREFIX, mixes_statements
 
 # Seconds to connect, one host; a host that is down refuses at once, one that is cut off stays silent.
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -38,6 +39,8 @@ _SERVER_SETTINGS = {
 # A close-out reads and writes by whole keys only. A generic plan made while the tables are empty would scan them, and
 # go on scanning them as they grow, until they are analyzed: a minute, in which a batch reads every trace there is.
 _BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
+# All that a worker asks of its sessions at login; a pooler does not pass it on (deploy/pgbouncer/worker-role.sql).
+WORKER_SETTINGS = _SERVER_SETTINGS | _BY_KEY
 
 DATABASE_ERRORS = (
     DBAPIError,
@@ -66,15 +69,14 @@ def create_engine(
             url,
             timeout=CONNECT_TIMEOUT_SECONDS,
             command_timeout=command_timeout,
-            server_settings=_SERVER_SETTINGS | (_BY_KEY if by_key else {}),
+            server_settings=WORKER_SETTINGS if by_key else _SERVER_SETTINGS,
         )
 
     return create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=connect,
         # The driver counts its statements anew in each process. Behind a pooler that does not tell two workers'
         # statements apart, the same name could run another's; now it is an error, and an outage.
-        connect_args={"prepared_statement_name_func": _statement_name},
+        connect_args={"async_creator_fn": connect, "prepared_statement_name_func": _statement_name},
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,
@@ -84,19 +86,26 @@ def create_engine(
 
 
 def _statement_name() -> str:
-    return f"closeout_{uuid4().hex}"
+    return f"{STATEMENT_PREFIX}{uuid4().hex}"
 
 
 async def probe(engine: AsyncEngine) -> None:
     """Return if the database can take a close-out; raise :class:`UnavailableError` saying why it cannot."""
     try:
         # A connection whose line has stalled is given up, which takes it out of the pool.
+        async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
+            mixed = await mixes_statements(engine)
         async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS), engine.connect() as conn:
             read_only = (await conn.execute(text("SHOW transaction_read_only"))).scalar_one()
             table = (await conn.execute(text("SELECT to_regclass('governance.run_completions')"))).scalar_one()
             behind = None if table is None else await unfit(conn)
     except DATABASE_ERRORS as error:
         raise UnavailableError(f"PostgreSQL is not available: {one_line(error)}") from error
+    if mixed:
+        raise UnavailableError(
+            "PostgreSQL is behind a pooler that mixes up prepared statements: use PgBouncer 1.21 or newer with "
+            "max_prepared_statements = 200, or no pooler"
+        )
     if read_only == "on":
         raise UnavailableError("PostgreSQL is read-only: a standby, or a primary that was told to be")
     if table is None:
