@@ -68,6 +68,7 @@ async def test_two_workers_on_two_sessions_close_out_every_run_once_and_outlive_
 ):
     other = await scene.start(**FEW)
     async with scene.worker(**FEW) as worker:
+        await scene.until(worker.ready, within=20, what="the second worker")
         await endure(
             scene, worker, partial(scene.aside, pooled.kill), partial(scene.aside, pooled.start), pauses="PostgreSQL"
         )
