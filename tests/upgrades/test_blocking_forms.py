@@ -18,14 +18,12 @@ SQUAWK = str(Path(sys.executable).with_name("squawk"))
 OLDEST_POSTGRESQL = "15"
 # As closeout migrate begins: it waits a second for a lock, and lets a statement take its time.
 AS_MIGRATE_BEGINS = "SET lock_timeout = '1s';\n"
-NOT_ASKED = ",".join(
-    (
-        "require-statement-timeout",
-        "prefer-bigint-over-smallint",
-        "prefer-bigint-over-int",
-        "ban-uncommitted-transaction",  # an autocommit block is written as COMMIT and BEGIN
-        "transaction-nesting",
-    )
+NOT_ASKED = (
+    "require-statement-timeout",
+    "prefer-bigint-over-smallint",
+    "prefer-bigint-over-int",
+    "ban-uncommitted-transaction",  # an autocommit block is written as COMMIT and BEGIN
+    "transaction-nesting",
 )
 # What a version of the worker that is still at work may lean on. A migration that takes it away says
 # `step = "contract"`, and comes a version after the last worker that does.
@@ -58,17 +56,9 @@ def sql_of(migration: Script) -> str:
 
 def faults(sql: str, *, contract: bool = False) -> set[str]:
     """Return the names of the rules that *sql* breaks."""
+    options = ["--pg-version", OLDEST_POSTGRESQL, "--reporter", "json", "--assume-in-transaction"]
     done = subprocess.run(
-        [
-            SQUAWK,
-            "--pg-version",
-            OLDEST_POSTGRESQL,
-            "--reporter",
-            "json",
-            "--assume-in-transaction",
-            "--exclude",
-            NOT_ASKED,
-        ],
+        [SQUAWK, *options, "--exclude", ",".join(NOT_ASKED)],
         input=AS_MIGRATE_BEGINS + sql,
         capture_output=True,
         text=True,
