@@ -81,7 +81,7 @@ def migrate(
 
     Example: closeout migrate --check
     """
-    from domains.migrate import MigrationBlockedError, differences, migrate
+    from domains.migrate import MigrationBlockedError, PooledConnectionError, differences, migrate
 
     if check:
         found = with_database(differences)
@@ -92,8 +92,9 @@ def migrate(
         typer.echo("schema and tables agree", err=as_json)
         return
     try:
-        before, after = with_database(migrate)
-    except MigrationBlockedError as error:
+        # An index built beside live workers takes as long as it takes.
+        before, after = with_database(migrate, command_timeout=None)
+    except (MigrationBlockedError, PooledConnectionError) as error:
         fail(str(error))
     if as_json:
         print_json({"before": before, "after": after})

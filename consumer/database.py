@@ -5,6 +5,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import asyncpg
 from sqlalchemy import text
@@ -16,6 +17,8 @@ from config.settings import SettingsError
 from config.urls import CHECKING_MODES, SYSTEM_ROOTS, parameters
 from consumer.errors import UnavailableError, one_line
 from consumer.handshake import Server, explained
+from domains.fitness import unfit
+from domains.sessions import STATEMENT_PREFIX, mixes_statements
 
 # Seconds to connect, one host; a host that is down refuses at once, one that is cut off stays silent.
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -42,6 +45,8 @@ _SERVER_SETTINGS = {
 # A close-out reads and writes by whole keys only. A generic plan made while the tables are empty would scan them, and
 # go on scanning them as they grow, until they are analyzed: a minute, in which a batch reads every trace there is.
 _BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
+# All that a worker asks of its sessions at login; a pooler does not pass it on (deploy/pgbouncer/worker-role.sql).
+WORKER_SETTINGS = _SERVER_SETTINGS | _BY_KEY
 
 DATABASE_ERRORS = (
     DBAPIError,
@@ -57,20 +62,28 @@ DATABASE_ERRORS = (
 Url = str | Callable[[], str]
 
 
-def create_engine(url: Url, *, pool_size: int = 5, by_key: bool = False) -> AsyncEngine:
+def create_engine(
+    url: Url,
+    *,
+    pool_size: int = 5,
+    by_key: bool = False,
+    command_timeout: float | None = COMMAND_TIMEOUT_SECONDS,
+) -> AsyncEngine:
     """Return an engine for *url*; nothing is connected yet. *by_key*: for close-outs, which never scan."""
 
     async def connect(**_ignored: Any) -> asyncpg.Connection:  # noqa: ANN401 - SQLAlchemy's own arguments
         return await open_session(
             url,
             connect_seconds=CONNECT_TIMEOUT_SECONDS,
-            command_seconds=COMMAND_TIMEOUT_SECONDS,
-            server_settings=_SERVER_SETTINGS | (_BY_KEY if by_key else {}),
+            command_seconds=command_timeout,
+            server_settings=WORKER_SETTINGS if by_key else _SERVER_SETTINGS,
         )
 
     return create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=connect,
+        # The driver counts its statements anew in each process. Behind a pooler that does not tell two workers'
+        # statements apart, the same name could run another's; now it is an error, and an outage.
+        connect_args={"async_creator_fn": connect, "prepared_statement_name_func": _statement_name},
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,
@@ -80,7 +93,7 @@ def create_engine(url: Url, *, pool_size: int = 5, by_key: bool = False) -> Asyn
 
 
 async def open_session(
-    url: Url, *, connect_seconds: float, command_seconds: float, server_settings: Mapping[str, str]
+    url: Url, *, connect_seconds: float, command_seconds: float | None, server_settings: Mapping[str, str]
 ) -> asyncpg.Connection:
     """Return a new session; raises asyncpg's errors, or ``ConnectionError`` in words where TLS or the URL is at fault.
 
@@ -124,16 +137,30 @@ def _last_host(url: str, given: Mapping[str, str]) -> Server:
     return Server(kind="postgresql", host=host.strip("[]"), port=int(port), tls=tls, given=given)
 
 
+def _statement_name() -> str:
+    return f"{STATEMENT_PREFIX}{uuid4().hex}"
+
+
 async def probe(engine: AsyncEngine) -> None:
     """Return if the database can take a close-out; raise :class:`UnavailableError` saying why it cannot."""
     try:
         # A connection whose line has stalled is given up, which takes it out of the pool.
+        async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
+            mixed = await mixes_statements(engine)
         async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS), engine.connect() as conn:
             read_only = (await conn.execute(text("SHOW transaction_read_only"))).scalar_one()
             table = (await conn.execute(text("SELECT to_regclass('governance.run_completions')"))).scalar_one()
+            behind = None if table is None else await unfit(conn)
     except DATABASE_ERRORS as error:
         raise UnavailableError(f"PostgreSQL is not available: {one_line(error)}") from error
+    if mixed:
+        raise UnavailableError(
+            "PostgreSQL is behind a pooler that mixes up prepared statements: use PgBouncer 1.21 or newer with "
+            "max_prepared_statements = 200, or no pooler"
+        )
     if read_only == "on":
         raise UnavailableError("PostgreSQL is read-only: a standby, or a primary that was told to be")
     if table is None:
         raise UnavailableError("PostgreSQL has no table governance.run_completions: run closeout migrate")
+    if behind is not None:
+        raise UnavailableError(behind)

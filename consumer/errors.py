@@ -93,6 +93,7 @@ _MOMENT_CODES = frozenset(
         "25006",  # read_only_sql_transaction: a standby after failover
         "25P03",  # idle_in_transaction_session_timeout: the worker or the machine stood still
         "25P04",  # transaction_timeout
+        "26000", "42P05",  # no such prepared statement, or there is one: a pooler that does not keep them apart
         "28000", "28P01",  # authorization: a password or role that is being rotated; an outage until it is put right
         "3D000", "3F000",  # the database or schema is not there (yet)
         _INSUFFICIENT_PRIVILEGE,  # revoked, or not granted yet; no message is to blame
@@ -140,7 +141,7 @@ def lies_in_data(error: BaseException) -> bool:
 
 def lacks_a_right(error: BaseException) -> bool:
     """Say whether PostgreSQL refused for want of a right: nothing that waiting mends unless somebody grants it."""
-    return any(sqlstate_of(link) == _INSUFFICIENT_PRIVILEGE for link in _chain(error))
+    return any(sqlstate_of(link) == _INSUFFICIENT_PRIVILEGE for link in links(error))
 
 
 def refusal_in(error: BaseException) -> MessageRefusedError:

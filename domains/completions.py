@@ -76,6 +76,7 @@ Index(
     "run_completions_received_at",
     run_completions.c.received_at,
     postgresql_using="brin",
+    postgresql_with={"autosummarize": "on"},
     info={"purpose": "Time ranges for listing, reconciling and pruning; a BRIN costs almost nothing to keep"},
 )
 
@@ -135,5 +136,6 @@ Index(
     "rollbacks_occurred_at",
     rollbacks.c.occurred_at,
     postgresql_using="brin",
+    postgresql_with={"autosummarize": "on"},
     info={"purpose": "Recent rollbacks, and pruning"},
 )

@@ -1,5 +1,10 @@
-"""Bringing the schema to this version, from an installed package, safe when several start it at once."""
+"""Bringing the schema to this version, from an installed package, safe when several start it at once.
 
+Each migration is a transaction of its own, so that what one has locked is free before the next one waits. One that must
+not be in a transaction (``CREATE INDEX CONCURRENTLY``) uses ``op.get_context().autocommit_block()``.
+"""
+
+import asyncio
 from typing import NamedTuple
 
 from alembic import command
@@ -13,11 +18,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random
 
 from domains.schema import SCHEMA
+from domains.sessions import is_pooled
 from domains.tables import metadata
 
 # Any number will do, as long as it is this project's own: "closeout" in ASCII.
 _LOCK_KEY = 0x636C6F73656F7574
 _VERSION_TABLE = "schema_version"
+# Seconds between two looks whether the other migrator is done. A look that waited would hold a snapshot, for whose end
+# a CREATE INDEX CONCURRENTLY of the other one would wait.
+_TURN_SECONDS = 0.2
 # Whoever comes behind a lock that is waited for waits as well: a second of that is felt by nobody, for workers wait 5.
 _LOCK_WAIT = "1s"
 # Seconds between two tries, in which those who waited go on.
@@ -26,10 +35,15 @@ _PAUSE_SECONDS = (1.0, 3.0)
 GIVE_UP_AFTER_SECONDS = 120.0
 # lock_not_available, deadlock_detected
 _BLOCKED_STATES = frozenset({"55P03", "40P01"})
+_TRY_TURN = text("SELECT pg_try_advisory_lock(:key)")
 
 
 class MigrationBlockedError(Exception):
-    """Another transaction held a table all the time; nothing was changed. The text says whose it is."""
+    """Another transaction held a table all the time; the text says whose it is, and where the schema stands."""
+
+
+class PooledConnectionError(Exception):
+    """A migration needs a session of its own, and a pooler gives it another one with each transaction."""
 
 
 class Migrated(NamedTuple):
@@ -40,10 +54,11 @@ class Migrated(NamedTuple):
 
 
 async def migrate(engine: AsyncEngine, *, give_up_after: float = GIVE_UP_AFTER_SECONDS) -> Migrated:
-    """Bring the schema to the newest version in one transaction, waiting while another process does so.
+    """Bring the schema to the newest version, a transaction a migration, waiting while another process does so.
 
     Never waits long for a table that is in use, for others would wait behind it: it lets go, and tries again. Raises
-    :class:`MigrationBlockedError` if that does not help within *give_up_after* seconds.
+    :class:`MigrationBlockedError` if that does not help within *give_up_after* seconds; what was migrated by then
+    stays. Raises :class:`PooledConnectionError` behind a pooler.
     """
     retrying = AsyncRetrying(
         retry=retry_if_exception(_is_blocked),
@@ -51,29 +66,39 @@ async def migrate(engine: AsyncEngine, *, give_up_after: float = GIVE_UP_AFTER_S
         stop=stop_after_delay(give_up_after),
         reraise=True,
     )
+    began_at: list[str | None] = []
     try:
-        return await retrying(_migrate_once, engine)
+        await retrying(_migrate_once, engine, began_at)
     except DBAPIError as error:
         if not _is_blocked(error):
             raise
         raise MigrationBlockedError(await _blockers(engine, give_up_after)) from error
+    return Migrated(began_at[0], newest())
 
 
-async def _migrate_once(engine: AsyncEngine) -> Migrated:
+async def _migrate_once(engine: AsyncEngine, began_at: list[str | None]) -> None:
     async with engine.connect() as conn:
-        # Waiting for the other migrator may take longer than any statement of the worker may.
+        if await is_pooled(conn):
+            raise PooledConnectionError(
+                "closeout migrate needs a session of its own, and there is a pooler before PostgreSQL: "
+                "set DATABASE_URL to the server itself"
+            )
         await conn.execute(text("SET statement_timeout = 0"))
-        await conn.execute(text("SET lock_timeout = 0"))
-        await conn.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
         await conn.execute(text(f"SET lock_timeout = '{_LOCK_WAIT}'"))
-        # Where roles are kept apart the schema is there, and its owner may make no other: not even IF NOT EXISTS.
-        if (await conn.execute(text("SELECT to_regnamespace(:schema)"), {"schema": SCHEMA})).scalar_one() is None:
-            await conn.execute(text(f"CREATE SCHEMA {SCHEMA}"))
-        before = await conn.run_sync(_current)
-        await conn.run_sync(_upgrade)
         await conn.commit()
-        await conn.invalidate()  # its settings must not reach the pool
-    return Migrated(before, newest())
+        try:
+            while not (await conn.execute(_TRY_TURN, {"key": _LOCK_KEY})).scalar_one():
+                await conn.commit()
+                await asyncio.sleep(_TURN_SECONDS)
+            # Where roles are kept apart the schema is there, and its owner may make no other: not even IF NOT EXISTS.
+            if (await conn.execute(text("SELECT to_regnamespace(:schema)"), {"schema": SCHEMA})).scalar_one() is None:
+                await conn.execute(text(f"CREATE SCHEMA {SCHEMA}"))
+            began_at.append(await conn.run_sync(_current))
+            await conn.commit()
+            await conn.run_sync(_upgrade)
+            await conn.commit()
+        finally:
+            await conn.invalidate()  # ends the turn, and its settings must not reach the pool
 
 
 def _is_blocked(error: BaseException) -> bool:
@@ -96,13 +121,14 @@ _HOLDERS = """
 async def _blockers(engine: AsyncEngine, seconds: float) -> str:
     async with engine.connect() as conn:
         found = (await conn.execute(text(_HOLDERS), {"schema": SCHEMA})).all()
+        at = await conn.run_sync(_current)
     holders = "; ".join(
         f"pid {row.pid} ({row.usename}, {row.application_name or 'no name'}) holds {row.tables} since {row.age}"
         for row in found
     )
     return (
-        f"nothing was migrated: tables were in use for {seconds:g} s. The longest transactions now: "
-        f"{holders or 'none, so try again'}"
+        f"the schema stays {f'at {at}' if at else 'empty'}: tables were in use for {seconds:g} s. "
+        f"The longest transactions now: {holders or 'none, so try again'}"
     )
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from config.logs import configure_logs
 from config.settings import Settings, SettingsError, load_settings
 from consumer.commands.output import EXIT_USAGE, fail
-from consumer.database import DATABASE_ERRORS, create_engine
+from consumer.database import COMMAND_TIMEOUT_SECONDS, DATABASE_ERRORS, create_engine
 from consumer.errors import UnavailableError, lacks_a_right, one_line
 
 log = structlog.get_logger(__name__)
@@ -31,12 +31,15 @@ def settings_for(*, need_amqp: bool = True, need_database: bool = True) -> Setti
     return settings
 
 
-def with_database(work: Callable[[AsyncEngine], Awaitable[T]]) -> T:
+def with_database(
+    work: Callable[[AsyncEngine], Awaitable[T]], *, command_timeout: float | None = COMMAND_TIMEOUT_SECONDS
+) -> T:
     """Run *work* with an engine for DATABASE_URL; end with status 1 and the reason where the database is away."""
     settings = settings_for(need_amqp=False)
 
     async def run() -> T:
-        engine = create_engine(settings.database_url.get_secret_value(), pool_size=1)
+        url = settings.database_url.get_secret_value()
+        engine = create_engine(url, pool_size=1, command_timeout=command_timeout)
         try:
             return await work(engine)
         finally:

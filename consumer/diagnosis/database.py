@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from consumer.database import DATABASE_ERRORS
+from consumer.database import DATABASE_ERRORS, WORKER_SETTINGS
 from consumer.diagnosis.check import Check, ok, problem, unreachable, warning
 from consumer.durations import spoken
 from consumer.errors import one_line
@@ -15,6 +15,7 @@ from consumer.rights import REMEDY, missing_rights, spelled_out
 from consumer.waiting import State as OutboxState
 from consumer.waiting import in_words, waiting
 from domains.migrate import differences, known, newest
+from domains.sessions import is_pooled
 
 # 15: unique constraints that count nulls as equal (policies).
 OLDEST_VERSION = 15
@@ -40,6 +41,7 @@ _ABOUT = text(
      WHERE r.rolname = current_user AND d.datname = current_database()
     """
 )
+_IN_SESSION = text("SELECT name, current_setting(name) AS value FROM unnest(CAST(:names AS text[])) AS name")
 _USAGE = text("SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = 'governance'")
 _VERSION = text("SELECT version_num FROM governance.schema_version")
 _UNFINISHED = text(
@@ -60,6 +62,7 @@ async def examine_database(
             about = (await conn.execute(_ABOUT)).one()
             checks = [version_check(about.version_num, about.version), _writable(about), _role(about)]
             checks += [_clock(about.now, before, clock()), _connections(about, connections_needed)]
+            checks += await _pooler(conn)
             schema, applied = await _schema(conn)
             if applied:
                 schema += await _rights(conn)
@@ -120,6 +123,18 @@ def _connections(about: Row[Any], needed: int) -> Check:
     if left < needed:
         return warning("connections", words, "enough only if the workers run already; raise it, or run fewer workers")
     return ok("connections", words)
+
+
+async def _pooler(conn: AsyncConnection) -> list[Check]:
+    """Return what is to be said of a pooler before the server; nothing where there is none."""
+    if not await is_pooled(conn):
+        return []
+    found = {row.name: row.value for row in await conn.execute(_IN_SESSION, {"names": list(WORKER_SETTINGS)})}
+    missing = [f"{name}={value}" for name, value in WORKER_SETTINGS.items() if found[name] not in {value, "closeout"}]
+    if not missing:
+        return [ok("pooler", "there is one before the server, and this role's sessions have what a worker asks for")]
+    words = f"there is one before the server, and this role's sessions do not have {', '.join(missing)}"
+    return [warning("pooler", words, "run deploy/pgbouncer/worker-role.sql as this role, on the server itself")]
 
 
 async def _schema(conn: AsyncConnection) -> tuple[list[Check], bool]:

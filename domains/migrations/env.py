@@ -12,7 +12,7 @@ def _ours_only(name: str | None, kind: str, _parents: object) -> bool:
 
 
 def run(connection: Connection) -> None:
-    """Run what Alembic was asked for on *connection*, in the transaction that is open there."""
+    """Run what Alembic was asked for on *connection*: in the transaction that is open there, or one a migration."""
     context.configure(
         connection=connection,
         target_metadata=metadata,
@@ -21,6 +21,7 @@ def run(connection: Connection) -> None:
         version_table="schema_version",
         version_table_schema=SCHEMA,
         compare_server_default=True,
+        transaction_per_migration=True,
     )
     with context.begin_transaction():
         context.run_migrations()

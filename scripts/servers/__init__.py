@@ -1,5 +1,6 @@
-"""Private PostgreSQL, RabbitMQ and Prometheus servers for tests, demonstrations and benchmarks."""
+"""Private PostgreSQL, PgBouncer, RabbitMQ and Prometheus servers for tests, demonstrations and benchmarks."""
 
+from servers.pgbouncer import PgBouncerServer
 from servers.postgres import PostgresServer
 from servers.process import ServerError
 from servers.prometheus import PrometheusServer
@@ -8,6 +9,7 @@ from servers.server import Server, start_all
 from servers.wire import SqlError
 
 __all__ = [
+    "PgBouncerServer",
     "PostgresServer",
     "PrometheusServer",
     "RabbitError",

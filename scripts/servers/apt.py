@@ -84,9 +84,9 @@ def _sources(release: str) -> str:
     found.sort(key=lambda address: not address.endswith("/debian"))  # a vendor's archive may have a main, too
     if not found:
         raise AptError(
-            f"no Debian archive of {' or '.join(sorted(suites))} among the machine's apt sources, and RabbitMQ and "
-            "Prometheus can only be fetched from one. Where the packages rabbitmq-server and prometheus are installed, "
-            "those are used instead."
+            f"no Debian archive of {' or '.join(sorted(suites))} among the machine's apt sources, and RabbitMQ, "
+            "PgBouncer and Prometheus can only be fetched from one. Where the packages rabbitmq-server, pgbouncer and "
+            "prometheus are installed, those are used instead."
         )
     return f"Types: deb\nURIs: {found[0]}\nSuites: {release}\nComponents: main\n"
 
@@ -106,6 +106,8 @@ def _run(argv: Sequence[str], *, cwd: Path) -> subprocess.CompletedProcess[str]:
             argv, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=TOTAL_SECONDS
         )
     except FileNotFoundError as error:
-        raise AptError(f"{argv[0]} is missing; RabbitMQ and Prometheus can only be fetched on Debian") from error
+        raise AptError(
+            f"{argv[0]} is missing; RabbitMQ, PgBouncer and Prometheus can only be fetched on Debian"
+        ) from error
     except subprocess.TimeoutExpired as error:
         raise AptError(f"{argv[0]} did not end within {TOTAL_SECONDS} s") from error

@@ -13,6 +13,7 @@ from typing import get_args
 
 from servers import background, foreground
 from servers.pair import end_on_signals
+from servers.pgbouncer_binaries import find_pgbouncer, version_of
 from servers.postgres_binaries import find_postgres
 from servers.process import ServerError
 from servers.prometheus_binaries import find_prometheus
@@ -29,7 +30,7 @@ examples:
 
 environment:
   PG_BIN           folder of other PostgreSQL programs than those of the development requirements
-  CLOSEOUT_CACHE   where RabbitMQ and Prometheus are kept, by default below ~/.cache
+  CLOSEOUT_CACHE   where RabbitMQ, Prometheus and PgBouncer are kept, by default below ~/.cache
   TMPDIR           where the servers' folders are made
 """
 
@@ -71,6 +72,8 @@ def _carry_out(options: argparse.Namespace) -> int:
             if not options.versions:
                 prometheus = find_prometheus()
                 print(f"Prometheus {prometheus.version}: {prometheus.folder}")
+                pgbouncer = find_pgbouncer()
+                print(f"PgBouncer {'.'.join(map(str, version_of(pgbouncer)))}: {pgbouncer}")
     return 0
 
 

@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -161,12 +161,12 @@ class Scene:
         assert running.alive, "the worker ended by itself"
         assert await running.stop() == 0
 
-    async def start(self, **environ: str) -> Running:
-        """Start a worker process; it is killed with the scene at the latest."""
+    async def start(self, *, command: Sequence[str] = (CLOSEOUT,), **environ: str) -> Running:
+        """Start a worker process, by *command*; it is killed with the scene at the latest."""
         log = self._folder / f"worker-{len(self._workers)}.log"
         with log.open("wb") as errors:
             process = await asyncio.create_subprocess_exec(
-                CLOSEOUT, "worker", env={**os.environ, **self.environ, **environ}, stderr=errors
+                *command, "worker", env={**os.environ, **self.environ, **environ}, stderr=errors
             )
         running = Running(0, process, log)
         self._workers.append(running)

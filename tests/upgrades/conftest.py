@@ -1,0 +1,56 @@
+"""A scene on the session's servers, and the code of an older version."""
+
+import sys
+import tarfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from servers import PostgresServer, RabbitServer
+
+from consumer.database import create_engine
+from tests.faults.scene import Scene
+from tests.upgrades.schemas import bring_to
+
+# Code that knows schema 0001 only: `git archive` of consumer, domains and config at commit 9cf7bbd, the last one before
+# 0002. Kept as a file, for a clone without history, or with another one, must not have to leave these tests out.
+OLDER_VERSION = Path(__file__).with_name("workers-of-0001.tar.xz")
+# Past the checkout, which an editable installation and the working directory would put first.
+RUN_OLDER = (sys.executable, "-P", "-c", "import consumer.cli; consumer.cli.main()")
+
+
+@pytest.fixture(scope="session")
+def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the older version's code; what it stands on is this environment's."""
+    folder = tmp_path_factory.mktemp("older")
+    with tarfile.open(OLDER_VERSION) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.fixture
+async def scene(
+    postgres: PostgresServer, rabbit: RabbitServer, database_url: str, amqp_url: str, tmp_path: Path
+) -> AsyncIterator[Scene]:
+    made = Scene(postgres, rabbit, database_url.rsplit("/", 1)[1], amqp_url.rsplit("/", 1)[1], tmp_path)
+    await made.set_up()
+    try:
+        yield made
+    finally:
+        await made.take_down()
+
+
+@pytest.fixture
+async def scene_at_0001(
+    postgres: PostgresServer, rabbit: RabbitServer, empty_database_url: str, amqp_url: str, tmp_path: Path
+) -> AsyncIterator[Scene]:
+    """A scene whose database no version after the first has migrated."""
+    engine = create_engine(empty_database_url, pool_size=1)
+    await bring_to(engine, "0001")
+    await engine.dispose()
+    made = Scene(postgres, rabbit, empty_database_url.rsplit("/", 1)[1], amqp_url.rsplit("/", 1)[1], tmp_path)
+    await made.set_up()
+    try:
+        yield made
+    finally:
+        await made.take_down()

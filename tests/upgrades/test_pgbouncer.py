@@ -1,0 +1,140 @@
+"""Workers behind a real PgBouncer in transaction mode, with the configuration that is shipped."""
+
+import re
+from collections.abc import AsyncIterator
+from configparser import ConfigParser
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from servers import PgBouncerServer
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from consumer.console.database import _SERVER_SETTINGS as CONSOLE_SETTINGS
+from consumer.database import WORKER_SETTINGS, create_engine, probe
+from consumer.diagnosis.check import Check, ok
+from consumer.diagnosis.database import examine_database
+from domains.migrate import PooledConnectionError, migrate
+from tests.faults.endurance import endure
+from tests.faults.scene import Scene
+
+pytestmark = pytest.mark.timeout(90)
+
+DEPLOY = Path(__file__).parents[2] / "deploy/pgbouncer"
+ROLE_SQL = DEPLOY / "worker-role.sql"
+# What is of one place only; the private server has its own.
+LOCAL = {"listen_addr", "listen_port", "auth_type", "auth_file"}
+FEW: dict[str, Any] = {"PREFETCH_COUNT": "10", "BATCH_MAX_RUNS": "10"}
+
+
+def shipped() -> dict[str, str]:
+    parser = ConfigParser(inline_comment_prefixes=None)
+    parser.read(DEPLOY / "pgbouncer.ini")
+    return {name: value for name, value in parser["pgbouncer"].items() if name not in LOCAL}
+
+
+async def pooler(engine: AsyncEngine) -> list[Check]:
+    found = await examine_database(engine, connections_needed=6, clock=lambda: datetime.now(UTC))
+    return [check for check in found if check.name == "pooler"]
+
+
+async def sessions(scene: Scene) -> int:
+    return int(await scene.sql(f"SELECT count(*) FROM pg_stat_activity WHERE usename = '{scene.role}'"))
+
+
+@pytest.fixture
+async def pooled(scene: Scene, folder: Path) -> AsyncIterator[PgBouncerServer]:
+    """PgBouncer before the scene's database, reached through the proxy of the worker's line."""
+    place = folder / f"pgbouncer-{scene.database}"
+    place.mkdir()
+    itself = await asyncpg.connect(scene.environ["DATABASE_URL"])
+    await itself.execute(ROLE_SQL.read_text())
+    await itself.close()
+    server = PgBouncerServer(
+        place, postgres_port=scene.postgres.port, users=[scene.role], settings=shipped() | {"default_pool_size": "2"}
+    )
+    await scene.aside(server.start)
+    scene.database_line.targets = [server.port]
+    try:
+        yield server
+    finally:
+        await scene.aside(server.kill)
+
+
+async def test_two_workers_on_two_sessions_close_out_every_run_once_and_outlive_a_restart_of_it(
+    scene: Scene, pooled: PgBouncerServer
+):
+    other = await scene.start(**FEW)
+    async with scene.worker(**FEW) as worker:
+        await scene.until(worker.ready, within=20, what="the second worker")
+        await endure(
+            scene, worker, partial(scene.aside, pooled.kill), partial(scene.aside, pooled.start), pauses="PostgreSQL"
+        )
+        assert await sessions(scene) == 2
+    assert await other.metric('closeout_deliveries_total{result="committed"}') > 0
+    assert await other.stop() == 0
+
+
+async def test_one_that_mixes_up_statements_is_named_and_no_run_is_touched_until_it_is_put_right(
+    scene: Scene, pooled: PgBouncerServer
+):
+    """As 1.20 and older, and max_prepared_statements = 0."""
+    pooled.settings["max_prepared_statements"] = "0"
+    await scene.aside(pooled.restart)
+    await scene.publish(20)
+    async with scene.worker() as worker:
+
+        async def named() -> bool:
+            return "a pooler that mixes up prepared statements: use PgBouncer 1.21" in str(
+                (await worker.state())["reason"]
+            )
+
+        await scene.until(named, within=10, what="a pause that says why")
+        assert await scene.count("run_completions") == 0
+        pooled.settings["max_prepared_statements"] = "200"
+        await scene.aside(pooled.restart)
+        await scene.until(worker.ready, within=10, what="work")
+        assert await scene.settle_books(worker) == 0
+
+
+async def test_session_mode_is_as_good_as_none(scene: Scene, pooled: PgBouncerServer):
+    pooled.settings |= {"max_prepared_statements": "0", "pool_mode": "session"}
+    await scene.aside(pooled.restart)
+    engine = create_engine(scene.environ["DATABASE_URL"], pool_size=2)
+    for _ in range(3):
+        await probe(engine)
+    await engine.dispose()
+
+
+async def test_the_doctor_sees_it_and_what_the_role_lacks_and_migrate_wants_the_server_itself(
+    scene: Scene, pooled: PgBouncerServer
+):
+    url = scene.environ["DATABASE_URL"]
+    engine = create_engine(url, pool_size=1)
+    try:
+        await probe(engine)
+        with pytest.raises(PooledConnectionError, match="set DATABASE_URL to the server itself"):
+            await migrate(engine)
+        (found,) = await pooler(engine)
+        assert found == ok(
+            "pooler", "there is one before the server, and this role's sessions have what a worker asks for"
+        )
+
+        await scene.sql(f"ALTER ROLE {scene.role} RESET lock_timeout")
+        await scene.aside(pooled.restart)
+        await engine.dispose()
+        (found,) = await pooler(engine)
+        assert found.found.endswith("this role's sessions do not have lock_timeout=5s")
+        assert "worker-role.sql" in found.remedy
+    finally:
+        await engine.dispose()
+
+
+def test_what_is_shipped_covers_all_that_workers_and_their_consoles_ask_for():
+    ignored = set(shipped()["ignore_startup_parameters"].split(", "))
+    assert ignored | {"application_name"} == set(WORKER_SETTINGS) | set(CONSOLE_SETTINGS)
+    given = dict(re.findall(r"^ALTER ROLE CURRENT_USER SET (\w+) = '(.*)';$", ROLE_SQL.read_text(), re.MULTILINE))
+    assert given | {"application_name": "closeout"} == WORKER_SETTINGS

@@ -1,0 +1,122 @@
+"""Two versions of the worker on one database and one queue, as in every rolling deployment and every rollback."""
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from consumer.database import create_engine, probe
+from consumer.errors import UnavailableError
+from domains.fitness import OLDEST_SCHEMA
+from domains.migrate import Migrated, migrate, newest
+from tests.faults.scene import Running, Scene
+from tests.upgrades.conftest import RUN_OLDER
+from tests.upgrades.schemas import bring_to, revisions
+
+pytestmark = pytest.mark.timeout(90)
+
+# So few that neither of two workers takes everything.
+FEW = {"PREFETCH_COUNT": "5", "BATCH_MAX_RUNS": "5"}
+COMMITTED = 'closeout_deliveries_total{result="committed"}'
+DUPLICATE = 'closeout_deliveries_total{result="duplicate"}'
+
+
+async def works(scene: Scene, *workers: Running) -> None:
+    """Wait until each of *workers* has closed out more runs than it has by now."""
+    before = [await worker.metric(COMMITTED) for worker in workers]
+
+    async def all_do() -> bool:
+        now = [await worker.metric(COMMITTED) for worker in workers]
+        return all(more > less for more, less in zip(now, before, strict=True))
+
+    await scene.until(all_do, within=20, what="a run closed out by each worker")
+
+
+async def both_know(scene: Scene, *workers: Running) -> None:
+    """Send runs again that are closed out, until each of *workers* has told one from a new one.
+
+    Were their digests different, what one had closed out the other would park as a conflict.
+    """
+    known = scene.bodies[:10]
+
+    async def both_do() -> bool:
+        for body in known:
+            await scene.publish_body(body)
+        return all([await worker.metric(DUPLICATE) > 0 for worker in workers])
+
+    await scene.until(both_do, within=20, what="a duplicate at each worker")
+
+
+async def migrated(scene: Scene) -> Migrated:
+    engine = create_engine(scene.postgres.url(scene.database), pool_size=1)
+    try:
+        return await migrate(engine)
+    finally:
+        await engine.dispose()
+
+
+async def test_an_upgrade_under_load_and_its_rollback_lose_nothing_and_park_nothing(scene_at_0001: Scene, older: Path):
+    scene = scene_at_0001
+    old_version = {"PYTHONPATH": str(older), **FEW}
+    async with scene.load(pause=0.01):
+        old = await scene.start(command=RUN_OLDER, **old_version)
+        await works(scene, old)
+
+        new = await scene.start(**FEW)
+        await scene.until(lambda: _says(new, "run closeout migrate"), within=10, what="the reason of its pause")
+        assert (await new.state())["reason"] == (
+            f"PostgreSQL's schema is at 0001 and has no policies.shadow; this worker needs {OLDEST_SCHEMA}: "
+            "run closeout migrate"
+        )
+        await works(scene, old)
+        assert await new.metric(COMMITTED) == 0
+
+        assert await migrated(scene) == ("0001", newest())
+        await scene.until(new.ready, within=10, what="the newer worker's work")
+        await works(scene, old, new)
+        await both_know(scene, old, new)
+
+        assert await old.stop(within=10) == 0
+        await works(scene, new)
+
+        rolled_back = await scene.start(command=RUN_OLDER, **old_version)
+        await works(scene, new, rolled_back)
+        assert await new.stop(within=10) == 0
+        await works(scene, rolled_back)
+    assert await scene.settle_books(rolled_back) == 0, "no event came twice"
+    assert await rolled_back.stop(within=10) == 0
+
+
+@pytest.mark.parametrize("revision", revisions())
+async def test_a_worker_takes_the_oldest_schema_that_it_can_work_on_and_every_newer_one(empty_database_url, revision):
+    engine = create_engine(empty_database_url, pool_size=1)
+    await bring_to(engine, revision)
+    if revisions().index(revision) >= revisions().index(OLDEST_SCHEMA):
+        await probe(engine)
+    else:
+        with pytest.raises(UnavailableError, match=f"at {revision} and has no .*run closeout migrate"):
+            await probe(engine)
+    await engine.dispose()
+
+
+async def test_a_worker_takes_a_schema_of_a_version_that_it_does_not_know(engine):
+    async with engine.begin() as conn:
+        await conn.execute(text("UPDATE governance.schema_version SET version_num = '9999'"))
+        await conn.execute(text("ALTER TABLE governance.incidents ADD COLUMN of_tomorrow text"))
+    await probe(engine)
+
+
+async def test_a_role_that_may_not_read_the_version_is_told_which_column_is_missing(scene_at_0001: Scene):
+    scene = scene_at_0001
+    await scene.sql(f"REVOKE ALL ON governance.schema_version FROM {scene.role}")
+    engine = create_engine(scene.environ["DATABASE_URL"], pool_size=1)
+    with pytest.raises(UnavailableError) as refused:
+        await probe(engine)
+    assert str(refused.value) == (
+        f"PostgreSQL has no governance.policies.shadow; this worker needs {OLDEST_SCHEMA}: run closeout migrate"
+    )
+    await engine.dispose()
+
+
+async def _says(worker: Running, words: str) -> bool:
+    return words in str((await worker.state())["reason"])
