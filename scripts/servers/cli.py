@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from servers import background, foreground
+from servers.kubectl_binaries import find_kubectl
 from servers.pair import end_on_signals
 from servers.postgres_binaries import find_postgres
 from servers.process import ServerError
@@ -29,7 +30,7 @@ examples:
 
 environment:
   PG_BIN           folder of other PostgreSQL programs than those of the development requirements
-  CLOSEOUT_CACHE   where RabbitMQ and Prometheus are kept, by default below ~/.cache
+  CLOSEOUT_CACHE   where RabbitMQ, Prometheus and kubectl are kept, by default below ~/.cache
   TMPDIR           where the servers' folders are made
 """
 
@@ -71,6 +72,8 @@ def _carry_out(options: argparse.Namespace) -> int:
             if not options.versions:
                 prometheus = find_prometheus()
                 print(f"Prometheus {prometheus.version}: {prometheus.folder}")
+                kubectl = find_kubectl()
+                print(f"kubectl with Kustomize {kubectl.kustomize_version}: {kubectl.path}")
     return 0
 
 
