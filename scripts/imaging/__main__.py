@@ -119,6 +119,8 @@ def _end_at_once(image: Image, environ: dict[str, str], scratch: Path) -> None:
     process = image.start(["worker"], {**environ, "HTTP_PORT": str(port)}, log)
     until(lambda: http_state(port, "/readyz"), "the worker does not become ready")
     status, seconds = stop(process, first_process(process), signal.SIGTERM, signal.SIGTERM)
+    if status != 128 + signal.SIGTERM or seconds > 2:
+        raise ProofError(f"two signals: status {status} after {seconds:.1f} s, expected {128 + signal.SIGTERM} at once")
     print(f"two signals: exit {status} after {seconds:.1f} s")
 
 

@@ -18,6 +18,7 @@ _PYTHON_IMAGE = (
     "media-types",
     "libc6",
     "libssl3t64",
+    "libzstd1",
     "libgcc-s1",
     "libgomp1",
     "libstdc++6",
@@ -45,7 +46,7 @@ def make_build_root(root: Path, scratch: Path) -> None:
     """Make a minimal Debian at *root* by debootstrap, which needs no installation itself."""
     (tool,) = PrivateApt(scratch / "apt-debootstrap", RELEASE).fetch(["debootstrap"])
     unpack(tool, scratch)
-    run = [scratch / "usr/sbin/debootstrap", "--variant=minbase", RELEASE, root, archive_of(RELEASE)]
+    run = [str(scratch / "usr/sbin/debootstrap"), "--variant=minbase", RELEASE, str(root), archive_of(RELEASE)]
     home = {"DEBOOTSTRAP_DIR": str(scratch / "usr/share/debootstrap")}
     subprocess.run(run, env={**os.environ, **home}, check=True, stdout=subprocess.DEVNULL)
 

@@ -89,7 +89,7 @@ def archive_of(release: str) -> str:
             "Prometheus can only be fetched from one. Where the packages rabbitmq-server and prometheus are installed, "
             "those are used instead."
         )
-    return found[0]
+    return str(found[0])
 
 
 def _codename() -> str:

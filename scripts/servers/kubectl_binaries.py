@@ -27,8 +27,8 @@ class Kubectl:
     def kustomize_version(self) -> str:
         """Return the version of the Kustomize in it, empty where it does not run."""
         try:
-            words = [self.path, "version", "--client", "--output=json"]
-            done = subprocess.run(words, capture_output=True, text=True, check=False)
+            words = ["version", "--client", "--output=json"]
+            done = subprocess.run([self.path, *words], capture_output=True, text=True, check=False)
         except OSError:
             return ""
         return str(json.loads(done.stdout).get("kustomizeVersion", "")) if done.returncode == 0 else ""
