@@ -80,6 +80,8 @@ def _prove(image: Image, scratch: Path) -> None:
         environ = {"DATABASE_URL_FILE": f"{SECRETS}/database-url", "AMQP_URL_FILE": f"{SECRETS}/amqp-url"}
         print(image.run(["migrate"], environ, scratch / "migrate.log"))
         print(image.run(["topology"], environ, scratch / "topology.log").splitlines()[-1], flush=True)
+        doctor = image.run(["doctor"], {**environ, "TRANSACTION_COORDINATOR_ENABLED": "true"}, scratch / "doctor.log")
+        print(f"doctor: {doctor.splitlines()[-1]}", flush=True)
         asyncio.run(fill(addresses["AMQP_URL"], bodies(RUNS, seed=1)))
         _work_and_stop(image, environ, postgres, scratch)
         _end_at_once(image, environ, scratch)

@@ -3,13 +3,12 @@
 import json
 import subprocess
 from collections import Counter
+from functools import cache
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
-from cloudcoil.models.keda.v1alpha1 import ScaledObject, TriggerAuthentication
-from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
 from pydantic import BaseModel, ValidationError
 
 from tests.deploy.manifests import KUBERNETES, OVERLAYS, ROOT, changed, component_of, container, one, overlay, pods
@@ -17,18 +16,21 @@ from tests.deploy.test_alerts import RULES
 
 # The oldest that the base says it needs, and the newest that there are schemas of.
 VERSIONS = ("1.31", "1.37")
-OPERATORS: dict[str, type[BaseModel]] = {
-    "ScaledObject": ScaledObject,
-    "TriggerAuthentication": TriggerAuthentication,
-    "PodMonitor": PodMonitor,
-    "PrometheusRule": PrometheusRule,
-}
 AUTOSCALERS = ("ScaledObject", "HorizontalPodAutoscaler")
+
+
+@cache
+def operators() -> dict[str, type[BaseModel]]:
+    """Return the models of the operators' resources: two seconds of imports, which other tests are spared."""
+    from cloudcoil.models.keda.v1alpha1 import ScaledObject, TriggerAuthentication
+    from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
+
+    return {model.__name__: model for model in (ScaledObject, TriggerAuthentication, PodMonitor, PrometheusRule)}
 
 
 def check(an_object: dict[str, Any]) -> None:
     """Raise unless *an_object* is valid, with no field that its schema does not know and no text for a number."""
-    model = OPERATORS.get(an_object["kind"])
+    model = operators().get(an_object["kind"])
     if model is not None:
         model.model_validate_json(json.dumps(an_object), strict=True, extra="forbid")
         return
