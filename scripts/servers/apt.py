@@ -107,6 +107,8 @@ def _run(argv: Sequence[str], *, cwd: Path) -> subprocess.CompletedProcess[str]:
             argv, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=TOTAL_SECONDS
         )
     except FileNotFoundError as error:
-        raise AptError(f"{argv[0]} is missing; RabbitMQ and Prometheus can only be fetched on Debian") from error
+        raise AptError(
+            f"{argv[0]} is missing; RabbitMQ, Prometheus and kubectl can only be fetched on Debian"
+        ) from error
     except subprocess.TimeoutExpired as error:
         raise AptError(f"{argv[0]} did not end within {TOTAL_SECONDS} s") from error

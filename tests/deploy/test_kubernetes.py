@@ -10,6 +10,8 @@ import kubernetes_validate
 import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
+from servers import ServerError
+from servers.kubectl_binaries import find_kubectl
 
 from tests.deploy.manifests import KUBERNETES, OVERLAYS, ROOT, changed, component_of, container, one, overlay, pods
 from tests.deploy.test_alerts import RULES
@@ -168,3 +170,13 @@ def test_the_prometheus_rule_holds_the_tested_rules_and_its_file_is_what_the_scr
     subprocess.run([ROOT / "scripts" / "prometheusrule", made], check=True)
     shipped = KUBERNETES / "components" / "monitoring" / "rules.yaml"
     assert shipped.read_text() == made.read_text(), "run scripts/prometheusrule"
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [("resources: [missing.yaml]\n", "missing.yaml"), ("commonLabels: {a: b}\nresources: []\n", "deprecated")],
+)
+def test_what_kustomize_refuses_or_only_warns_of_is_an_error_in_its_words(tmp_path, content, complaint):
+    (tmp_path / "kustomization.yaml").write_text(content)
+    with pytest.raises(ServerError, match=complaint):
+        find_kubectl().kustomize(tmp_path)
