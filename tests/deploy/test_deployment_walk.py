@@ -48,11 +48,11 @@ def test_each_step_applies_the_part_that_the_next_one_needs():
         if words[1] == "apply":
             selector = words[words.index("-l") + 1] if "-l" in words else ""
             chosen = set(re.findall(r"\w+", selector.partition("component")[2])) - {"in"}
-            steps.append({o["kind"] for o in overlay("production") if not chosen or component_of(o) in chosen})
-    assert steps[0] == {"Namespace", "ServiceAccount", "NetworkPolicy"}
-    assert steps[1] == {"Job"}
-    assert steps[2] == {o["kind"] for o in overlay("production")}
-    assert len(steps) == 3
+            steps.append([o for o in overlay("production") if not chosen or component_of(o) in chosen])
+    foundation, jobs, everything = steps
+    assert {o["kind"] for o in foundation} == {"Namespace", "ServiceAccount", "NetworkPolicy"}
+    assert jobs == [o for o in overlay("production") if o["kind"] == "Job"]
+    assert everything == list(overlay("production"))
 
 
 def test_every_object_that_a_command_names_exists():
