@@ -1,6 +1,7 @@
 """Settings in, a worker out: the only file that knows everything."""
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
@@ -81,6 +82,8 @@ class Service:
                 # The default action, so that the exit status says which signal it was.
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
+                # Still here: the kernel keeps a container's process 1 from signals that have no handler.
+                os._exit(128 + number)
             log.info("stopping", signal=number.name)
             self.worker.stop()
             if then is not None:

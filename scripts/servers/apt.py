@@ -36,7 +36,8 @@ class PrivateApt:
 
     def fetch(self, packages: Sequence[str]) -> list[Path]:
         """Download *packages* in their newest version and return the files."""
-        self._sources.write_text(_sources(self.release))
+        archive = archive_of(self.release)
+        self._sources.write_text(f"Types: deb\nURIs: {archive}\nSuites: {self.release}\nComponents: main\n")
         # By itself `update` succeeds, with a warning, when the archive did not answer.
         self._get("update", "-q", "-o", "APT::Update::Error-Mode=any", "-o", "Acquire::Languages=none")
         self._get("download", "-q", *packages)
@@ -75,8 +76,8 @@ def unpack(package: Path, root: Path) -> None:
         raise AptError(f"{package.name} could not be unpacked: {done.stderr}")
 
 
-def _sources(release: str) -> str:
-    """Return the machine's own Debian archive as a source of *release*."""
+def archive_of(release: str) -> str:
+    """Return the address of the machine's own Debian archive, in which *release* is looked for."""
     # Of apt's own tools only this one tells the sources, whatever their format, before there are any lists.
     done = _run(["apt-get", "update", "--print-uris"], cwd=Path("/"))
     suites = {_codename(), "stable", "oldstable", release}
@@ -88,7 +89,7 @@ def _sources(release: str) -> str:
             "PgBouncer and Prometheus can only be fetched from one. Where the packages rabbitmq-server, pgbouncer and "
             "prometheus are installed, those are used instead."
         )
-    return f"Types: deb\nURIs: {found[0]}\nSuites: {release}\nComponents: main\n"
+    return str(found[0])
 
 
 def _codename() -> str:
@@ -107,7 +108,7 @@ def _run(argv: Sequence[str], *, cwd: Path) -> subprocess.CompletedProcess[str]:
         )
     except FileNotFoundError as error:
         raise AptError(
-            f"{argv[0]} is missing; RabbitMQ, PgBouncer and Prometheus can only be fetched on Debian"
+            f"{argv[0]} is missing; RabbitMQ, PgBouncer, Prometheus and kubectl can only be fetched on Debian"
         ) from error
     except subprocess.TimeoutExpired as error:
         raise AptError(f"{argv[0]} did not end within {TOTAL_SECONDS} s") from error

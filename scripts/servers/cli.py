@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from servers import background, foreground
+from servers.kubectl_binaries import find_kubectl
 from servers.pair import end_on_signals
 from servers.pgbouncer_binaries import find_pgbouncer, version_of
 from servers.postgres_binaries import find_postgres
@@ -30,7 +31,7 @@ examples:
 
 environment:
   PG_BIN           folder of other PostgreSQL programs than those of the development requirements
-  CLOSEOUT_CACHE   where RabbitMQ, Prometheus and PgBouncer are kept, by default below ~/.cache
+  CLOSEOUT_CACHE   where RabbitMQ, Prometheus, PgBouncer and kubectl are kept, by default below ~/.cache
   TMPDIR           where the servers' folders are made
 """
 
@@ -74,6 +75,8 @@ def _carry_out(options: argparse.Namespace) -> int:
                 print(f"Prometheus {prometheus.version}: {prometheus.folder}")
                 pgbouncer = find_pgbouncer()
                 print(f"PgBouncer {'.'.join(map(str, version_of(pgbouncer)))}: {pgbouncer}")
+                kubectl = find_kubectl()
+                print(f"kubectl with Kustomize {kubectl.kustomize_version}: {kubectl.path}")
     return 0
 
 

@@ -15,6 +15,7 @@ import pika
 import pytest
 from servers import PostgresServer, PrometheusServer, RabbitServer, ServerError, SqlError, foreground
 from servers.keeper import descendants
+from servers.kubectl_binaries import Kubectl, find_kubectl
 from servers.ports import Port
 from servers.prometheus_binaries import Prometheus, find_prometheus
 from servers.rabbitmq_binaries import Installation, Version, find_rabbitmq
@@ -256,12 +257,15 @@ def test_a_machine_without_apt_is_told_what_to_do(tmp_path: Path, monkeypatch: p
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_prometheus_too_is_fetched_only_on_debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Prometheus, "is_usable", False)
+@pytest.mark.parametrize(("program", "find"), [(Prometheus, find_prometheus), (Kubectl, find_kubectl)])
+def test_prometheus_and_kubectl_too_are_fetched_only_on_debian(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: type, find: Callable[[], object]
+) -> None:
+    monkeypatch.setattr(program, "is_usable", False)
     monkeypatch.setenv("CLOSEOUT_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ServerError, match="only be fetched on Debian"):
-        find_prometheus()
+        find()
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 

@@ -1,0 +1,182 @@
+"""The manifests: Kustomize builds them, and each object is one that a cluster of this kind would take."""
+
+import json
+import subprocess
+from collections import Counter
+from functools import cache
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+from servers import ServerError
+from servers.kubectl_binaries import find_kubectl
+
+from tests.deploy.manifests import KUBERNETES, OVERLAYS, ROOT, changed, component_of, container, one, overlay, pods
+from tests.deploy.test_alerts import RULES
+
+# The oldest that the base says it needs, and the newest that there are schemas of.
+VERSIONS = ("1.31", "1.37")
+AUTOSCALERS = ("ScaledObject", "HorizontalPodAutoscaler")
+
+
+@cache
+def operators() -> dict[str, type[BaseModel]]:
+    """Return the models of the operators' resources: two seconds of imports, which other tests are spared."""
+    from cloudcoil.models.keda.v1alpha1 import ScaledObject, TriggerAuthentication
+    from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
+
+    return {model.__name__: model for model in (ScaledObject, TriggerAuthentication, PodMonitor, PrometheusRule)}
+
+
+def check(an_object: dict[str, Any]) -> None:
+    """Raise unless *an_object* is valid, with no field that its schema does not know and no text for a number."""
+    model = operators().get(an_object["kind"])
+    if model is not None:
+        model.model_validate_json(json.dumps(an_object), strict=True, extra="forbid")
+        return
+    for version in VERSIONS:
+        kubernetes_validate.validate(an_object, version, strict=True)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_every_object_is_valid_by_its_schema(name):
+    for an_object in overlay(name):
+        check(an_object)
+
+
+def test_the_objects_for_clusters_without_keda_are_valid_too(tmp_path):
+    check(one(changed(tmp_path, components=["hpa"]), "HorizontalPodAutoscaler"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "value"),
+    [
+        ("Deployment", "spec.minReadySecond", 10),
+        ("Deployment", "spec.minReadySeconds", "10"),
+        ("Job", "spec.podFailurePolicy.rules", [{"actions": "FailJob"}]),
+        ("NetworkPolicy", "spec.policyTypes", "Ingress"),
+        ("ScaledObject", "spec.minReplicas", 2),
+        ("ScaledObject", "spec.minReplicaCount", "2"),
+        ("PodMonitor", "spec.podMetricsEndpoint", []),
+        ("PrometheusRule", "spec.groups", [{"name": "x", "rules": [{"alert": "X"}]}]),
+    ],
+)
+def test_a_misspelled_field_or_a_value_of_another_kind_is_found(kind, path, value):
+    an_object = json.loads(json.dumps(next(o for o in overlay("production") if o["kind"] == kind)))
+    *folders, field = path.split(".")
+    place = an_object
+    for folder in folders:
+        place = place[folder]
+    place[field] = value
+    with pytest.raises((ValidationError, kubernetes_validate.ValidationError)):
+        check(an_object)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_every_pod_is_one_that_the_restricted_standard_admits(name):
+    namespace = one(overlay(name), "Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    for template in pods(overlay(name)).values():
+        spec, only = template["spec"], container(template)
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] >= 10_000  # no user of the node's
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert only["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
+        assert all(set(volume) == {"name", "secret"} for volume in spec["volumes"])
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_no_pod_has_a_token_or_the_variables_of_neighbouring_services(name):
+    accounts = {o["metadata"]["name"]: o for o in overlay(name) if o["kind"] == "ServiceAccount"}
+    for template in pods(overlay(name)).values():
+        spec = template["spec"]
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["enableServiceLinks"] is False
+        assert accounts[spec["serviceAccountName"]]["automountServiceAccountToken"] is False
+    assert not [o for o in overlay(name) if "Role" in o["kind"]]
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_every_object_belongs_to_one_namespace_and_to_one_step_of_the_readme(name):
+    (namespace,) = {o["metadata"].get("namespace", o["metadata"]["name"]) for o in overlay(name)}
+    assert namespace.startswith("closeout")
+    for an_object in overlay(name):
+        assert component_of(an_object) in {"foundation", "migrate", "topology", "worker"}, an_object["metadata"]
+        assert an_object["metadata"]["labels"]["app.kubernetes.io/name"] == "closeout"
+    steps = Counter(map(component_of, overlay(name)))
+    assert steps["migrate"] == steps["topology"] == 1
+    # What the Jobs need is there before them.
+    needed = {"Namespace", "ServiceAccount", "NetworkPolicy"}
+    assert {o["kind"] for o in overlay(name) if component_of(o) == "foundation"} == needed
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_nothing_has_more_than_one_autoscaler_and_what_has_one_names_no_number_of_replicas(name):
+    scalers = [o for o in overlay(name) if o["kind"] in AUTOSCALERS]
+    deployment = one(overlay(name), "Deployment")
+    assert len(scalers) == (0 if "replicas" in deployment["spec"] else 1)
+    for scaler in scalers:
+        assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+        assert scaler["spec"]["scaleTargetRef"]["kind"] == deployment["kind"]
+
+
+def test_the_version_without_keda_scales_the_same_deployment_between_the_same_bounds(tmp_path):
+    objects = changed(tmp_path, components=["hpa"])
+    scaler, keda = one(objects, "HorizontalPodAutoscaler")["spec"], one(overlay("production"), "ScaledObject")["spec"]
+    assert scaler["scaleTargetRef"]["name"] == one(objects, "Deployment")["metadata"]["name"]
+    assert "replicas" not in one(objects, "Deployment")["spec"]
+    assert (scaler["minReplicas"], scaler["maxReplicas"]) == (keda["minReplicaCount"], keda["maxReplicaCount"])
+    assert scaler["behavior"] == keda["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_whatever_selects_pods_selects_the_worker_s_or_the_job_s_own(name):
+    labels = {component: template["metadata"]["labels"] for component, template in pods(overlay(name)).items()}
+    for an_object in overlay(name):
+        spec = an_object.get("spec", {})
+        selector = spec.get("podSelector", spec.get("selector"))
+        if an_object["kind"] in {"Deployment", "Service", "PodDisruptionBudget", "PodMonitor", "NetworkPolicy"}:
+            wanted = selector.get("matchLabels", selector)
+            chosen = {component for component, has in labels.items() if wanted.items() <= has.items()}
+            is_policy = an_object["kind"] == "NetworkPolicy"
+            assert chosen == {an_object["metadata"]["name"].removeprefix("closeout-") if is_policy else "worker"}
+    spread = pods(overlay(name))["worker"]["spec"]["topologySpreadConstraints"]
+    assert all(rule["labelSelector"]["matchLabels"] == labels["worker"] for rule in spread)
+    # Every pod is behind a policy for both directions.
+    policies = [o for o in overlay(name) if o["kind"] == "NetworkPolicy"]
+    assert len(policies) == len(labels)
+    assert all(sorted(policy["spec"]["policyTypes"]) == ["Egress", "Ingress"] for policy in policies)
+
+
+def test_a_changed_setting_replaces_the_workers_and_leaves_the_jobs_as_they_are(tmp_path):
+    before = changed(tmp_path / "before")
+    after = changed(tmp_path / "after", settings=["BATCH_MAX_RUNS=50"])
+    for component in ("migrate", "topology"):
+        assert one(before, "Job", component) == one(after, "Job", component)
+    assert one(before, "Deployment")["spec"]["template"] != one(after, "Deployment")["spec"]["template"]
+
+
+def test_the_prometheus_rule_holds_the_tested_rules_and_its_file_is_what_the_script_writes(tmp_path):
+    rule = one(overlay("production"), "PrometheusRule")
+    assert rule["spec"] == yaml.safe_load(RULES.read_text())
+    made = tmp_path / "rules.yaml"
+    subprocess.run([ROOT / "scripts" / "prometheusrule", made], check=True)
+    shipped = KUBERNETES / "components" / "monitoring" / "rules.yaml"
+    assert shipped.read_text() == made.read_text(), "run scripts/prometheusrule"
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [("resources: [missing.yaml]\n", "missing.yaml"), ("commonLabels: {a: b}\nresources: []\n", "deprecated")],
+)
+def test_what_kustomize_refuses_or_only_warns_of_is_an_error_in_its_words(tmp_path, content, complaint):
+    (tmp_path / "kustomization.yaml").write_text(content)
+    with pytest.raises(ServerError, match=complaint):
+        find_kubectl().kustomize(tmp_path)

@@ -1,0 +1,65 @@
+"""What is deployed: of known hashes, the versions that are tested, under known licences, the same bytes each time."""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from imaging.building import make_context
+from licensing import LISTING, licence_of, listing, pinned
+
+from tests.deploy.manifests import ROOT
+
+DEPLOY = ROOT / "deploy"
+# None of them asks for the source of what is built with them.
+LICENCES = {"MIT", "BSD", "BSD-2-Clause", "BSD-3-Clause", "Apache-2.0", "ISC", "PSF-2.0"}
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-build.txt", "requirements-dev.txt"])
+def test_every_requirement_is_one_version_with_hashes(name):
+    text = (DEPLOY / name).read_text()
+    requirements = re.split(r"\n(?=\S)", text.replace("\\\n", " ").strip())
+    assert len(requirements) > 5
+    for requirement in requirements:
+        assert re.match(r"[\w.-]+==\S+( ; [^-]+)?\s+--hash=sha256:[0-9a-f]{64}", requirement), requirement
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-build.txt"])
+def test_what_is_deployed_is_what_is_tested(name):
+    deployed, tested = pinned(DEPLOY / name), pinned(DEPLOY / "requirements-dev.txt")
+    assert deployed.items() <= tested.items()
+
+
+def test_the_list_of_licences_is_complete_and_current():
+    assert LISTING.read_text() == listing(), "run scripts/licences"
+
+
+def test_every_licence_is_known_and_none_is_copyleft():
+    for name in pinned(DEPLOY / "requirements.txt"):
+        assert set(re.split(r" AND | OR ", licence_of(name))) <= LICENCES, name
+
+
+def test_the_wheel_has_the_same_bytes_wherever_and_whenever_it_is_built(tmp_path):
+    digests = []
+    for folder, epoch, mode in (("a", 1_700_000_000, 0o755), ("b/deeper", 1_800_000_000, 0o700)):
+        source = tmp_path / folder
+        make_context(ROOT, DEPLOY / "Dockerfile.dockerignore", source)
+        for path in source.rglob("*"):
+            os.utime(path, (epoch, epoch))
+            path.chmod(mode if path.is_dir() else 0o644)
+        build = [
+            sys.executable,
+            "-m",
+            "hatchling",
+            "build",
+            "--target",
+            "wheel",
+            "--directory",
+            tmp_path / "out" / folder,
+        ]
+        subprocess.run(build, cwd=source, check=True, capture_output=True)
+        (wheel,) = (tmp_path / "out" / folder).glob("*.whl")
+        digests.append(hashlib.sha256(wheel.read_bytes()).hexdigest())
+    assert digests[0] == digests[1]
