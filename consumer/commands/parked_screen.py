@@ -17,6 +17,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from consumer.commands.output import err, out
+from consumer.counts import counted
 from consumer.parked import Report
 from consumer.parked_queue import Held, Parked
 from consumer.parking import headers_of
@@ -92,7 +93,7 @@ def print_table(report: Report, done: str, *, to: Console) -> None:
 
 def _print_record(message: Parked, to: Console) -> None:
     run, at, rest = _named(message)
-    words = (f"{message.position}", at, *rest[:1], f"{message.attempts} attempts", f"{message.size:,} bytes")
+    words = (f"{message.position}", at, *rest[:1], counted(message.attempts, "attempt"), counted(message.size, "byte"))
     to.print(Text(printable("  ".join(words))))
     named = f"{run}" + (f"  message id {rest[1]}" if message.message_id else "")
     for line in (named, message.error):

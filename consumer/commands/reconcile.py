@@ -11,6 +11,7 @@ from consumer.commands.ages import age
 from consumer.commands.outbox import drained_by
 from consumer.commands.output import out, print_json, say
 from consumer.commands.session import in_words, settings_for
+from consumer.counts import counted
 from consumer.database import create_engine
 from consumer.reconcile import Finding
 from consumer.reconcile import reconcile as check
@@ -72,7 +73,7 @@ def _as_json(finding: Finding) -> dict[str, Any]:
 def _print(findings: list[Finding], repaired: dict[str, Any] | None) -> None:
     if repaired is not None:
         why = f"; then: {repaired['failure']}" if repaired["failure"] else ""
-        say(f"repair: stale events of {repaired['runs']} runs published{why}")
+        say(f"repair: stale events of {counted(repaired['runs'], 'run')} published{why}")
     for finding in findings:
         rule = finding.invariant
         mark = (f"{finding.count:<7,}", "red") if finding.count else (f"{'ok':<7}", "green")

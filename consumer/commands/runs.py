@@ -16,6 +16,7 @@ from consumer.commands import parked_screen as screen
 from consumer.commands.output import EXIT_USAGE, fail, out, print_json
 from consumer.commands.run_story import moment, print_story
 from consumer.commands.session import with_database
+from consumer.counts import counted
 from consumer.errors import UnavailableError
 from consumer.inspection import RunFile, list_runs, read_run
 from consumer.parked import Filters, Report, look
@@ -49,7 +50,8 @@ def list_(
         print_json(found)
         return
     _print_list(found)
-    out.print(f"{len(found)} runs" + (f" (the newest {limit}; --limit shows more)" if len(found) == limit else ""))
+    more = " (the newest; --limit shows more)" if len(found) == limit else ""
+    out.print(counted(len(found), "run") + more)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from aiormq import spec
 from aiormq.channel import Channel as AmqpChannel
 
 from consumer.broker import BROKER_ERRORS, BrokerConnection
+from consumer.counts import counted
 from consumer.diagnosis.check import Check, ok, problem, warning
 from consumer.errors import UnavailableError, one_line
 from consumer.parking import PARKED_QUEUE, RETRY_QUEUE
@@ -31,6 +32,7 @@ _ANSWER_SECONDS = 3.0
 _SILENCE = "no answer"
 
 _TOPOLOGY = "run closeout topology, as a user who may configure"
+_GRANT_WRITE = f"grant the worker's user write on {EVENTS_EXCHANGE} and amq.default (parking, retries)"
 
 
 class _Depth(NamedTuple):
@@ -122,7 +124,9 @@ async def _compared(connection: BrokerConnection, what: str, declare: _Declare) 
 def _queues(depths: dict[str, _Depth]) -> list[Check]:
     checks: list[Check] = []
     if runs := depths.get(RUN_COMPLETED_QUEUE):
-        words = f"{runs.ready:,} messages ready in {RUN_COMPLETED_QUEUE}, {runs.consumers} consumers"
+        words = (
+            f"{counted(runs.ready, 'message')} ready in {RUN_COMPLETED_QUEUE}, {counted(runs.consumers, 'consumer')}"
+        )
         if not runs.consumers:
             kind = problem if runs.ready else warning
             checks.append(kind("consumers", words, "start a worker; if one runs, its /readyz says why it waits"))
@@ -131,11 +135,11 @@ def _queues(depths: dict[str, _Depth]) -> list[Check]:
         else:
             checks.append(ok("consumers", words))
     if retries := depths.get(RETRY_QUEUE):
-        words = f"{retries.ready:,} messages wait to be tried again"
+        words = f"{counted(retries.ready, 'message waits', 'messages wait')} to be tried again"
         remedy = "their runs fail for reasons of their own: see the worker's log, or governance.rollbacks"
         checks.append(warning("retries", words, remedy) if retries.ready else ok("retries", words))
     if parked := depths.get(PARKED_QUEUE):
-        words = f"{parked.ready:,} messages in {PARKED_QUEUE}"
+        words = f"{counted(parked.ready, 'message')} in {PARKED_QUEUE}"
         remedy = "closeout parked list says why; mend the cause, then closeout parked replay"
         checks.append(warning("parked", words, remedy) if parked.ready else ok("parked", words))
     return checks
@@ -176,7 +180,8 @@ async def _rights_to_publish(connection: BrokerConnection) -> list[Check]:
             refusals.append(f"{pattern}: {refusal}")
     alarm = ok("alarm", "none: the broker reads what is published")
     if refusals:
-        remedy = f"grant the worker's user write on {EVENTS_EXCHANGE} and amq.default (parking, retries)"
+        missing = all("NOT_FOUND" in refusal for refusal in refusals)
+        remedy = _TOPOLOGY if missing else _GRANT_WRITE
         return [alarm, problem("publish", "; ".join(refusals), remedy)]
     return [alarm, ok("publish", f"this user may write {EVENTS_EXCHANGE} and amq.default")]
 

@@ -130,6 +130,7 @@ async def test_without_any_topology_the_rest_is_told_all_the_same(place):
 
     assert checks["topology"].found.count("missing") == 5
     assert "NOT_FOUND" in checks["publish"].found
+    assert "closeout topology" in checks["publish"].remedy
     channel = await vhost.broker.channel(confirms=False)
     with pytest.raises(Exception, match="NOT_FOUND"):  # nothing was declared by looking
         await channel.queue_declare("closeout.parked", passive=True)
@@ -158,7 +159,7 @@ async def test_nobody_consuming_is_a_warning_and_with_messages_waiting_a_problem
     checks = await examined(place.user())
 
     assert troubled(checks) == {"consumers": "problem"}
-    assert checks["consumers"].found == "1 messages ready in closeout.run-completed, 0 consumers"
+    assert checks["consumers"].found == "1 message ready in closeout.run-completed, 0 consumers"
     assert "/readyz" in checks["consumers"].remedy
 
 

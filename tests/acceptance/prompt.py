@@ -1,0 +1,117 @@
+"""``closeout`` at a prompt, without the second that its imports take: a process that has them forks for each command.
+
+Each command is a process of its own whose standard output is a terminal of 80 columns, as a person has it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+COLUMNS, LINES = 80, 50
+
+
+class Said(NamedTuple):
+    """How a command ended and what it wrote."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Prompt:
+    """Where commands are typed, in *folder* with *environ*."""
+
+    def __init__(self, folder: Path, environ: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            cwd=folder,
+            env={**environ, "NO_COLOR": "1", "TERM": "xterm-256color"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def closeout(self, *words: str) -> Said:
+        """Run the command and return what it said."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(words) + "\n")
+        self._process.stdin.flush()
+        return Said(*json.loads(self._process.stdout.readline()))
+
+    def close(self) -> None:
+        """End the process that forks."""
+        self._process.communicate(timeout=30)
+
+
+def _serve() -> None:
+    # What is slow to import and has no state. Not consumer.cli: its modules look at their terminal at once.
+    import threading
+
+    import consumer.assembly
+
+    assert consumer.assembly
+    assert threading.active_count() == 1, "a process with threads cannot be forked"
+    with os.fdopen(os.dup(1), "w") as answers:
+        for line in sys.stdin:
+            answers.write(json.dumps(_run(json.loads(line))) + "\n")
+            answers.flush()
+
+
+def _run(words: list[str]) -> tuple[int, str, str]:
+    import fcntl
+    import struct
+    import tempfile
+    import termios
+
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
+    with tempfile.TemporaryFile() as errors:
+        child = os.fork()
+        if child == 0:
+            _become(words, theirs, errors.fileno())
+        os.close(theirs)
+        written = b""
+        while part := _read(ours):
+            written += part
+        os.close(ours)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        errors.seek(0)
+        return status, written.decode().replace("\r\n", "\n"), errors.read().decode()
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # EIO: the other end is closed
+        return b""
+
+
+def _become(words: list[str], terminal: int, errors: int) -> Any:
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(terminal, 1)
+    os.dup2(errors, 2)
+    os.close(terminal)
+    sys.argv = ["closeout", *words]
+    status: Any = 0
+    try:
+        from consumer.cli import main
+
+        main()
+    except SystemExit as end:
+        status = end.code or 0
+    except BaseException:  # noqa: BLE001 - nothing may return into the process that forks
+        import traceback
+
+        traceback.print_exc()
+        status = 70
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    _serve()
