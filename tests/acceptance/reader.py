@@ -82,8 +82,8 @@ class Reader:
 
     def start(self, *words: str) -> "subprocess.Popen[bytes]":
         """Start a command that goes on."""
-        log = (self.folder / f"{Path(words[-1]).stem}.log").open("ab")
-        process = subprocess.Popen(words, cwd=self.folder, env=self.environ, stdout=log, stderr=log)
+        with (self.folder / f"{Path(words[-1]).stem}.log").open("ab") as log:
+            process = subprocess.Popen(words, cwd=self.folder, env=self.environ, stdout=log, stderr=log)
         self._started.append(process)
         return process
 
@@ -172,7 +172,6 @@ class Reader:
 
     def events_come_again(self) -> list[dict[str, Any]]:
         """Close a run out, and publish its events once more, under their ids; return them."""
-        self.until_told(5)
         queue = self.channel.queue_declare("", exclusive=True).method.queue
         self.channel.queue_bind(queue, "governance.events", "#")
         self.publish(globex(LISTED.format(8), error_code="AGENT_CRASH"))

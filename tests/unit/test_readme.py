@@ -53,7 +53,7 @@ def test_the_example_messages_are_valid():
     assert len(examples) == 2
     for tree in examples:
         (run,) = (
-            node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets) == "RUN"
+            node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "RUN"
         )
         body = eval(f"json.dumps({ast.unparse(run)})", {"json": json, "uuid": uuid})  # noqa: S307 - our own example
         assert decode(body.encode(), max_bytes=10_000).run.tenant_id == "acme"
