@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from config.settings import Settings
 from consumer.broker import BrokerConnection
 from consumer.commands.ages import age
-from consumer.commands.output import err, fail, out, print_json, say
+from consumer.commands.output import err, fail, hanging, out, print_json, say
 from consumer.commands.session import in_words, settings_for, with_database
 from consumer.counts import counted
 from consumer.database import create_engine
@@ -134,9 +134,9 @@ def _print(found: Waiting, state: State) -> None:
     _table("tenant", found.by_tenant)
     _table("type of event", found.by_type)
     meaning, remedy = explain(state)
-    say(f"it means: {meaning}", {State.STALE: "red", State.LATE: "yellow"}.get(state, ""))
+    hanging(Text("it means: ", style={State.STALE: "red", State.LATE: "yellow"}.get(state, "")), meaning)
     if remedy:
-        say(f"to do: {remedy}")
+        hanging("to do: ", remedy)
 
 
 def _table(title: str, shares: dict[str, Share]) -> None:

@@ -13,6 +13,7 @@ import msgspec
 from aiormq import spec
 from aiormq.abc import DeliveredMessage
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -95,9 +96,11 @@ def _print_record(message: Parked, to: Console) -> None:
     run, at, rest = _named(message)
     words = (f"{message.position}", at, *rest[:1], counted(message.attempts, "attempt"), counted(message.size, "byte"))
     to.print(Text(printable("  ".join(words))))
-    named = f"{run}" + (f"  message id {rest[1]}" if message.message_id else "")
-    for line in (named, message.error):
-        to.print(Text(f"   {printable(line)}"))
+    # A message that its sender named by neither has no line for it.
+    named = [run] if run != "-" else []
+    named += [f"message id {rest[1]}"] if message.message_id else []
+    for line in (*named, message.error):
+        to.print(Padding(Text(printable(line)), (0, 0, 0, 3), expand=False))
 
 
 def _print_rows(messages: Sequence[Parked], to: Console) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from config.settings import Settings
 from consumer.commands.ages import age
 from consumer.commands.outbox import drained_by
-from consumer.commands.output import out, print_json, say
+from consumer.commands.output import hanging, out, print_json, say
 from consumer.commands.session import in_words, settings_for
 from consumer.counts import counted
 from consumer.database import create_engine
@@ -77,7 +77,7 @@ def _print(findings: list[Finding], repaired: dict[str, Any] | None) -> None:
     for finding in findings:
         rule = finding.invariant
         mark = (f"{finding.count:<7,}", "red") if finding.count else (f"{'ok':<7}", "green")
-        say(Text.assemble(mark, f" {rule.name:<17} {rule.rule}"))
+        hanging(Text.assemble(mark, f" {rule.name:<17} "), rule.rule)
         if not finding.count:
             continue
         for broken in finding.examples:
@@ -85,5 +85,5 @@ def _print(findings: list[Finding], repaired: dict[str, Any] | None) -> None:
             out.print(Text(f"          {broken.tenant_id}/{broken.run_id}  {broken.detail}"), soft_wrap=True)
         if finding.count > len(finding.examples):
             say(f"          and {finding.count - len(finding.examples):,} more (--limit)")
-        say(f"        it means: {rule.meaning}")
-        say(f"        to do: {rule.remedy}")
+        hanging("        it means: ", rule.meaning)
+        hanging("        to do: ", rule.remedy)

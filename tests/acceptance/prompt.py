@@ -5,20 +5,21 @@ Each command is a process of its own whose standard output is a terminal of 80 c
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 COLUMNS, LINES = 80, 50
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class Said(NamedTuple):
-    """How a command ended and what it wrote."""
+    """How a command ended and what it wrote, to standard output and standard error together."""
 
     status: int
-    stdout: str
-    stderr: str
+    text: str
 
 
 class Prompt:
@@ -61,26 +62,23 @@ def _serve() -> None:
             answers.flush()
 
 
-def _run(words: list[str]) -> tuple[int, str, str]:
+def _run(words: list[str]) -> tuple[int, str]:
     import fcntl
     import struct
-    import tempfile
     import termios
 
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
-    with tempfile.TemporaryFile() as errors:
-        child = os.fork()
-        if child == 0:
-            _become(words, theirs, errors.fileno())
-        os.close(theirs)
-        written = b""
-        while part := _read(ours):
-            written += part
-        os.close(ours)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        errors.seek(0)
-        return status, written.decode().replace("\r\n", "\n"), errors.read().decode()
+    child = os.fork()
+    if child == 0:
+        _become(words, theirs)
+    os.close(theirs)
+    written = b""
+    while part := _read(ours):
+        written += part
+    os.close(ours)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return status, _ESCAPES.sub("", written.decode()).replace("\r\n", "\n")
 
 
 def _read(terminal: int) -> bytes:
@@ -90,11 +88,18 @@ def _read(terminal: int) -> bytes:
         return b""
 
 
-def _become(words: list[str], terminal: int, errors: int) -> Any:
+def _become(words: list[str], terminal: int) -> None:
+    from rich.console import Console
+
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(terminal, 1)
-    os.dup2(errors, 2)
+    os.dup2(terminal, 2)
     os.close(terminal)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    from consumer.commands import output
+
+    output.err = Console(stderr=True, highlight=False, force_terminal=False)  # no progress bars among the words
     sys.argv = ["closeout", *words]
     status: Any = 0
     try:

@@ -95,9 +95,10 @@ class Reader:
         if words[0] == "closeout":
             return self.prompt.closeout(*words[1:])
         done = subprocess.run(
-            words, cwd=self.folder, env=self.environ, capture_output=True, text=True, timeout=60, check=False
-        )
-        return Said(done.returncode, done.stdout, done.stderr)
+            words, cwd=self.folder, env=self.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+        return Said(done.returncode, done.stdout)
 
     def sql(self, statement: str) -> str:
         return str(self._postgres.psql(statement, self._database)).strip()

@@ -117,10 +117,9 @@ class Reading:
             self._subscribe(block)
             return
         said = self._reader.run(sys.executable, "-W", "error", "-c", block.text)
-        assert said.status == 0, said.stderr
+        assert said.status == 0, said.text
         shown = "committed COMMITTED" if "coordinator" in block.text else f"confirmed: acme/{PARKED}"
-        assert has_shape(said.stdout, shown)
-        assert not said.stderr
+        assert has_shape(said.text, shown), said.text
 
     def _follow_yaml(self, block: Block) -> None:
         (self._reader.folder / "policies.yaml").write_text(block.text)
@@ -140,7 +139,7 @@ class Reading:
             return None
         said = self._reader.run(*words)
         self.after.pop(command, lambda: None)()
-        return said.status, as_shown(said.stdout + said.stderr)
+        return said.status, as_shown(said.text)
 
     def _subscribe(self, block: Block) -> None:
         """The subscriber hears what it has bound, once, though it comes again, and though it is killed."""
