@@ -73,7 +73,12 @@ def _as_json(finding: Finding) -> dict[str, Any]:
 def _print(findings: list[Finding], repaired: dict[str, Any] | None) -> None:
     if repaired is not None:
         why = f"; then: {repaired['failure']}" if repaired["failure"] else ""
-        say(f"repair: stale events of {counted(repaired['runs'], 'run')} published{why}")
+        what = (
+            f"stale events of {counted(repaired['runs'], 'run')}"
+            if repaired["runs"] or why
+            else "nothing was stale, nothing"
+        )
+        say(f"repair: {what} published{why}")
     for finding in findings:
         rule = finding.invariant
         mark = (f"{finding.count:<7,}", "red") if finding.count else (f"{'ok':<7}", "green")

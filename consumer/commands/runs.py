@@ -132,6 +132,6 @@ def _unknown(identity: UUID, owner: str | None, *, as_json: bool) -> NoReturn:
         at = moment(message.parked_at)
         out.print(Text(screen.printable(f"parked {at}, {message.reason or 'without a reason'}: {message.error}")))
     fail(
-        f"{told}: its message is parked. closeout parked show {name} has all of it; "
-        f"mend the cause, then closeout parked replay --run {name}"
+        f"{told}: its message is parked\nall of it: closeout parked show {name}\n"
+        f"once the cause is mended: closeout parked replay --run {name}"
     )

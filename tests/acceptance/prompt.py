@@ -3,6 +3,7 @@
 Each command is a process of its own whose standard output is a terminal of 80 columns, as a person has it.
 """
 
+import importlib
 import json
 import os
 import re
@@ -49,13 +50,24 @@ class Prompt:
 
 
 def _serve() -> None:
-    # What is slow to import and has no state. Not consumer.cli: its modules look at their terminal at once.
+    import gc
+    import pkgutil
     import threading
 
-    import consumer.assembly
+    from rich.console import Console
 
-    assert consumer.assembly
+    import consumer
+    from consumer.commands import output
+
+    # As they are made where standard output is a terminal; but no progress bars among the words.
+    output.out = Console(highlight=False, width=COLUMNS, force_terminal=True, color_system=None)
+    output.err = Console(stderr=True, highlight=False, force_terminal=False)
+    for module in ("sqlalchemy.dialects.postgresql.asyncpg", "alembic.command", "aio_pika"):
+        importlib.import_module(module)
+    for found in pkgutil.walk_packages(consumer.__path__, "consumer."):
+        importlib.import_module(found.name)
     assert threading.active_count() == 1, "a process with threads cannot be forked"
+    gc.freeze()
     with os.fdopen(os.dup(1), "w") as answers:
         for line in sys.stdin:
             answers.write(json.dumps(_run(json.loads(line))) + "\n")
@@ -89,17 +101,12 @@ def _read(terminal: int) -> bytes:
 
 
 def _become(words: list[str], terminal: int) -> None:
-    from rich.console import Console
-
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(terminal, 1)
     os.dup2(terminal, 2)
     os.close(terminal)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    from consumer.commands import output
-
-    output.err = Console(stderr=True, highlight=False, force_terminal=False)  # no progress bars among the words
     sys.argv = ["closeout", *words]
     status: Any = 0
     try:
