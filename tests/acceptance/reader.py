@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,9 @@ class Reader:
     def _ready(self, queue: str) -> int:
         return int(self.channel.queue_declare(queue, passive=True).method.message_count)
 
+    def _parked(self, number: int) -> bool:
+        return self._ready("closeout.parked") == number
+
     def consumers(self, queue: str) -> int:
         """Return how many consumers *queue* has; none if there is no such queue."""
         channel = self._connection.channel()
@@ -150,7 +154,7 @@ class Reader:
         bad = [b"{this is not JSON", globex(PARKED, tenant_id="no spaces allowed")]
         for number, body in enumerate([*bad, globex(PARKED, agent_id="nightly-report")], start=1):
             self.publish(body)
-            self.until(lambda number=number: self._ready("closeout.parked") == number)
+            self.until(partial(self._parked, number))
         self.publish(globex(DONE))
         self.until_told(7)  # the five that the runner's guide published, the subscriber's, and this one
         self.channel.exchange_delete("governance.events")
