@@ -72,6 +72,17 @@ def test_every_file_that_the_readme_names_exists():
         assert (root / name).exists() or (root / "consumer" / name).exists(), name
 
 
+def test_every_link_within_the_readme_leads_to_a_heading():
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
+    )
+    # As code hosts make them.
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = re.findall(r"\]\(#([\w-]+)\)", README)
+    assert len(links) > 20
+    assert set(links) - anchors == set()
+
+
 def test_every_picture_that_the_readme_shows_exists_and_is_small():
     pictures = re.findall(r"\]\(([\w./-]+\.png)\)", README)
     assert pictures
