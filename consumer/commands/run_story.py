@@ -65,7 +65,8 @@ def _summary(run: RunFile) -> str:
             + "its close-out, one write at a time, stopped there; its message goes on from there if it comes again."
         )
     if run.outbox:
-        return told + f"RabbitMQ has not yet confirmed {len(run.outbox)} of its {EVENTS_PER_RUN} events."
+        events = f"of its {EVENTS_PER_RUN} events"
+        return f"{told}{counted(len(run.outbox), f'{events} waits', f'{events} wait')} for RabbitMQ's confirm."
     return told + "all is recorded and its events are confirmed."
 
 

@@ -30,6 +30,8 @@ _LISTED = ("status", "error_code", "severity", "policy", "phase", "mode")
 _WIDE = 130
 # Messages of one run that are named; more than one only if its runner sent several.
 _PARKED_SHOWN = 5
+# Reasons for which the same message would be parked again, whatever is mended here.
+_RUNNERS_FAULT = {"invalid_json", "schema_violation", "unsupported_content_type", "conflicting_duplicate"}
 
 
 @app.command("list")
@@ -131,7 +133,7 @@ def _unknown(identity: UUID, owner: str | None, *, as_json: bool) -> NoReturn:
     for message in report.rows if not as_json else ():
         at = moment(message.parked_at)
         out.print(Text(screen.printable(f"parked {at}, {message.reason or 'without a reason'}: {message.error}")))
-    fail(
-        f"{told}: its message is parked\nall of it: closeout parked show {name}\n"
-        f"once the cause is mended: closeout parked replay --run {name}"
-    )
+    remedy = f"once the cause is mended: closeout parked replay --run {name}"
+    if {message.reason for message in report.rows} <= _RUNNERS_FAULT:
+        remedy = f"its runner must publish it again, rightly; then: closeout parked discard --run {name}"
+    fail(f"{told}: its message is parked\nall of it: closeout parked show {name}\n{remedy}")
