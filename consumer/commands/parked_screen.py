@@ -94,7 +94,7 @@ def print_table(report: Report, done: str, *, to: Console) -> None:
 
 def _print_record(message: Parked, to: Console) -> None:
     run, at, rest = _named(message)
-    words = (f"{message.position}", at, *rest[:1], counted(message.attempts, "attempt"), counted(message.size, "byte"))
+    words = (f"{message.position}", at, *rest[:1], f"attempts {message.attempts}", counted(message.size, "byte"))
     to.print(Text(printable("  ".join(words))))
     # A message that its sender named by neither has no line for it.
     named = [run] if run != "-" else []
