@@ -241,7 +241,7 @@ async def test_the_command_says_every_check_on_a_line_of_its_own_and_exits_0_bes
         ("ok", "schema"), ("ok", "rights"), ("ok", "outbox"), ("ok", "unfinished"),
         *(("ok", name) for name in ALL),
     ]  # fmt: skip
-    assert told.stdout.splitlines()[-1] == "0 problems, 1 warnings, 18 ok"
+    assert told.stdout.splitlines()[-1] == "0 problems, 1 warning, 18 ok"
     found = json.loads(plainly.stdout)
     assert (found["problems"], found["warnings"], found["ok"]) == (0, 1, 18)
     assert found["checks"][0] == {"name": "settings", "state": "ok", "found": "all as they must be", "remedy": ""}
