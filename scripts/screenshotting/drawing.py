@@ -130,6 +130,9 @@ def _heatmap(panel: Panel, width: float, height: float) -> Iterator[str]:
         cells += [(number, when, value - below.get(when, 0.0)) for when, value in points]
         below = dict(points)
     filled = [cell for cell in cells if cell[2] > 1e-9]
+    if not filled:
+        yield _text(width / 2, height / 2, "No data", anchor="middle", more="class='dim'")
+        return
     low, high = min(cell[0] for cell in filled), max(cell[0] for cell in filled)
     start, end = _span(panel)
     across, down = width - LEFT - 10, height - TOP - 26
