@@ -13,6 +13,7 @@ from config.logs import configure_logs
 from config.settings import Settings, examine_settings
 from consumer.broker import BrokerConnection
 from consumer.commands.output import out, print_json, say
+from consumer.counts import counted
 from consumer.database import create_engine
 from consumer.diagnosis.broker import examine_broker
 from consumer.diagnosis.check import Check, State
@@ -85,4 +86,5 @@ def _print(checks: list[Check], counts: Counter[State]) -> None:
             say(f"{check.state:<8} {check.name:<12} {check.found}")
             if check.remedy:
                 say(f"{'':<22}to do: {check.remedy}")
-    say(f"{counts[State.PROBLEM]} problems, {counts[State.WARNING]} warnings, {counts[State.OK]} ok")
+    found = ", ".join(counted(counts[state], state) for state in (State.PROBLEM, State.WARNING))
+    say(f"{found}, {counts[State.OK]} ok")

@@ -14,8 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from config.settings import Settings
 from consumer.broker import BrokerConnection
 from consumer.commands.ages import age
-from consumer.commands.output import err, fail, out, print_json, say
+from consumer.commands.output import err, fail, hanging, out, print_json, say
 from consumer.commands.session import in_words, settings_for, with_database
+from consumer.counts import counted
 from consumer.database import create_engine
 from consumer.drain import Drained, drain
 from consumer.durations import spoken
@@ -96,10 +97,11 @@ def drain_(
     if as_json:
         print_json({"runs": report.runs, "events": report.events, "left": report.left, "reasons": report.reasons})
     else:
-        typer.echo(f"{report.events:,} events of {report.runs:,} runs published and confirmed")
+        of = f"{counted(report.events, 'event')} of {counted(report.runs, 'run')}"
+        typer.echo(f"{of} published and confirmed" if report.runs or report.left else "nothing waits in the outbox")
     if report.left:
         reason = report.failure or "workers hold them and publish them themselves"
-        fail(f"{report.left:,} runs still have events waiting: {reason}")
+        fail(f"{counted(report.left, 'run still has', 'runs still have')} events waiting: {reason}")
 
 
 async def drained_by(
@@ -124,16 +126,17 @@ async def drained_by(
 
 def _print(found: Waiting, state: State) -> None:
     more = "" if found.complete else "at least "
-    told = f"{more}{found.all.runs:,} runs have {found.all.events:,} events waiting"
+    told = "no events wait"
     if found.all.events:
+        told = f"{more}{counted(found.all.runs, 'run has', 'runs have')} {counted(found.all.events, 'event')} waiting"
         told += f", the oldest for {spoken(found.all.oldest_seconds)}"
     say(told, "bold")
     _table("tenant", found.by_tenant)
     _table("type of event", found.by_type)
     meaning, remedy = explain(state)
-    say(f"it means: {meaning}", {State.STALE: "red", State.LATE: "yellow"}.get(state, ""))
+    hanging(Text("it means: ", style={State.STALE: "red", State.LATE: "yellow"}.get(state, "")), meaning)
     if remedy:
-        say(f"to do: {remedy}")
+        hanging("to do: ", remedy)
 
 
 def _table(title: str, shares: dict[str, Share]) -> None:

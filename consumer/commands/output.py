@@ -6,6 +6,7 @@ from typing import NoReturn
 import msgspec
 import typer
 from rich.console import Console
+from rich.table import Column, Table
 from rich.text import Text
 
 EXIT_FOUND = 1
@@ -22,6 +23,16 @@ err = Console(stderr=True, highlight=False)
 def say(words: str | Text, style: str = "") -> None:
     """Print *words*, without markup: between words wrapped on a terminal, one line into a pipe."""
     out.print(Text(words) if isinstance(words, str) else words, style=style, soft_wrap=not out.is_terminal)
+
+
+def hanging(head: Text | str, words: str) -> None:
+    """Print *words* behind *head*: on a terminal wrapped below their own beginning, one line into a pipe."""
+    if not out.is_terminal:
+        say(Text.assemble(head, words))
+        return
+    grid = Table.grid(Column(no_wrap=True), Column(overflow="fold"))
+    grid.add_row(Text.assemble(head), Text(words))
+    out.print(grid)
 
 
 def print_json(value: object) -> None:

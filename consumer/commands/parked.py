@@ -16,6 +16,7 @@ from consumer.commands import parked_screen as screen
 from consumer.commands.ages import age
 from consumer.commands.output import EXIT_USAGE, err, fail, out
 from consumer.commands.session import in_words, settings_for
+from consumer.counts import counted
 from consumer.errors import ParkReason
 from consumer.parked import Filters, Report, discard, look, replay
 from consumer.parked_queue import Held
@@ -158,7 +159,7 @@ def discard_(
             _end(found, "would be discarded", as_json=as_json)
             return
         screen.print_table(found, "would be discarded", to=err)
-        if not found.count or not typer.confirm(f"Discard {found.count} messages for good?", err=True):
+        if not found.count or not typer.confirm(f"Discard {counted(found.count, 'message')} for good?", err=True):
             fail("nothing was discarded", status=1 if found.count else 0)
         only = found.fingerprints  # what was parked meanwhile stays
     try:

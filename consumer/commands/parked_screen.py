@@ -13,10 +13,12 @@ import msgspec
 from aiormq import spec
 from aiormq.abc import DeliveredMessage
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
 from consumer.commands.output import err, out
+from consumer.counts import counted
 from consumer.parked import Report
 from consumer.parked_queue import Held, Parked
 from consumer.parking import headers_of
@@ -92,11 +94,13 @@ def print_table(report: Report, done: str, *, to: Console) -> None:
 
 def _print_record(message: Parked, to: Console) -> None:
     run, at, rest = _named(message)
-    words = (f"{message.position}", at, *rest[:1], f"{message.attempts} attempts", f"{message.size:,} bytes")
+    words = (f"{message.position}", at, *rest[:1], f"attempts {message.attempts}", counted(message.size, "byte"))
     to.print(Text(printable("  ".join(words))))
-    named = f"{run}" + (f"  message id {rest[1]}" if message.message_id else "")
-    for line in (named, message.error):
-        to.print(Text(f"   {printable(line)}"))
+    # A message that its sender named by neither has no line for it.
+    named = [run] if run != "-" else []
+    named += [f"message id {rest[1]}"] if message.message_id else []
+    for line in (*named, message.error):
+        to.print(Padding(Text(printable(line)), (0, 0, 0, 3), expand=False))
 
 
 def _print_rows(messages: Sequence[Parked], to: Console) -> None:

@@ -3,22 +3,26 @@
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from consumer.commands.output import out, print_json
 from consumer.commands.policy_backtest import backtest_file
+from consumer.commands.policy_backtest_screen import owner
 from consumer.commands.policy_files import PolicyFile, drafts_in
 from consumer.commands.policy_shadow import shadow
 from consumer.commands.policy_trial import try_file
 from consumer.commands.session import with_database
+from consumer.counts import counted
 from domains.policies.apply import AppliedChange, apply_policies, list_policies
 
 app = typer.Typer(help="Rules over completed runs, written in CEL.", no_args_is_help=True)
 app.command("test")(try_file)
 app.command("backtest")(backtest_file)
 app.command("shadow")(shadow)
+# Columns from which on a policy, with its condition, has room on one line; below it has two.
+_WIDE = 130
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -86,14 +90,29 @@ def list_(
     if as_json:
         print_json(found)
         return
-    table = Table("tenant", "name", "version", "effect", "severity", "state", "condition", box=None)
+    _print_list(found)
+    out.print(counted(len(found), "policy", "policies"))
+
+
+def _print_list(found: list[dict[str, Any]]) -> None:
+    if out.width < _WIDE:
+        for policy in found:
+            about = f"{policy['name']}, version {policy['version']} ({policy['effect']} {policy['severity']}, "
+            out.print(Text(f"{about}{owner(policy['tenant_id'])}): {_state_of(policy)}"), soft_wrap=True)
+            out.print(Text(f"  {_condition_of(policy)}"), soft_wrap=True)
+        return
+    condition = Column("condition", overflow="fold")
+    table = Table("tenant", "name", "version", "effect", "severity", "state", condition, box=None)
     for policy in found:
         table.add_row(
             Text(policy["tenant_id"] or "all"), Text(policy["name"]), str(policy["version"]), policy["effect"],
-            policy["severity"], _state_of(policy), Text(" ".join(policy["condition"].split())),
+            policy["severity"], _state_of(policy), Text(_condition_of(policy)),
         )  # fmt: skip
     out.print(table)
-    out.print(f"{len(found)} policies")
+
+
+def _condition_of(policy: dict[str, Any]) -> str:
+    return " ".join(policy["condition"].split())
 
 
 def _state_of(policy: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from consumer.backtest import Backtest, Count, Example, Tally
 from consumer.commands.output import out
+from consumer.counts import counted
 from domains.policies.explain import Value
 from domains.policies.files import PolicyDraft
 
@@ -22,11 +23,11 @@ _KINDS = (("newly", "newly"), ("again", "as before"), ("no_longer", "no longer")
 
 def show(result: Backtest, *, off: Sequence[str], limit: int) -> None:
     """Print each policy with its numbers by tenant and its examples."""
-    line(f"{result.runs:,} runs, received {moment(result.since)} to {moment(result.until)}")
+    line(f"{counted(result.runs, 'run')}, received {moment(result.since)} to {moment(result.until)}")
     did = result.in_force
     line(
-        f"The policies in force flagged {did.flagged:,}, suppressed {did.suppressed:,} incidents and failed to "
-        f"evaluate over {did.errors:,}"
+        f"The policies in force flagged {did.flagged:,}, suppressed {counted(did.suppressed, 'incident')} and failed "
+        f"to evaluate over {did.errors:,}"
     )
     for tally in result.tallies:
         line("")
@@ -50,7 +51,7 @@ def policy(tally: Tally, limit: int) -> None:
     """Print what one policy would have done, by tenant, with examples."""
     draft, total = tally.draft, tally.total
     share = f" ({total.hits / total.runs:.1%})" if total.runs else ""
-    line(f"{about(draft)}: {_WOULD[draft.effect]} {total.hits:,} of {total.runs:,} runs{share}", "bold")
+    line(f"{about(draft)}: {_WOULD[draft.effect]} {total.hits:,} of {counted(total.runs, 'run')}{share}", "bold")
     if tally.has_history:
         line(f"  against what policies of this name did: {total.newly:,} newly, {total.no_longer:,} no longer")
     else:
@@ -68,7 +69,7 @@ def _by_tenant(tally: Tally) -> None:
         table.add_row(Text(f"  {name}"), *_cells(count))
     out.print(table)
     if len(ranked) > _TENANTS_SHOWN:
-        line(f"  and {len(ranked) - _TENANTS_SHOWN:,} more tenants (--json has all)")
+        line(f"  and {counted(len(ranked) - _TENANTS_SHOWN, 'more tenant')} (--json has all)")
 
 
 def _cells(count: Count) -> list[str]:

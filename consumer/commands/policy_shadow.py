@@ -9,6 +9,7 @@ from consumer.commands.output import print_json
 from consumer.commands.policy_backtest import Examples, as_numbers, looking_at_runs
 from consumer.commands.policy_backtest_screen import line, moment, policy
 from consumer.commands.session import with_database
+from consumer.counts import counted
 from consumer.shadow_report import Caught, caught_in_shadow
 
 
@@ -39,7 +40,7 @@ def shadow(
         line(f"Version {caught.version}, in shadow since {moment(caught.since)}; {beside}")
         policy(caught.tally, limit_examples)
         line("")
-    line("1 policy in shadow" if len(found) == 1 else f"{len(found)} policies in shadow")
+    line(f"{counted(len(found), 'policy', 'policies')} in shadow")
 
 
 def _as_json(caught: Caught) -> dict[str, Any]:

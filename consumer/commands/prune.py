@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from consumer.commands.ages import age
 from consumer.commands.output import EXIT_USAGE, err, fail, print_json
 from consumer.commands.session import in_words, settings_for
+from consumer.counts import counted
 from consumer.database import DATABASE_ERRORS, create_engine
 from consumer.errors import UnavailableError, one_line
 from consumer.pruning import BATCH_RUNS, SAFE_AGE, Pruned, Scope, cutoff
@@ -86,15 +87,16 @@ def _print(report: Pruned, *, dry_run: bool, failure: str | None, as_json: bool)
         print_json({"dry_run": dry_run, **told, "complete": failure is None, "failure": failure})
         return
     rows = ", ".join(f"{table} {number:,}" for table, number in report.rows.items() if number)
-    typer.echo(f"{report.runs:,} runs {'would be removed' if dry_run else 'removed'}" + (f": {rows}" if rows else ""))
+    done = "would be removed" if dry_run else "removed"
+    typer.echo(f"{counted(report.runs, 'run')} {done}" + (f": {rows}" if rows else ""))
     for name, number in kept.items():
         if number:
-            typer.echo(f"{number:,} stay: {_WHY[name]}")
+            typer.echo(f"{counted(number, 'stays', 'stay')}: {_WHY[name]}")
 
 
 _WHY = {
-    "open_incident": "their incident is OPEN (--open-incidents removes them too)",
-    "events_waiting": "their events are not confirmed yet; see closeout outbox status",
-    "unfinished": "their legacy close-out is unfinished; see closeout reconcile",
-    "in_use": "somebody held them at that moment; the next prune takes them",
+    "open_incident": "incident OPEN (--open-incidents removes these too)",
+    "events_waiting": "events not confirmed yet; see closeout outbox status",
+    "unfinished": "legacy close-out unfinished; see closeout reconcile",
+    "in_use": "held by somebody at that moment; the next prune takes what it can",
 }

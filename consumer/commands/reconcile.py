@@ -9,8 +9,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from config.settings import Settings
 from consumer.commands.ages import age
 from consumer.commands.outbox import drained_by
-from consumer.commands.output import out, print_json, say
+from consumer.commands.output import hanging, out, print_json, say
 from consumer.commands.session import in_words, settings_for
+from consumer.counts import counted
 from consumer.database import create_engine
 from consumer.reconcile import Finding
 from consumer.reconcile import reconcile as check
@@ -72,11 +73,16 @@ def _as_json(finding: Finding) -> dict[str, Any]:
 def _print(findings: list[Finding], repaired: dict[str, Any] | None) -> None:
     if repaired is not None:
         why = f"; then: {repaired['failure']}" if repaired["failure"] else ""
-        say(f"repair: stale events of {repaired['runs']} runs published{why}")
+        what = (
+            f"stale events of {counted(repaired['runs'], 'run')}"
+            if repaired["runs"] or why
+            else "nothing was stale, nothing"
+        )
+        say(f"repair: {what} published{why}")
     for finding in findings:
         rule = finding.invariant
         mark = (f"{finding.count:<7,}", "red") if finding.count else (f"{'ok':<7}", "green")
-        say(Text.assemble(mark, f" {rule.name:<17} {rule.rule}"))
+        hanging(Text.assemble(mark, f" {rule.name:<17} "), rule.rule)
         if not finding.count:
             continue
         for broken in finding.examples:
@@ -84,5 +90,5 @@ def _print(findings: list[Finding], repaired: dict[str, Any] | None) -> None:
             out.print(Text(f"          {broken.tenant_id}/{broken.run_id}  {broken.detail}"), soft_wrap=True)
         if finding.count > len(finding.examples):
             say(f"          and {finding.count - len(finding.examples):,} more (--limit)")
-        say(f"        it means: {rule.meaning}")
-        say(f"        to do: {rule.remedy}")
+        hanging("        it means: ", rule.meaning)
+        hanging("        to do: ", rule.remedy)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from consumer.commands.output import out, say
 from consumer.commands.parked_screen import printable
+from consumer.counts import counted
 from consumer.inspection import Row, RunFile
 from consumer.phases import TransactionPhase
 from domains.completions import EVENTS_PER_RUN
@@ -64,7 +65,8 @@ def _summary(run: RunFile) -> str:
             + "its close-out, one write at a time, stopped there; its message goes on from there if it comes again."
         )
     if run.outbox:
-        return told + f"{len(run.outbox)} of its {EVENTS_PER_RUN} events wait for RabbitMQ's confirm."
+        events = f"of its {EVENTS_PER_RUN} events"
+        return f"{told}{counted(len(run.outbox), f'{events} waits', f'{events} wait')} for RabbitMQ's confirm."
     return told + "all is recorded and its events are confirmed."
 
 
@@ -113,7 +115,7 @@ def _records(run: RunFile) -> Iterator[Line]:
         yield "incident", "none yet" if run.completion["committed_at"] is None else "MISSING: see closeout reconcile"
     yield from _evaluation(run.policy_evaluation)
     if run.trace is not None:
-        yield "trace", f"{run.trace['status']}, {len(run.trace['steps'])} steps, id {run.trace['trace_id']}"
+        yield "trace", f"{run.trace['status']}, {counted(len(run.trace['steps']), 'step')}, id {run.trace['trace_id']}"
     elif reached >= list(TransactionPhase).index(TransactionPhase.TRACE_COMPLETED):
         yield "trace", "none: the run was not traced, or another run holds the trace that it named"
     else:

@@ -16,6 +16,7 @@ from consumer.commands import parked_screen as screen
 from consumer.commands.output import EXIT_USAGE, fail, out, print_json
 from consumer.commands.run_story import moment, print_story
 from consumer.commands.session import with_database
+from consumer.counts import counted
 from consumer.errors import UnavailableError
 from consumer.inspection import RunFile, list_runs, read_run
 from consumer.parked import Filters, Report, look
@@ -29,6 +30,8 @@ _LISTED = ("status", "error_code", "severity", "policy", "phase", "mode")
 _WIDE = 130
 # Messages of one run that are named; more than one only if its runner sent several.
 _PARKED_SHOWN = 5
+# Reasons for which the same message would be parked again, whatever is mended here.
+_RUNNERS_FAULT = {"invalid_json", "schema_violation", "unsupported_content_type", "conflicting_duplicate"}
 
 
 @app.command("list")
@@ -49,7 +52,8 @@ def list_(
         print_json(found)
         return
     _print_list(found)
-    out.print(f"{len(found)} runs" + (f" (the newest {limit}; --limit shows more)" if len(found) == limit else ""))
+    more = " (the newest; --limit shows more)" if len(found) == limit else ""
+    out.print(counted(len(found), "run") + more)
 
 
 @app.command()
@@ -129,7 +133,7 @@ def _unknown(identity: UUID, owner: str | None, *, as_json: bool) -> NoReturn:
     for message in report.rows if not as_json else ():
         at = moment(message.parked_at)
         out.print(Text(screen.printable(f"parked {at}, {message.reason or 'without a reason'}: {message.error}")))
-    fail(
-        f"{told}: its message is parked. closeout parked show {name} has all of it; "
-        f"mend the cause, then closeout parked replay --run {name}"
-    )
+    remedy = f"once the cause is mended: closeout parked replay --run {name}"
+    if {message.reason for message in report.rows} <= _RUNNERS_FAULT:
+        remedy = f"its runner must publish it again, rightly; then: closeout parked discard --run {name}"
+    fail(f"{told}: its message is parked\nall of it: closeout parked show {name}\n{remedy}")

@@ -15,6 +15,7 @@ from aiormq.channel import Channel as AmqpChannel
 
 from consumer.broker import BROKER_ERRORS, BrokerConnection
 from consumer.confirms import why_closed
+from consumer.counts import counted
 from consumer.diagnosis.check import Check, ok, problem, unreachable, warning
 from consumer.errors import UnavailableError, one_line
 from consumer.parking import PARKED_QUEUE, RETRY_QUEUE
@@ -122,7 +123,9 @@ async def _compared(connection: BrokerConnection, what: str, declare: _Declare) 
 def _queues(depths: dict[str, _Depth]) -> list[Check]:
     checks: list[Check] = []
     if runs := depths.get(RUN_COMPLETED_QUEUE):
-        words = f"{runs.ready:,} messages ready in {RUN_COMPLETED_QUEUE}, {runs.consumers} consumers"
+        words = (
+            f"{counted(runs.ready, 'message')} ready in {RUN_COMPLETED_QUEUE}, {counted(runs.consumers, 'consumer')}"
+        )
         if not runs.consumers:
             kind = problem if runs.ready else warning
             checks.append(kind("consumers", words, "start a worker; if one runs, its /readyz says why it waits"))
@@ -131,11 +134,11 @@ def _queues(depths: dict[str, _Depth]) -> list[Check]:
         else:
             checks.append(ok("consumers", words))
     if retries := depths.get(RETRY_QUEUE):
-        words = f"{retries.ready:,} messages wait to be tried again"
+        words = f"{counted(retries.ready, 'message waits', 'messages wait')} to be tried again"
         remedy = "their runs fail for reasons of their own: see the worker's log, or governance.rollbacks"
         checks.append(warning("retries", words, remedy) if retries.ready else ok("retries", words))
     if parked := depths.get(PARKED_QUEUE):
-        words = f"{parked.ready:,} messages in {PARKED_QUEUE}"
+        words = f"{counted(parked.ready, 'message')} in {PARKED_QUEUE}"
         remedy = "closeout parked list says why; mend the cause, then closeout parked replay"
         checks.append(warning("parked", words, remedy) if parked.ready else ok("parked", words))
     return checks
@@ -188,7 +191,8 @@ def _publishing(refusals: dict[str, str]) -> Check:
     stands_in = "amq.default" not in refusals
     missing = {name: why for name, why in refusals.items() if name != "amq.default"}
     words = "; ".join(f"{name}: {why}" for name, why in missing.items())
-    remedy = f"grant the worker's user write on {' and '.join(missing)}"
+    absent = all("NOT_FOUND" in why for why in missing.values())
+    remedy = _TOPOLOGY if absent else f"grant the worker's user write on {' and '.join(missing)}"
     if EVENTS_EXCHANGE in missing or (missing and not stands_in):
         return problem("publish", words, remedy)
     if missing:

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from consumer.counts import counted
 from consumer.database import DATABASE_ERRORS, WORKER_SETTINGS
 from consumer.diagnosis.check import Check, ok, problem, unreachable, warning
 from consumer.durations import spoken
@@ -188,7 +189,8 @@ async def _outbox(conn: AsyncConnection) -> Check:
     meaning, remedy = in_words(found.state())
     if not found.all.events:
         return ok("outbox", f"empty: {meaning}")
-    words = f"{found.all.runs:,} runs' events wait, the oldest for {spoken(found.all.oldest_seconds)}; {meaning}"
+    whose = counted(found.all.runs, "run's", "runs'")
+    words = f"{whose} events wait, the oldest for {spoken(found.all.oldest_seconds)}; {meaning}"
     if found.state() is OutboxState.STALE:
         return problem("outbox", words, "start a worker, or publish them now with closeout outbox drain")
     return warning("outbox", words, remedy) if remedy else ok("outbox", words)
@@ -198,5 +200,5 @@ async def _unfinished(conn: AsyncConnection) -> Check:
     found = (await conn.execute(_UNFINISHED, {"seconds": _UNFINISHED_SECONDS})).one()
     if not found.runs:
         return ok("unfinished", "no legacy close-out stopped half-way")
-    words = f"{found.runs:,} legacy close-outs stopped half-way, the first at {found.oldest:%Y-%m-%d %H:%M}Z"
+    words = f"{counted(found.runs, 'legacy close-out')} stopped half-way, the first at {found.oldest:%Y-%m-%d %H:%M}Z"
     return problem("unfinished", words, "closeout reconcile names them and says what to do")

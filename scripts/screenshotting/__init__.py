@@ -1,1 +1,1 @@
-"""``scripts/screenshots``: the console over a worker with traffic, as a person sees it."""
+"""``scripts/screenshots``: console and dashboard over a worker with traffic, as a person sees them."""

@@ -1,10 +1,11 @@
-"""The flow: servers, a worker, traffic, pictures."""
+"""The flow: servers, a worker, traffic, pictures of the console and of the dashboard's queries over it."""
 
 import argparse
 import asyncio
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,13 @@ from PIL import Image
 from playwright.async_api import Browser, async_playwright
 from servers.pair import end_on_signals, running_pair
 from servers.process import ServerError
+from servers.prometheus import PrometheusServer
+from servers.prometheus_binaries import find_prometheus
 
 from consumer.broker import BrokerConnection
 from consumer.database import create_engine
+from screenshotting import drawing
+from screenshotting.dashboard import Panel, answered
 from screenshotting.traffic import Traffic
 
 ROOT = Path(__file__).parents[2]
@@ -27,13 +32,14 @@ WIDE, NARROW = {"width": 1200, "height": 800}, {"width": 360, "height": 1_400}
 PATIENCE = 15.0
 
 
-async def picture(show: Demonstration, folder: Path, seconds: float) -> list[Path]:
+async def picture(show: Demonstration, prometheus: PrometheusServer, folder: Path, seconds: float) -> list[Path]:
     """Publish for *seconds* and write the pictures below *folder*; return them."""
     engine = create_engine(show.environment["DATABASE_URL"], pool_size=1)
     broker = BrokerConnection(show.environment["AMQP_URL"], name="screenshots")
     traffic = Traffic(broker, engine, seed=7)
     try:
         await traffic.prepare()
+        began = time.time()
         flowing = asyncio.create_task(traffic.flow(seconds))
         await asyncio.sleep(seconds * 0.9)
         address = f"http://127.0.0.1:{show.port}"
@@ -42,7 +48,10 @@ async def picture(show: Demonstration, folder: Path, seconds: float) -> list[Pat
             await flowing
             await traffic.end()
             run = f"{address}/runs/{traffic.shown['tenant_id']}/{traffic.shown['run_id']}"
-            return written + await _take(browser, run, folder, "run", await_text="All confirmed")
+            written += await _take(browser, run, folder, "run", await_text="All confirmed")
+            # From the fifth scrape on: before it the rates are not there.
+            panels = answered(prometheus, began + 5, time.time())
+            return written + await _draw(browser, panels, folder)
     finally:
         await broker.close()
         await engine.dispose()
@@ -73,6 +82,24 @@ async def _take(browser: Browser, address: str, folder: Path, name: str, *, awai
     return written
 
 
+async def _draw(browser: Browser, panels: Sequence[Panel], folder: Path) -> list[Path]:
+    """Draw the dashboard in two pictures: how runs flow, and below that row what goes wrong and the workers."""
+    (cut,) = (panel.place["y"] for panel in panels if panel.title == "What goes wrong")
+    halves = {
+        "dashboard": [panel for panel in panels if panel.place["y"] < cut],
+        "dashboard-trouble": [panel for panel in panels if panel.place["y"] >= cut],
+    }
+    written = []
+    for name, half in halves.items():
+        page = await browser.new_page(viewport={"width": drawing.WIDTH, "height": 800})
+        await page.set_content(drawing.page(half))
+        written.append(folder / f"{name}.png")
+        await page.locator("#dashboard").screenshot(path=written[-1])
+        await page.close()
+        _make_small(written[-1])
+    return written
+
+
 def _make_small(file: Path) -> None:
     """Keep 256 colours, the rare ones too: a third of the bytes, and no difference that an eye finds."""
     with Image.open(file) as image:
@@ -92,6 +119,7 @@ def main() -> int:
     try:
         options.folder.mkdir(parents=True, exist_ok=True)
         find_chromium()
+        find_prometheus()
         with tempfile.TemporaryDirectory(prefix="closeout-screenshots-", ignore_cleanup_errors=True) as name:
             work = Path(name)
             work.chmod(0o755)  # PostgreSQL may have to run as another user
@@ -100,10 +128,12 @@ def main() -> int:
                 for words in (("migrate",), ("topology",), ("policies", "apply", str(POLICIES))):
                     show.closeout(*words)
                 worker = show.start_worker()
+                targets = {"closeout": [f"127.0.0.1:{show.port}"]}
                 try:
                     show.await_ready()
                     print(f"{options.seconds:g} s of traffic, then the pictures", file=sys.stderr, flush=True)
-                    written = asyncio.run(picture(show, options.folder.absolute(), options.seconds))
+                    with PrometheusServer(work / "prometheus", targets=targets) as prometheus:
+                        written = asyncio.run(picture(show, prometheus, options.folder.absolute(), options.seconds))
                 finally:
                     worker.terminate()
                     worker.wait(30)

@@ -130,6 +130,7 @@ async def test_without_any_topology_the_rest_is_told_all_the_same(place):
 
     assert checks["topology"].found.count("missing") == 6
     assert "NOT_FOUND" in checks["publish"].found
+    assert "closeout topology" in checks["publish"].remedy
     channel = await vhost.broker.channel(confirms=False)
     with pytest.raises(Exception, match="NOT_FOUND"):  # nothing was declared by looking
         await channel.queue_declare("closeout.parked", passive=True)
@@ -158,7 +159,7 @@ async def test_nobody_consuming_is_a_warning_and_with_messages_waiting_a_problem
     checks = await examined(place.user())
 
     assert troubled(checks) == {"consumers": "problem"}
-    assert checks["consumers"].found == "1 messages ready in closeout.run-completed, 0 consumers"
+    assert checks["consumers"].found == "1 message ready in closeout.run-completed, 0 consumers"
     assert "/readyz" in checks["consumers"].remedy
 
 
@@ -255,7 +256,7 @@ async def test_the_command_says_every_check_on_a_line_of_its_own_and_exits_0_bes
         ("ok", "schema"), ("ok", "rights"), ("ok", "outbox"), ("ok", "unfinished"),
         *(("ok", name) for name in ALL),
     ]  # fmt: skip
-    assert told.stdout.splitlines()[-1] == "0 problems, 1 warnings, 20 ok"
+    assert told.stdout.splitlines()[-1] == "0 problems, 1 warning, 20 ok"
     found = json.loads(plainly.stdout)
     assert (found["problems"], found["warnings"], found["ok"]) == (0, 1, 20)
     assert found["checks"][0] == {"name": "settings", "state": "ok", "found": "all as they must be", "remedy": ""}

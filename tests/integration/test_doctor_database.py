@@ -242,7 +242,7 @@ async def test_events_that_wait_are_told_by_their_age(engine, worker_url, age, s
         checks = await examined(worker_url)
 
     assert troubled(checks) == ({"outbox": state} if state else {})
-    assert checks["outbox"].found.startswith("1 runs' events wait")
+    assert checks["outbox"].found.startswith("1 run's events wait")
 
 
 async def test_a_legacy_close_out_that_stopped_half_way_is_a_problem_once_it_is_old(engine, worker_url):
@@ -254,7 +254,7 @@ async def test_a_legacy_close_out_that_stopped_half_way_is_a_problem_once_it_is_
         checks = await examined(worker_url)
 
     assert troubled(checks) == {"unfinished": "problem"}
-    assert checks["unfinished"].found.startswith("1 legacy close-outs stopped half-way, the first at 20")
+    assert checks["unfinished"].found.startswith("1 legacy close-out stopped half-way, the first at 20")
 
 
 async def test_tables_that_cannot_be_read_do_not_end_the_examination(engine, worker_url, role):

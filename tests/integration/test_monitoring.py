@@ -6,12 +6,15 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic, sleep, time
+from xml.etree import ElementTree as ET
 
 import pytest
 import yaml
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
+from screenshotting.dashboard import answered
+from screenshotting.drawing import page
 from servers import PostgresServer, RabbitServer
 from servers.prometheus_binaries import find_prometheus
 from sqlalchemy import text
@@ -127,6 +130,19 @@ def test_every_query_of_the_dashboard_returns_data(seen, title, expr):
     rows = seen.prometheus.query(_filled_in(expr))
     assert rows, f"{title}: nothing"
     assert any(not math.isnan(float(row["value"][1])) for row in rows), f"{title}: only NaN"
+
+
+def test_the_picture_of_the_dashboard_has_every_panel_and_what_its_queries_answer(seen):
+    now = time()
+
+    drawn = page(answered(seen.prometheus, now - 60, now))
+
+    svg = ET.fromstring(drawn[drawn.index("<svg") :])  # noqa: S314 - our own
+    words = [text.text for text in svg.iter("text")]
+    for panel in DASHBOARD["panels"]:
+        assert panel["title"] in words
+    assert {"committed", "parked", "atomic", seen.worker} <= set(words)
+    assert len(list(svg.iter("polyline"))) > 20
 
 
 def test_the_dashboard_s_variables_and_annotations_are_answered(seen):

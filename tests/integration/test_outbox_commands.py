@@ -57,7 +57,7 @@ async def test_an_empty_outbox_is_said_to_be_empty_and_exits_0(database_url):
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "0 runs have 0 events waiting",
+        "no events wait",
         "it means: every event that was committed has been confirmed by RabbitMQ",
     ]
 

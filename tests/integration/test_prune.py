@@ -137,7 +137,7 @@ async def test_runs_with_open_incidents_go_if_told_to(engine, database_url):
     kept = await closeout("prune", "--older-than", "90d", DATABASE_URL=database_url)
     gone = await closeout("prune", "--older-than", "90d", "--open-incidents", DATABASE_URL=database_url)
 
-    assert "3 stay: their incident is OPEN (--open-incidents removes them too)" in kept.stdout
+    assert "3 stay: incident OPEN (--open-incidents removes these too)" in kept.stdout
     assert gone.stdout.startswith("3 runs removed")
     assert [await count(engine, table) for table in TABLES] == [0] * 6
 
@@ -161,7 +161,7 @@ async def test_a_dry_run_counts_and_changes_nothing_and_locks_nothing(engine, da
         done = await closeout("prune", "--older-than", "90d", "--dry-run", "--batch", "2", DATABASE_URL=database_url)
 
     assert done.stdout.splitlines()[0] == "7 runs would be removed: run_completions 7"
-    assert "2 stay: their incident is OPEN" in done.stdout
+    assert "2 stay: incident OPEN" in done.stdout
     assert await count(engine, "run_completions") == 9
 
 
@@ -184,7 +184,7 @@ async def test_an_age_at_which_a_message_may_come_again_is_refused_unless_forced
     assert (await closeout("prune", DATABASE_URL=database_url)).returncode == 2
 
     forced = await closeout("prune", "--older-than", "2d", "--force", DATABASE_URL=database_url)
-    assert forced.stdout.startswith("1 runs removed")
+    assert forced.stdout.startswith("1 run removed")
     assert (await create_transaction_coordinator(engine=engine).execute(again)).state == "committed"
 
 

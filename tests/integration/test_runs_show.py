@@ -150,11 +150,22 @@ async def test_an_unknown_run_whose_message_is_parked_is_told_to_be(database_url
 
     assert "schema_violation: status: found 'done'; expected succeeded" in told
     assert "another" not in told
-    assert f"closeout parked replay --run acme/{run.run_id}" in told
+    assert f"its runner must publish it again, rightly; then: closeout parked discard --run acme/{run.run_id}" in told
     assert plainly.returncode == 1
     found = json.loads(plainly.stdout)
     assert found["run"] is None
     assert [message["reason"] for message in found["parked"]] == ["schema_violation"]
+
+
+async def test_a_parked_message_that_was_not_at_fault_is_sent_back_once_the_cause_is_mended(
+    database_url, broker, amqp_url
+):
+    run = runs.run()
+    await parked(broker, run, "attempts_exhausted", "a constraint")
+
+    told = await shown(run, database_url, status=1, AMQP_URL=amqp_url)
+
+    assert f"once the cause is mended: closeout parked replay --run acme/{run.run_id}" in told
 
 
 async def test_an_unknown_run_that_is_nowhere_is_told_to_be_and_where_nobody_looked(

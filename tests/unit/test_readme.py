@@ -1,6 +1,9 @@
 """The README says what the code does."""
 
+import ast
+import json
 import re
+import uuid
 from pathlib import Path
 
 import yaml
@@ -13,7 +16,8 @@ from consumer.metrics import Metrics
 from domains.policies.files import read_policies
 from tests.deploy.test_alerts import ALERTS
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
 ON_CALL = README.partition("\n## For the person on call\n")[2].partition("\n## ")[0]
 
 
@@ -44,12 +48,15 @@ def test_every_command_of_the_readme_exists_and_every_command_is_in_the_readme()
         assert f"`closeout {command}" in README
 
 
-def test_the_example_message_is_valid(monkeypatch):
-    code = re.search(r"json\.dumps\(\s*(\{.*?\})\s*\),\n    pika", README, re.DOTALL)
-    assert code
-    namespace: dict[str, object] = {}
-    exec(f"import uuid, json\nbody = json.dumps({code[1]})", namespace)  # noqa: S102 - our own README
-    assert decode(str(namespace["body"]).encode(), max_bytes=10_000).run.tenant_id == "acme"
+def test_the_example_messages_are_valid():
+    examples = [ast.parse(file.read_text()) for file in (ROOT / "deploy" / "examples").glob("publish*.py")]
+    assert len(examples) == 2
+    for tree in examples:
+        (run,) = (
+            node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "RUN"
+        )
+        body = eval(f"json.dumps({ast.unparse(run)})", {"json": json, "uuid": uuid})  # noqa: S307 - our own example
+        assert decode(body.encode(), max_bytes=10_000).run.tenant_id == "acme"
 
 
 def test_the_example_policy_is_valid():
@@ -63,6 +70,17 @@ def test_every_file_that_the_readme_names_exists():
     root = Path(__file__).parents[2]
     for name in re.findall(r"`((?:consumer|domains|scripts|deploy|config)/[\w./]*|\w+\.py)`", README):
         assert (root / name).exists() or (root / "consumer" / name).exists(), name
+
+
+def test_every_link_within_the_readme_leads_to_a_heading():
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
+    )
+    # As code hosts make them.
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = re.findall(r"\]\(#([\w-]+)\)", README)
+    assert len(links) > 20
+    assert set(links) - anchors == set()
 
 
 def test_every_picture_that_the_readme_shows_exists_and_is_small():

@@ -1,0 +1,29 @@
+"""The same from another client, one that blocks: pika."""
+
+import json
+import os
+import uuid
+
+import pika
+
+RUN = {
+    "schema_version": 1,
+    "tenant_id": "acme",
+    "run_id": str(uuid.uuid4()),
+    "status": "succeeded",
+    "started_at": "2026-11-01T12:00:00Z",
+    "completed_at": "2026-11-01T12:00:30Z",
+}
+
+connection = pika.BlockingConnection(pika.URLParameters(os.environ["AMQP_URL"]))
+channel = connection.channel()
+channel.confirm_delivery()  # from here on basic_publish waits, and raises NackError or UnroutableError
+channel.basic_publish(
+    "runs",
+    "run.completed",
+    json.dumps(RUN).encode(),
+    pika.BasicProperties(content_type="application/json", delivery_mode=2, message_id=RUN["run_id"]),
+    mandatory=True,
+)
+connection.close()
+print(f"confirmed: {RUN['tenant_id']}/{RUN['run_id']}")

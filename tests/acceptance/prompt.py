@@ -1,0 +1,129 @@
+"""``closeout`` at a prompt, without the second that its imports take: a process that has them forks for each command.
+
+Each command is a process of its own whose standard output is a terminal of 80 columns, as a person has it.
+"""
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+COLUMNS, LINES = 80, 50
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class Said(NamedTuple):
+    """How a command ended and what it wrote, to standard output and standard error together."""
+
+    status: int
+    text: str
+
+
+class Prompt:
+    """Where commands are typed, in *folder* with *environ*."""
+
+    def __init__(self, folder: Path, environ: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            cwd=folder,
+            env={**environ, "NO_COLOR": "1", "TERM": "xterm-256color"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def closeout(self, *words: str) -> Said:
+        """Run the command and return what it said."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(words) + "\n")
+        self._process.stdin.flush()
+        return Said(*json.loads(self._process.stdout.readline()))
+
+    def close(self) -> None:
+        """End the process that forks."""
+        self._process.communicate(timeout=30)
+
+
+def _serve() -> None:
+    import gc
+    import pkgutil
+    import threading
+
+    from rich.console import Console
+
+    import consumer
+    from consumer.commands import output
+
+    # As they are made where standard output is a terminal; but no progress bars among the words.
+    output.out = Console(highlight=False, width=COLUMNS, force_terminal=True, color_system=None)
+    output.err = Console(stderr=True, highlight=False, force_terminal=False)
+    for module in ("sqlalchemy.dialects.postgresql.asyncpg", "alembic.command", "aio_pika"):
+        importlib.import_module(module)
+    for found in pkgutil.walk_packages(consumer.__path__, "consumer."):
+        importlib.import_module(found.name)
+    assert threading.active_count() == 1, "a process with threads cannot be forked"
+    gc.freeze()
+    with os.fdopen(os.dup(1), "w") as answers:
+        for line in sys.stdin:
+            answers.write(json.dumps(_run(json.loads(line))) + "\n")
+            answers.flush()
+
+
+def _run(words: list[str]) -> tuple[int, str]:
+    import fcntl
+    import struct
+    import termios
+
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
+    child = os.fork()
+    if child == 0:
+        _become(words, theirs)
+    os.close(theirs)
+    written = b""
+    while part := _read(ours):
+        written += part
+    os.close(ours)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return status, _ESCAPES.sub("", written.decode()).replace("\r\n", "\n")
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # EIO: the other end is closed
+        return b""
+
+
+def _become(words: list[str], terminal: int) -> None:
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(terminal, 1)
+    os.dup2(terminal, 2)
+    os.close(terminal)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.argv = ["closeout", *words]
+    status: Any = 0
+    try:
+        from consumer.cli import main
+
+        main()
+    except SystemExit as end:
+        status = end.code or 0
+    except BaseException:  # noqa: BLE001 - nothing may return into the process that forks
+        import traceback
+
+        traceback.print_exc()
+        status = 70
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,189 @@
+"""Somebody who follows the README from top to bottom: a database, a vhost, a folder, a prompt, a worker.
+
+What the README's story needs beside its own commands happens here: a cause that parks a message, an exchange that
+somebody deletes, hours that pass.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pika
+from servers import PostgresServer, RabbitServer
+from servers.ports import Port
+
+from tests import runs
+from tests.acceptance.prompt import Prompt, Said
+
+ROOT = Path(__file__).parents[2]
+CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
+PATIENCE = 30.0
+# The runs that the README names.
+PARKED = "5b2f6f0e-6d0c-4a51-9c55-0a4f8a1b7d11"
+DONE = "3c9e1a52-8f1d-4c1b-8a86-3d2f0e9b6c22"
+STRANDED = ("7a8d2b64-1f3e-4d9a-b0c7-5e6f1a2b3c33", "9d4c3b75-2a4f-4e8b-a1d8-6f7a2b3c4d44")
+LISTED = "2f1a9c3e-5b7d-4e6f-8a9b-{:012d}"
+
+
+def globex(run_id: str, **changes: Any) -> bytes:
+    fields = {"tenant_id": "globex", "run_id": run_id, "trace_id": None, "completed_at": "2026-11-01T12:00:30+00:00"}
+    return runs.body(**{**fields, **changes})
+
+
+class Reader:
+    """One reading. Files that the README's commands name lie in *folder*."""
+
+    def __init__(self, folder: Path, postgres: PostgresServer, rabbit: RabbitServer, name: str) -> None:
+        self.folder, self._postgres, self._database = folder, postgres, name
+        self.port = Port()
+        self.environ = {
+            **{name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}},
+            "PATH": f"{Path(CLOSEOUT).parent}:{os.environ['PATH']}",
+            "DATABASE_URL": postgres.create_database(name),
+            "AMQP_URL": rabbit.create_vhost(name),
+            "HTTP_HOST": "127.0.0.1",
+            "HTTP_PORT": str(self.port.number),
+            "TRANSACTION_COORDINATOR_ENABLED": "true",
+            "DELIVERY_MAX_ATTEMPTS": "1",  # parked at once, where it would be a minute
+            "LOG_LEVEL": "WARNING",
+        }
+        shutil.copytree(ROOT / "deploy" / "examples", folder / "deploy" / "examples")
+        three = [("6.25", "succeeded"), ("0.4", "succeeded"), ("7.5", "failed")]
+        lines = [
+            runs.body(run_id=LISTED.format(number), status=status, usage={"cost_usd": float(cost)},
+                      error_code="STEP_FAILURE" if status == "failed" else None)
+            for number, (cost, status) in enumerate(three)
+        ]  # fmt: skip
+        lines.append(runs.body(completed_at="yesterday"))
+        (folder / "runs.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+        (folder / "run.json").write_bytes(runs.body(run_id=LISTED.format(9), usage={"cost_usd": 6.25}))
+        self.prompt = Prompt(folder, self.environ)
+        self._started: list[subprocess.Popen[bytes]] = []
+        self._connection = pika.BlockingConnection(pika.URLParameters(self.environ["AMQP_URL"]))
+        self.channel = self._connection.channel()
+        self.channel.confirm_delivery()
+
+    def close(self) -> None:
+        self.prompt.close()
+        for process in self._started:
+            process.kill()
+            process.wait(10)
+        if self._connection.is_open:
+            self._connection.close()
+
+    # What a reader does
+
+    def start(self, *words: str) -> "subprocess.Popen[bytes]":
+        """Start a command that goes on."""
+        with (self.folder / f"{Path(words[-1]).stem}.log").open("ab") as log:
+            process = subprocess.Popen(words, cwd=self.folder, env=self.environ, stdout=log, stderr=log)
+        self._started.append(process)
+        return process
+
+    def started(self, number: int) -> "subprocess.Popen[bytes]":
+        return self._started[number]
+
+    def run(self, *words: str) -> Said:
+        """Run a command to its end."""
+        if words[0] == "closeout":
+            return self.prompt.closeout(*words[1:])
+        done = subprocess.run(
+            words, cwd=self.folder, env=self.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+        return Said(done.returncode, done.stdout)
+
+    def sql(self, statement: str) -> str:
+        return str(self._postgres.psql(statement, self._database)).strip()
+
+    def publish(self, *bodies: bytes, exchange: str = "runs", key: str = "run.completed") -> None:
+        for body in bodies:
+            properties = pika.BasicProperties(content_type="application/json", delivery_mode=2)
+            self.channel.basic_publish(exchange, key, body, properties, mandatory=True)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, f"it did not happen in time; the worker said:\n{self.log('worker')}"
+            time.sleep(0.05)
+
+    def log(self, name: str) -> str:
+        file = self.folder / f"{name}.log"
+        return file.read_text() if file.exists() else ""
+
+    def until_closed_out(self, *run_ids: str) -> None:
+        named = ", ".join(f"'{run_id}'" for run_id in run_ids)
+        query = f"SELECT count(committed_at) FROM governance.run_completions WHERE run_id IN ({named})"
+        self.until(lambda: self.sql(query) == str(len(run_ids)))
+
+    def until_told(self, runs_in_all: int) -> None:
+        query = "SELECT count(*) FROM governance.run_completions WHERE phase = 'EVENTS_PUBLISHED'"
+        self.until(lambda: self.sql(query) == str(runs_in_all))
+
+    def _ready(self, queue: str) -> int:
+        return int(self.channel.queue_declare(queue, passive=True).method.message_count)
+
+    def _parked(self, number: int) -> bool:
+        return self._ready("closeout.parked") == number
+
+    def consumers(self, queue: str) -> int:
+        """Return how many consumers *queue* has; none if there is no such queue."""
+        channel = self._connection.channel()
+        try:
+            found = channel.queue_declare(queue, passive=True).method.consumer_count
+        except pika.exceptions.ChannelClosedByBroker:
+            return 0
+        channel.close()
+        return int(found)
+
+    # What happens to a reader
+
+    def runs_get_stuck(self) -> None:
+        """Three messages are parked; then somebody deletes the exchange of events, and no relay works for minutes."""
+        self.sql(
+            "ALTER TABLE governance.incidents ADD CONSTRAINT unforeseen CHECK (agent_id <> 'nightly-report') NOT VALID"
+        )
+        bad = [b"{this is not JSON", globex(PARKED, tenant_id="no spaces allowed")]
+        for number, body in enumerate([*bad, globex(PARKED, agent_id="nightly-report")], start=1):
+            self.publish(body)
+            self.until(partial(self._parked, number))
+        self.publish(globex(DONE))
+        self.until_told(7)  # the five that the runner's guide published, the subscriber's, and this one
+        self.channel.exchange_delete("governance.events")
+        self.publish(*(globex(run_id, status="succeeded", error_code=None) for run_id in STRANDED))
+        self.until_closed_out(*STRANDED)
+        self._started[0].send_signal(signal.SIGSTOP)
+        self.sql("UPDATE governance.outbox_events SET created_at = created_at - interval '17 min'")
+
+    def work_goes_on(self) -> None:
+        self._started[0].send_signal(signal.SIGCONT)
+
+    def the_cause_is_mended(self) -> None:
+        self.sql("ALTER TABLE governance.incidents DROP CONSTRAINT unforeseen")
+
+    def a_run_grows_old(self) -> None:
+        self.sql(
+            "UPDATE governance.run_completions SET received_at = received_at - interval '100 days',"
+            f" committed_at = committed_at - interval '100 days' WHERE run_id = '{STRANDED[0]}'"
+        )
+
+    def events_come_again(self) -> list[dict[str, Any]]:
+        """Close a run out, and publish its events once more, under their ids; return them."""
+        queue = self.channel.queue_declare("", exclusive=True).method.queue
+        self.channel.queue_bind(queue, "governance.events", "#")
+        self.publish(globex(LISTED.format(8), error_code="AGENT_CRASH"))
+        self.until(lambda: self._ready(queue) == 3)
+        bodies = [self.channel.basic_get(queue, auto_ack=True)[2] for _ in range(3)]
+        events = [json.loads(body) for body in bodies]
+        for event, body in zip(events, bodies, strict=True):
+            keys = {"incident.created": "critical", "policy.evaluated": "no_violation", "run.finalized": "failed"}
+            self.publish(body, exchange="governance.events", key=f"{event['type']}.{keys[event['type']]}")
+        return events
