@@ -30,6 +30,7 @@ from consumer.publisher import ConfirmedChannel, EventPublisher
 from consumer.relay import Relay
 from consumer.settling import Settler
 from consumer.shadows import count_shadows
+from consumer.traceparent import context_in
 from consumer.transaction import RunCompletionTransaction
 from consumer.worker import Worker
 from domains.policies.book import PolicyBook
@@ -169,7 +170,7 @@ def decode_delivery(delivery: Delivery, *, settings: Settings, own_user: str | N
         user_id=properties.user_id,
         trusted_publishers=trusted | {own_user} if trusted and own_user else trusted,
     )
-    return Arrival(run, digest, delivery.received_at, properties.message_id)
+    return Arrival(run, digest, delivery.received_at, properties.message_id, context_in(properties.headers))
 
 
 def _announce(settings: Settings, http: HttpService) -> None:

@@ -124,7 +124,7 @@ class LegacyCloseOut:
                 if finding_stored is None:
                     raise UnavailableError("the incident of a half-done run vanished; trying again")
                 kept = await record_evaluation_once(conn, evaluation)
-                await outbox.stage(conn, events_for(run, finding_stored, kept, now=now))
+                await outbox.stage(conn, events_for(run, finding_stored, kept, now=now, trace=arrival.trace))
                 return []
 
     async def _publish(self, key: RunKey, phase: TransactionPhase) -> TransactionPhase:

@@ -9,7 +9,7 @@ from sqlalchemy import Row, Select, delete, func, select, update
 from sqlalchemy.dialects.postgresql import INTERVAL
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from consumer.events import OutboxEvent
+from consumer.events import OutboxEvent, trace_in
 from consumer.phases import TransactionPhase
 from domains.columns import Compiled, columns_of, insert_many, unnest
 from domains.completions import EVENTS_PER_RUN, outbox_events, run_completions
@@ -115,4 +115,5 @@ async def backlog(conn: AsyncConnection, *, at_most: int = 10_000) -> tuple[int,
 
 
 def _events(rows: Iterable[Row[Any]]) -> list[OutboxEvent]:
-    return [OutboxEvent(**row._mapping) for row in rows]  # noqa: SLF001 - SQLAlchemy's public, underscored name
+    # _mapping is SQLAlchemy's public, underscored name.
+    return [OutboxEvent(**row._mapping, trace=trace_in(row.body)) for row in rows]  # noqa: SLF001

@@ -154,5 +154,6 @@ def _framed(channel: AmqpChannel, event: OutboxEvent) -> tuple[str, bytes]:
         kind=event.type,
         body=event.body.encode(),
         body_max=channel.max_content_size,
+        trace=event.trace,
     )
     return event_id, frames

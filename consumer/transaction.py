@@ -128,8 +128,8 @@ class RunCompletionTransaction:
         attempt.done(TransactionPhase.INCIDENT_CREATED, await record_incidents(conn, findings))
         attempt.done(TransactionPhase.POLICY_EVALUATED, await record_evaluations(conn, evaluations))
         attempt.done(TransactionPhase.TRACE_COMPLETED, await complete_traces(conn, runs))
-        for run, finding, evaluation in zip(runs, findings, evaluations, strict=True):
-            attempt.events += events_for(run, finding, evaluation, now=now)
+        for arrival, finding, evaluation in zip(attempt.new, findings, evaluations, strict=True):
+            attempt.events += events_for(arrival.run, finding, evaluation, now=now, trace=arrival.trace)
         await outbox.stage(conn, attempt.events)
 
     async def _undo(
