@@ -16,11 +16,14 @@ from consumer.broker import BrokerConnection
 from consumer.parking import PARKED_QUEUE
 from consumer.publisher import EVENTS_EXCHANGE, ConfirmedChannel
 from consumer.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
+from consumer.tracing import Tracing
 from domains import tables
 
 
 @asynccontextmanager
-async def worker(database_url: str, amqp_url: str, **environ: str) -> AsyncIterator[Service]:
+async def worker(
+    database_url: str, amqp_url: str, *, tracing: Tracing | None = None, **environ: str
+) -> AsyncIterator[Service]:
     settings = load_settings(
         {
             "DATABASE_URL": database_url,
@@ -31,7 +34,7 @@ async def worker(database_url: str, amqp_url: str, **environ: str) -> AsyncItera
             **environ,
         }
     )
-    service = build_service(settings)
+    service = build_service(settings, tracing=tracing)
     running = asyncio.create_task(service.run())
     try:
         yield service
