@@ -24,7 +24,7 @@ from opentelemetry.trace import (
 )
 
 from consumer.attempt import TransactionResult
-from consumer.errors import MessageRefusedError, TransactionFailed
+from consumer.errors import MessageRefusedError, TransactionFailed, sqlstate_of
 from consumer.events import OutboxEvent
 from consumer.inbox import Arrival
 from consumer.intake import Delivery
@@ -214,13 +214,13 @@ def _conclude(span: Span, outcome: Outcome) -> None:
 
 
 def _fail(span: Span, error: BaseException) -> None:
-    """Say that *span* failed, and by which class of error; a refusal's reason, and a rollback's cause, say more."""
+    """Say that *span* failed, and by what kind of error: a refusal's reason, a SQLSTATE, or a class."""
     words, cause = None, error
     if isinstance(error, TransactionFailed):
         words, cause = f"rolled back at {error.phase}", error.cause
-    origin = getattr(cause, "orig", None) or cause  # SQLAlchemy's wrapper says less than what it wraps
+    kind = cause.reason if isinstance(cause, MessageRefusedError) else sqlstate_of(cause) or type(cause).__name__
     span.set_status(Status(StatusCode.ERROR, words))
-    span.set_attribute("error.type", error.reason if isinstance(error, MessageRefusedError) else type(origin).__name__)
+    span.set_attribute("error.type", kind)
 
 
 def _identity(arrival: Arrival) -> dict[str, str]:

@@ -20,7 +20,7 @@ def event(*, routing_key: str = "incident.created.HIGH", body: str = "{}") -> Ou
     )  # fmt: skip
 
 
-def publisher(broker: BrokerConnection, require_subscribers: bool = False) -> EventPublisher:
+def publisher(broker: BrokerConnection, *, require_subscribers: bool = False) -> EventPublisher:
     return EventPublisher(ConfirmedChannel(broker), metrics=Metrics(), require_subscribers=require_subscribers)
 
 

@@ -22,7 +22,7 @@ from domains import tables
 
 @asynccontextmanager
 async def worker(
-    database_url: str, amqp_url: str, *, tracing: Tracing | None = None, **environ: str
+    database_url: str, amqp_url: str, tracing: Tracing | None = None, /, **environ: str
 ) -> AsyncIterator[Service]:
     settings = load_settings(
         {
@@ -68,12 +68,12 @@ async def listen(broker: BrokerConnection) -> list[DeliveredMessage]:
     return events
 
 
-async def parked(broker: BrokerConnection, at_least: int) -> list[DeliveredMessage]:
+async def parked(broker: BrokerConnection, at_least: int, *, queue: str = PARKED_QUEUE) -> list[DeliveredMessage]:
     channel = await broker.channel(confirms=False)
     found: list[DeliveredMessage] = []
     async with asyncio.timeout(15):
         while len(found) < at_least:
-            message = await channel.basic_get(PARKED_QUEUE, no_ack=True)
+            message = await channel.basic_get(queue, no_ack=True)
             if message.delivery_tag is None:
                 await asyncio.sleep(0.02)
             else:
