@@ -18,7 +18,7 @@ from consumer.broker import BrokerConnection
 from consumer.inbox import Arrival
 from consumer.legacy import LegacyCloseOut
 from consumer.metrics import Metrics
-from consumer.parking import RETRY_QUEUE, headers_of
+from consumer.parking import RETRY_QUEUE, headers_of, retry_later
 from consumer.publisher import ConfirmedChannel, EventPublisher
 from consumer.relay import Relay
 from consumer.settlement import Failed, Outcome
@@ -98,11 +98,11 @@ async def test_a_resend_under_another_traceparent_is_a_duplicate(database_url, a
     assert [named(event) for event in events[:3]] == [SENDER] * 3
 
 
-async def test_a_copy_that_waits_to_be_tried_again_keeps_its_trace(database_url, amqp_url, engine, broker):
-    await break_writes_to(engine, "incidents")
-    async with worker(database_url, amqp_url):
-        await publish(broker, runs.body(), headers=SENDER.headers)
-        (copy,) = await parked(broker, 1, queue=RETRY_QUEUE)
+async def test_a_copy_that_waits_to_be_tried_again_keeps_its_trace(broker):
+    await publish(broker, runs.body(), headers=SENDER.headers)
+    (message,) = await emptied(broker, "closeout.run-completed")
+    await retry_later(ConfirmedChannel(broker), message, attempts=1, error="unforeseen")
+    (copy,) = await parked(broker, 1, queue=RETRY_QUEUE)
     assert context_in(headers_of(copy)) == SENDER
 
 
