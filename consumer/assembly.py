@@ -32,6 +32,8 @@ from consumer.relay import Relay
 from consumer.rights import probe_rights
 from consumer.settling import Settler
 from consumer.shadows import count_shadows
+from consumer.traceparent import context_in
+from consumer.tracing import NoTracing, Tracing
 from consumer.transaction import RunCompletionTransaction
 from consumer.worker import Worker
 from domains.policies.book import PolicyBook
@@ -53,6 +55,7 @@ class Service:
     engine: AsyncEngine
     publishing: BrokerConnection
     watch: Callable[[asyncio.Event], Coroutine[Any, Any, None]]
+    tracing: Tracing
 
     async def run(self, *, on_signal: Callable[[], None] | None = None) -> None:
         """Work until SIGTERM or SIGINT, drain, and close everything; a second signal ends the process at once.
@@ -60,6 +63,7 @@ class Service:
         *on_signal* is called at the first one.
         """
         async with AsyncExitStack() as closing:
+            closing.push_async_callback(self.tracing.close)  # last: what closing the others tells goes out too
             closing.push_async_callback(self.engine.dispose)
             closing.push_async_callback(self.publishing.close)
             closing.push_async_callback(self.console.close)
@@ -93,9 +97,10 @@ class Service:
             loop.add_signal_handler(number, on_signal, number)
 
 
-def build_service(settings: Settings) -> Service:
+def build_service(settings: Settings, *, tracing: Tracing | None = None) -> Service:
     """Assemble the worker that *settings* describe. Needs a running loop; nothing is connected yet."""
     metrics = Metrics()
+    tracing = tracing or NoTracing()
     # CPU, memory and files of the process, under the names that every dashboard knows.
     ProcessCollector(registry=metrics.registry)
     metrics.coordinator_enabled.set(settings.transaction_coordinator_enabled)
@@ -110,14 +115,18 @@ def build_service(settings: Settings) -> Service:
     # Two connections: a broker in alarm blocks publishers, and acks must still flow.
     consuming = BrokerConnection(amqp_url, name="closeout consume")
     publishing = BrokerConnection(amqp_url, name="closeout publish")
-    publisher = partial(EventPublisher, metrics=metrics, require_subscribers=settings.require_event_subscribers)
+    publisher = partial(
+        EventPublisher, metrics=metrics, require_subscribers=settings.require_event_subscribers, tracing=tracing
+    )
     policies = PolicyBook()
     leaving = asyncio.Event()
     parked = ParkedLately()
     events = publisher(ConfirmedChannel(publishing))
     dispatcher = Dispatcher(
-        coordinator=RunCompletionTransaction(engine=engine, policies=policies, publisher=events, metrics=metrics),
-        legacy=LegacyCloseOut(engine=engine, policies=policies, publisher=events, metrics=metrics),
+        coordinator=RunCompletionTransaction(
+            engine=engine, policies=policies, publisher=events, metrics=metrics, tracing=tracing
+        ),
+        legacy=LegacyCloseOut(engine=engine, policies=policies, publisher=events, metrics=metrics, tracing=tracing),
         rollout=Rollout(
             settings.transaction_coordinator_enabled,
             settings.transaction_coordinator_tenants,
@@ -128,8 +137,8 @@ def build_service(settings: Settings) -> Service:
     )
     worker = Worker(
         connection=consuming,
-        decode=partial(decode_delivery, settings=settings, publishing=publishing),
-        close_out=partial(count_shadows, close_out=dispatcher.close_out, metrics=metrics),
+        decode=tracing.decoding(partial(decode_delivery, settings=settings, publishing=publishing)),
+        close_out=tracing.closing_out(partial(count_shadows, close_out=dispatcher.close_out, metrics=metrics)),
         settler=Settler(
             channel=RememberingChannel(publishing, parked),
             metrics=metrics,
@@ -156,7 +165,7 @@ def build_service(settings: Settings) -> Service:
     http = HttpService(application(metrics, health, console), host=settings.http_host, port=settings.http_port)
     _announce(settings, http)
     watch = partial(watch_outbox, engine=engine, metrics=metrics)
-    return Service(worker, relay, http, console, engine, publishing, watch)
+    return Service(worker, relay, http, console, engine, publishing, watch, tracing)
 
 
 def decode_delivery(delivery: Delivery, *, settings: Settings, publishing: BrokerConnection) -> Arrival:
@@ -174,7 +183,7 @@ def decode_delivery(delivery: Delivery, *, settings: Settings, publishing: Broke
         user_id=properties.user_id,
         trusted_publishers=trusted | {own_user} if trusted and own_user else trusted,
     )
-    return Arrival(run, digest, delivery.received_at, properties.message_id)
+    return Arrival(run, digest, delivery.received_at, properties.message_id, context_in(properties.headers))
 
 
 def _announce(settings: Settings, http: HttpService) -> None:

@@ -12,6 +12,7 @@ from consumer.metrics import installed_version
 from consumer.publisher import EVENTS_EXCHANGE
 from consumer.schema import KINDS, Schema, definitions_of, envelope_of
 from consumer.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
+from consumer.traceparent import TRACEPARENT, TRACEPARENT_PATTERN, TRACESTATE, TRACESTATE_CHARACTERS_MAX
 from consumer.worker import RUN_COMPLETED_QUEUE
 from domains.run import CompletedRun
 
@@ -87,7 +88,9 @@ def _messages() -> Schema:
         "summary": f"At most {limit:,} bytes, unless MESSAGE_MAX_BYTES says otherwise. Properties message_id and "
         "user_id are optional, the latter unless TRUSTED_PUBLISHERS is set.",
         "contentType": JSON,
-        "headers": {"type": "object", "properties": {"traceparent": {"type": "string"}}},
+        "headers": _trace_headers(
+            "W3C: the runner's span. The run's events belong under it; one that is not valid is left out"
+        ),
         "payload": {"$ref": "#/components/schemas/CompletedRun"},
     }
     events = {
@@ -96,12 +99,19 @@ def _messages() -> Schema:
             "summary": "Property message_id is the event's id, correlation_id the run's.",
             "contentType": CONTENT_TYPE,
             "correlationId": {"location": "$message.payload#/data/run_id"},
+            "headers": _trace_headers("the attribute of the same name, where the event has it"),
             "payload": {"$ref": f"#/components/schemas/{kind.envelope}"},
             "bindings": {"amqp": {"messageType": kind.name, **_BINDING}},
         }
         for kind in KINDS
     }
     return {"runCompleted": run_completed, **events, "parked": _parked_message()}
+
+
+def _trace_headers(words: str) -> Schema:
+    traceparent = {"type": "string", "pattern": TRACEPARENT_PATTERN, "description": words}
+    tracestate = {"type": "string", "maxLength": TRACESTATE_CHARACTERS_MAX, "description": "W3C, beside traceparent"}
+    return {"type": "object", "properties": {TRACEPARENT: traceparent, TRACESTATE: tracestate}}
 
 
 def _parked_message() -> Schema:

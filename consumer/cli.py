@@ -52,12 +52,14 @@ def worker() -> None:
 
     import uvloop
 
+    from config.telemetry import span_exporters
     from consumer.assembly import build_service
+    from consumer.tracing import load_tracing
 
     settings = settings_for()
 
     async def work() -> None:
-        service = build_service(settings)
+        service = build_service(settings, tracing=load_tracing(span_exporters()))
         # What is there now stays; and a batch is thousands of objects without a cycle among them, which Python's
         # default of 700 has looked through three times a batch of 100: 8% of a transaction's CPU.
         gc.collect()

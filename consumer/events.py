@@ -1,17 +1,19 @@
 """What to tell downstream once a run is closed out: pure. Contract section 4.
 
 An event is a CloudEvent 1.0 in structured JSON. It is built once, inside the transaction, and stored as the text
-that goes out; publishing again sends the same text under the same id.
+that goes out; publishing again sends the same text under the same id. The trace that the run's message named goes
+along as CloudEvents' distributed tracing extension, so that whoever publishes the text later finds it there.
 """
 
 from datetime import datetime
-from typing import Literal, TypedDict
+from typing import Annotated, Literal, TypedDict
 from uuid import UUID
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 from uuid_utils.compat import uuid7
 
+from consumer.traceparent import TRACEPARENT_PATTERN, TRACESTATE_CHARACTERS_MAX, TraceContext
 from domains.incidents.rules import Finding, Incident, severity_of
 from domains.policies.rules import Evaluation, Violation
 from domains.run import CompletedRun, RunKey
@@ -69,6 +71,14 @@ class RunFinalized(About, frozen=True, kw_only=True):
     completed_at: datetime
 
 
+Traceparent = Annotated[
+    str,
+    Meta(pattern=TRACEPARENT_PATTERN, description="W3C: the span that the event belongs under; none, if none is known"),
+]
+Tracestate = Annotated[
+    str, Meta(max_length=TRACESTATE_CHARACTERS_MAX, description="W3C: what tracing vendors add to traceparent")
+]
+
 Data = IncidentCreated | IncidentSuppressed | PolicyEvaluated | RunFinalized
 
 
@@ -82,7 +92,16 @@ class CloudEvent(Struct, frozen=True, kw_only=True):
     subject: str
     time: datetime
     datacontenttype: Literal["application/json"] = "application/json"
+    traceparent: Traceparent | UnsetType = UNSET
+    tracestate: Tracestate | UnsetType = UNSET
     data: Data
+
+
+class _Traced(Struct):
+    """What of an event's text says which trace it belongs to."""
+
+    traceparent: str | None = None
+    tracestate: str | None = None
 
 
 class _AboutFields(TypedDict):
@@ -102,12 +121,15 @@ class OutboxEvent(Struct, frozen=True, kw_only=True):
     type: str
     routing_key: str
     body: str
+    trace: TraceContext | None = None  # no column of its own: it is in the body
 
     @property
     def key(self) -> RunKey:
         """The run whose event this is."""
         return RunKey(self.tenant_id, self.run_id)
 
+
+_decoder = msgspec.json.Decoder(_Traced)
 
 # The order within a run, and the type, of each kind of data.
 _KINDS: dict[type[Data], tuple[int, EventType]] = {
@@ -118,10 +140,16 @@ _KINDS: dict[type[Data], tuple[int, EventType]] = {
 }
 
 
+def trace_in(body: str) -> TraceContext | None:
+    """Return the trace context that an event's text carries."""
+    traced = _decoder.decode(body)
+    return TraceContext(traced.traceparent, traced.tracestate) if traced.traceparent else None
+
+
 def events_for(
-    run: CompletedRun, finding: Finding, evaluation: Evaluation, *, now: datetime
+    run: CompletedRun, finding: Finding, evaluation: Evaluation, *, now: datetime, trace: TraceContext | None = None
 ) -> tuple[OutboxEvent, OutboxEvent, OutboxEvent]:
-    """Return *run*'s three events in the order in which they are published."""
+    """Return *run*'s three events in the order in which they are published, each carrying *trace* if there is one."""
     about: _AboutFields = {
         "tenant_id": run.tenant_id,
         "run_id": run.run_id,
@@ -147,9 +175,9 @@ def events_for(
         **about,
     )
     return (
-        _event(_finding_data(finding, about), severity, now),
-        _event(evaluated, evaluation.outcome, now),
-        _event(finalized, run.status, now),
+        _event(_finding_data(finding, about), severity, now, trace),
+        _event(evaluated, evaluation.outcome, now, trace),
+        _event(finalized, run.status, now, trace),
     )
 
 
@@ -171,10 +199,18 @@ def _finding_data(finding: Finding, about: _AboutFields) -> IncidentCreated | In
     )
 
 
-def _event(data: Data, last_word: str, now: datetime) -> OutboxEvent:
+def _event(data: Data, last_word: str, now: datetime, trace: TraceContext | None) -> OutboxEvent:
     sequence, kind = _KINDS[type(data)]
     event_id = uuid7()
-    envelope = CloudEvent(id=event_id, type=kind, subject=f"{data.tenant_id}/{data.run_id}", time=now, data=data)
+    envelope = CloudEvent(
+        id=event_id,
+        type=kind,
+        subject=f"{data.tenant_id}/{data.run_id}",
+        time=now,
+        traceparent=trace.traceparent if trace else UNSET,
+        tracestate=(trace.tracestate or UNSET) if trace else UNSET,
+        data=data,
+    )
     return OutboxEvent(
         tenant_id=data.tenant_id,
         run_id=data.run_id,
@@ -183,4 +219,5 @@ def _event(data: Data, last_word: str, now: datetime) -> OutboxEvent:
         type=kind,
         routing_key=f"{kind}.{last_word.lower()}",
         body=msgspec.json.encode(envelope).decode(),
+        trace=trace,
     )

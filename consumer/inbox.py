@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from consumer.errors import UnavailableError
 from consumer.phases import TransactionPhase
+from consumer.traceparent import TraceContext
 from domains.columns import Compiled, columns_of, given_rows, unnest
 from domains.completions import run_completions
 from domains.run import CompletedRun, RunKey
@@ -27,12 +28,13 @@ _FROM_RUN = (
 
 
 class Arrival(NamedTuple):
-    """A run as it arrived: what the claim stores beside the run's own fields."""
+    """A run as it arrived: what the claim stores beside the run's own fields, and the trace that it belongs to."""
 
     run: CompletedRun
     digest: bytes
     received_at: datetime
     message_id: str | None = None
+    trace: TraceContext | None = None  # what is done for the run, and its events, belong under it
 
     @classmethod
     def of(cls, run: CompletedRun) -> "Arrival":

@@ -19,6 +19,7 @@ from consumer.inbox import Arrival, ClaimState
 from consumer.metrics import Metrics
 from consumer.phases import PhaseMachine, TransactionPhase
 from consumer.publisher import EventPublisher
+from consumer.tracing import NoTracing, OnPhase, Tracing
 from domains.completions import run_completions
 from domains.incidents.rules import finding_for
 from domains.incidents.writes import record_once, result_of, standing
@@ -53,20 +54,22 @@ class LegacyCloseOut:
         policies: PolicyBook,
         publisher: EventPublisher | None = None,
         metrics: Metrics | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._engine = engine
         self._policies = policies
         self._publisher = publisher
         self._metrics = metrics or Metrics()
+        self._tracing = tracing or NoTracing()
 
     async def execute(self, arrival: Arrival) -> TransactionResult:
         """Close out *arrival*, or what is left of it; raise :class:`TransactionFailed` where a write failed."""
-        with structlog.contextvars.bound_contextvars(
-            tenant_id=arrival.run.tenant_id, run_id=str(arrival.run.run_id), mode=self.mode
-        ):
-            return await self._execute(arrival)
+        run = arrival.run
+        about = structlog.contextvars.bound_contextvars(tenant_id=run.tenant_id, run_id=str(run.run_id), mode=self.mode)
+        with about, self._tracing.attempt([arrival], mode=self.mode) as told:
+            return await self._execute(arrival, told)
 
-    async def _execute(self, arrival: Arrival) -> TransactionResult:
+    async def _execute(self, arrival: Arrival, told: OnPhase | None) -> TransactionResult:
         started = perf_counter()
         run = arrival.run
         async with self._engine.begin() as conn:
@@ -78,6 +81,8 @@ class LegacyCloseOut:
         phase = claim.phase
         while phase in _NEXT:
             phase = await self._step(arrival, phase, results)
+            if told is not None:
+                told(phase)
         if state is not ClaimState.DUPLICATE:
             self._metrics.transactions.labels(self.mode, "committed").inc()
             self._metrics.transaction_duration.labels(self.mode).observe(perf_counter() - started)
@@ -124,7 +129,7 @@ class LegacyCloseOut:
                 if finding_stored is None:
                     raise UnavailableError("the incident of a half-done run vanished; trying again")
                 kept = await record_evaluation_once(conn, evaluation)
-                await outbox.stage(conn, events_for(run, finding_stored, kept, now=now))
+                await outbox.stage(conn, events_for(run, finding_stored, kept, now=now, trace=arrival.trace))
                 return []
 
     async def _publish(self, key: RunKey, phase: TransactionPhase) -> TransactionPhase:

@@ -9,7 +9,7 @@ from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.dialects.postgresql import INTERVAL
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from consumer.events import OutboxEvent
+from consumer.events import OutboxEvent, trace_in
 from consumer.phases import TransactionPhase
 from domains.columns import Compiled, columns_of, insert_many, unnest
 from domains.completions import EVENTS_PER_RUN, outbox_events, run_completions
@@ -67,7 +67,8 @@ async def stage(conn: AsyncConnection, events: Sequence[OutboxEvent]) -> None:
 async def unpublished(conn: AsyncConnection, keys: Iterable[RunKey]) -> list[OutboxEvent]:
     """Return what the outbox still holds of the runs *keys*, in order within each run."""
     rows = await _UNPUBLISHED.execute(conn, columns_of(_KEYS, keys))
-    return [OutboxEvent(**dict(zip(_EVENT, row, strict=True))) for row in rows]
+    named = (dict(zip(_EVENT, row, strict=True)) for row in rows)
+    return [OutboxEvent(**row, trace=trace_in(row["body"])) for row in named]
 
 
 async def mark(conn: AsyncConnection, confirmed: Sequence[OutboxEvent]) -> set[RunKey]:

@@ -9,6 +9,7 @@ that it rolled back, or a COMMIT was sent and no answer came. The run's next del
 looks. And NOT_STARTED is stored by the legacy path only: there the inbox row is committed before any domain write.
 """
 
+from collections.abc import Callable
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -54,12 +55,18 @@ class IllegalMoveError(RuntimeError):
 
 
 class PhaseMachine:
-    """Where one attempt stands. It starts at NOT_STARTED unless a stored phase is resumed."""
+    """Where one attempt stands. It starts at NOT_STARTED unless a stored phase is resumed; *told* hears each move."""
 
-    __slots__ = ("_current",)
+    __slots__ = ("_current", "_told")
 
-    def __init__(self, start: TransactionPhase = TransactionPhase.NOT_STARTED) -> None:
+    def __init__(
+        self,
+        start: TransactionPhase = TransactionPhase.NOT_STARTED,
+        *,
+        told: Callable[[TransactionPhase], None] | None = None,
+    ) -> None:
         self._current = start
+        self._told = told
 
     @property
     def current(self) -> TransactionPhase:
@@ -71,6 +78,8 @@ class PhaseMachine:
         if target not in LEGAL_MOVES[self._current]:
             raise IllegalMoveError(self._current, target)
         self._current = target
+        if self._told is not None:
+            self._told(target)
         return target
 
 

@@ -18,6 +18,7 @@ from consumer.errors import UnavailableError, one_line
 from consumer.events import OutboxEvent
 from consumer.frames import event_frames
 from consumer.metrics import Metrics
+from consumer.tracing import NoTracing, Tracing
 from domains.run import RunKey
 
 log = structlog.get_logger(__name__)
@@ -117,9 +118,17 @@ class ConfirmedChannel:
 class EventPublisher:
     """Publishes outbox events. The worker's fast path and its relay have one each, on one connection."""
 
-    def __init__(self, channel: ConfirmedChannel, *, metrics: Metrics, require_subscribers: bool = False) -> None:
+    def __init__(
+        self,
+        channel: ConfirmedChannel,
+        *,
+        metrics: Metrics,
+        require_subscribers: bool = False,
+        tracing: Tracing | None = None,
+    ) -> None:
         self._channel = channel
         self._metrics = metrics
+        self._tracing = tracing or NoTracing()
         self._require_subscribers = require_subscribers
 
     async def publish(self, events: Sequence[OutboxEvent]) -> Published:
@@ -128,6 +137,13 @@ class EventPublisher:
         Of each run only a prefix counts as confirmed: after an event that failed, the run's later ones are left to
         be sent again behind it, so that a subscriber that remembers ids sees the run's order.
         """
+        with self._tracing.sending(events) as failed:
+            outcome = await self._publish(events)
+            if failed is not None and outcome.failure is not None:
+                failed(outcome.failure)
+        return outcome
+
+    async def _publish(self, events: Sequence[OutboxEvent]) -> Published:
         try:
             channel = await self._channel.opened()
         except UnavailableError as error:
@@ -192,5 +208,6 @@ def _framed(channel: AmqpChannel, event: OutboxEvent) -> tuple[str, bytes]:
         kind=event.type,
         body=event.body.encode(),
         body_max=channel.max_content_size,
+        trace=event.trace,
     )
     return event_id, frames

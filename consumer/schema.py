@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from consumer.events import (
     CloudEvent,
@@ -16,6 +16,7 @@ from consumer.events import (
     RunFinalized,
 )
 from consumer.message import MAX_COST_DECIMALS, MAX_COST_USD, SCHEMA_VERSION
+from consumer.traceparent import TRACE
 from domains.incidents.rules import Severity
 from domains.policies.rules import Outcome
 from domains.run import CompletedRun, RunStatus
@@ -87,10 +88,11 @@ def events_schema() -> Schema:
 def envelope_of(kind: Kind) -> type[Struct]:
     """Return CloudEvent narrowed to *kind*: msgspec has no schema for its union, whose members carry no tag.
 
-    Nothing has a default: all fields are written always.
+    Nothing else than what :data:`TRACE` names has a default: all other fields are written always.
     """
     hints = get_type_hints(CloudEvent, include_extras=True) | {"type": Literal[kind.name], "data": kind.data}
-    return msgspec.defstruct(kind.envelope, list(hints.items()), namespace={"__doc__": kind.data.__doc__})
+    fields = [(name, hint, UNSET) if name in TRACE else (name, hint) for name, hint in hints.items()]
+    return msgspec.defstruct(kind.envelope, fields, namespace={"__doc__": kind.data.__doc__}, kw_only=True)
 
 
 def definitions_of(types: Sequence[type[Struct]], prefix: str) -> Schema:

@@ -19,9 +19,10 @@ from consumer.errors import TransactionFailed, one_line
 from consumer.events import events_for
 from consumer.inbox import Arrival, ClaimState
 from consumer.metrics import Metrics
-from consumer.phases import TransactionPhase
+from consumer.phases import PhaseMachine, TransactionPhase
 from consumer.publisher import EventPublisher
 from consumer.rollbacks import record_rollbacks
+from consumer.tracing import NoTracing, Tracing
 from domains.incidents.rules import finding_for
 from domains.incidents.writes import record as record_incidents
 from domains.policies.book import PolicyBook
@@ -51,6 +52,7 @@ class RunCompletionTransaction:
         policies: PolicyBook,
         publisher: EventPublisher | None = None,
         metrics: Metrics | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._engine = engine
         # The mark is one statement: with BEGIN and COMMIT around it, it would be three round trips.
@@ -58,6 +60,7 @@ class RunCompletionTransaction:
         self._policies = policies
         self._publisher = publisher
         self._metrics = metrics or Metrics()
+        self._tracing = tracing or NoTracing()
 
     async def execute(self, run: CompletedRun | Arrival) -> TransactionResult:
         """Close out one run; raise :class:`TransactionFailed` if it was rolled back."""
@@ -73,8 +76,10 @@ class RunCompletionTransaction:
         unique: dict[RunKey, Arrival] = {}
         for arrival in arrivals:
             unique.setdefault(arrival.key, arrival)
-        attempt = Attempt(list(unique.values()), results={key: [] for key in unique})
-        with structlog.contextvars.bound_contextvars(**_about(attempt.arrivals)):
+        firsts = list(unique.values())
+        about = structlog.contextvars.bound_contextvars(**_about(firsts))
+        with about, self._tracing.attempt(firsts, mode=self.mode) as told:
+            attempt = Attempt(firsts, PhaseMachine(told=told), results={key: [] for key in unique})
             await self._commit(attempt)
             self._observe(attempt)
             published = await self._publish(attempt)
@@ -128,8 +133,8 @@ class RunCompletionTransaction:
         attempt.done(TransactionPhase.INCIDENT_CREATED, await record_incidents(conn, findings))
         attempt.done(TransactionPhase.POLICY_EVALUATED, await record_evaluations(conn, evaluations))
         attempt.done(TransactionPhase.TRACE_COMPLETED, await complete_traces(conn, runs))
-        for run, finding, evaluation in zip(runs, findings, evaluations, strict=True):
-            attempt.events += events_for(run, finding, evaluation, now=now)
+        for arrival, finding, evaluation in zip(attempt.new, findings, evaluations, strict=True):
+            attempt.events += events_for(arrival.run, finding, evaluation, now=now, trace=arrival.trace)
         await outbox.stage(conn, attempt.events)
 
     async def _undo(

@@ -9,6 +9,7 @@ from typing import IO, Annotated
 
 import typer
 from aiormq import spec
+from pamqp.common import FieldTable
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from consumer.broker import BrokerConnection
@@ -19,17 +20,22 @@ from consumer.frames import PERSISTENT
 from consumer.message import CONTENT_TYPE, decode
 from consumer.publisher import ConfirmedChannel
 from consumer.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
+from consumer.traceparent import TRACEPARENT, valid_traceparent
 
 # Messages on their way at once: a quorum queue confirms in groups, waiting for each would be 10 times slower.
 _WINDOW = 200
 # Faulty lines that are named one by one.
 _NAMED_FAULTS = 20
+_TRACEPARENT_WORDS = "00, 32 and 16 hexadecimal digits and two of flags, with - between and not all 0"
 
 
 def publish(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON Lines, one message a line; - is standard input.")],
     *,
     raw: Annotated[bool, typer.Option(help="Publish every line as it is, valid or not.")] = False,
+    traceparent: Annotated[
+        str | None, typer.Option(metavar="W3C", help="Send each message with this traceparent: 00-TRACE-SPAN-FLAGS.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
     """Publish run-completed messages and wait for the broker's confirm of each.
@@ -42,8 +48,14 @@ def publish(
     settings = settings_for(need_database=False)
     if str(file) != "-" and not file.is_file():
         fail(f"FILE: {file} is not a file", status=EXIT_USAGE)
+    headers: FieldTable | None = None
+    if traceparent is not None:
+        if valid_traceparent(traceparent) is None:
+            fail(f"--traceparent: found {traceparent!r}; expected {_TRACEPARENT_WORDS}", status=EXIT_USAGE)
+        headers = {TRACEPARENT: traceparent}
+    amqp_url = settings.amqp_url.get_secret_value()
     with nullcontext(sys.stdin.buffer) if str(file) == "-" else file.open("rb") as lines:
-        counts = asyncio.run(_publish(lines, settings.amqp_url.get_secret_value(), settings.message_max_bytes, raw=raw))
+        counts = asyncio.run(_publish(lines, amqp_url, settings.message_max_bytes, raw=raw, headers=headers))
     if as_json:
         print_json(counts)
     else:
@@ -52,7 +64,9 @@ def publish(
         raise typer.Exit(1)
 
 
-async def _publish(lines: IO[bytes], amqp_url: str, max_bytes: int, *, raw: bool) -> dict[str, int]:
+async def _publish(
+    lines: IO[bytes], amqp_url: str, max_bytes: int, *, raw: bool, headers: FieldTable | None
+) -> dict[str, int]:
     counts = {"published": 0, "refused": 0}
     connection = BrokerConnection(amqp_url, name="closeout publish")
     channel = ConfirmedChannel(connection)
@@ -72,7 +86,7 @@ async def _publish(lines: IO[bytes], amqp_url: str, max_bytes: int, *, raw: bool
                 exchange=RUNS_EXCHANGE,
                 routing_key=RUN_COMPLETED_KEY,
                 body=body,
-                properties=spec.Basic.Properties(content_type=CONTENT_TYPE, delivery_mode=PERSISTENT),
+                properties=spec.Basic.Properties(content_type=CONTENT_TYPE, delivery_mode=PERSISTENT, headers=headers),
             )
         finally:
             window.release()

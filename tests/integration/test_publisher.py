@@ -20,8 +20,8 @@ def event(*, routing_key: str = "incident.created.HIGH", body: str = "{}") -> Ou
     )  # fmt: skip
 
 
-def publisher(broker: BrokerConnection, **more: bool) -> EventPublisher:
-    return EventPublisher(ConfirmedChannel(broker), metrics=Metrics(), **more)
+def publisher(broker: BrokerConnection, *, require_subscribers: bool = False) -> EventPublisher:
+    return EventPublisher(ConfirmedChannel(broker), metrics=Metrics(), require_subscribers=require_subscribers)
 
 
 async def received(found: list, number: int) -> list:

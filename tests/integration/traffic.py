@@ -16,12 +16,15 @@ from consumer.broker import BrokerConnection
 from consumer.parking import PARKED_QUEUE
 from consumer.publisher import EVENTS_EXCHANGE, ConfirmedChannel
 from consumer.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
+from consumer.tracing import Tracing
 from domains import tables
 from tests.roles import WORKER, WORKER_USER, as_role, as_user
 
 
 @asynccontextmanager
-async def worker(database_url: str, amqp_url: str, **environ: str) -> AsyncIterator[Service]:
+async def worker(
+    database_url: str, amqp_url: str, tracing: Tracing | None = None, /, **environ: str
+) -> AsyncIterator[Service]:
     """Run a worker, as the role and the user that are a worker's where the URLs are an administrator's."""
     settings = load_settings(
         {
@@ -33,7 +36,7 @@ async def worker(database_url: str, amqp_url: str, **environ: str) -> AsyncItera
             **environ,
         }
     )
-    service = build_service(settings)
+    service = build_service(settings, tracing=tracing)
     running = asyncio.create_task(service.run())
     try:
         yield service
@@ -67,12 +70,12 @@ async def listen(broker: BrokerConnection) -> list[DeliveredMessage]:
     return events
 
 
-async def parked(broker: BrokerConnection, at_least: int) -> list[DeliveredMessage]:
+async def parked(broker: BrokerConnection, at_least: int, *, queue: str = PARKED_QUEUE) -> list[DeliveredMessage]:
     channel = await broker.channel(confirms=False)
     found: list[DeliveredMessage] = []
     async with asyncio.timeout(15):
         while len(found) < at_least:
-            message = await channel.basic_get(PARKED_QUEUE, no_ack=True)
+            message = await channel.basic_get(queue, no_ack=True)
             if message.delivery_tag is None:
                 await asyncio.sleep(0.02)
             else:

@@ -11,6 +11,7 @@ from pamqp.header import ContentHeader
 
 from consumer.events import CONTENT_TYPE
 from consumer.frames import PERSISTENT, event_frames
+from consumer.traceparent import TraceContext
 
 NAMES = st.text(st.characters(codec="ascii", exclude_characters="\0"), min_size=1, max_size=200)
 
@@ -22,9 +23,10 @@ NAMES = st.text(st.characters(codec="ascii", exclude_characters="\0"), min_size=
     kind=NAMES,
     body=st.binary(max_size=500),
     body_max=st.integers(50, 600),
+    trace=st.none() | st.builds(TraceContext, NAMES, st.none() | NAMES),
 )
 def test_an_events_frames_are_those_that_the_client_would_write(
-    channel: int, routing_key: str, ids: Any, kind: str, body: bytes, body_max: int
+    channel: int, routing_key: str, ids: Any, kind: str, body: bytes, body_max: int, trace: TraceContext | None
 ) -> None:
     properties = spec.Basic.Properties(
         content_type=CONTENT_TYPE,
@@ -32,6 +34,7 @@ def test_an_events_frames_are_those_that_the_client_would_write(
         correlation_id=str(ids[0]),
         message_id=str(ids[1]),
         message_type=kind,
+        headers=trace and {**trace.headers},
     )
     whole: list[Any] = [
         spec.Basic.Publish(exchange="governance.events", routing_key=routing_key, mandatory=True),
@@ -48,4 +51,5 @@ def test_an_events_frames_are_those_that_the_client_would_write(
         kind=kind,
         body=body,
         body_max=body_max,
+        trace=trace,
     ) == b"".join(frame.marshal(each, channel) for each in whole)

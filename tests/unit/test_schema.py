@@ -18,10 +18,12 @@ from consumer.errors import MessageRefusedError
 from consumer.events import EventType, events_for
 from consumer.message import decode
 from consumer.schema import events_schema, run_completed_schema
+from consumer.traceparent import TraceContext
 from domains.incidents.rules import finding_for
 from domains.policies.rules import PolicySet, evaluate
 from tests import runs
 
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 REFUSED_BY_SHAPE = [
     {"tenant_id": ...},
     {"tenant_id": "no spaces"},
@@ -100,16 +102,17 @@ def test_what_the_decoder_takes_the_schema_takes_too(changes: dict[str, Any]) ->
     _validator(run_completed_schema()).validate(fields)
 
 
+@pytest.mark.parametrize("trace", [None, TraceContext(TRACEPARENT), TraceContext(TRACEPARENT, "a=1,b=2")])
 @pytest.mark.parametrize("suppressed_by", [None, uuid4()])
 def test_real_events_follow_the_schema_and_another_implementation_of_cloudevents_reads_them(
-    suppressed_by: UUID | None,
+    suppressed_by: UUID | None, trace: TraceContext | None
 ) -> None:
     run = runs.run()
     now = datetime.now(UTC)
     finding = finding_for(run, suppressed_by=suppressed_by, now=now)
     validator = _validator(events_schema())
 
-    for event in events_for(run, finding, evaluate(run, PolicySet(())), now=now):
+    for event in events_for(run, finding, evaluate(run, PolicySet(())), now=now, trace=trace):
         validator.validate(json.loads(event.body))
         read = JSONFormat().read(CloudEvent, event.body)
         assert read.get_id() == str(event.event_id)
@@ -117,6 +120,8 @@ def test_real_events_follow_the_schema_and_another_implementation_of_cloudevents
         assert read.get_source() == "/closeout"
         assert read.get_subject() == f"{run.tenant_id}/{run.run_id}"
         assert read.get_time() == now
+        assert read.get_attributes().get("traceparent") == (trace.traceparent if trace else None)
+        assert read.get_attributes().get("tracestate") == (trace.tracestate if trace else None)
 
 
 def test_an_event_with_the_data_of_another_type_or_without_a_field_is_no_event() -> None:
@@ -130,6 +135,8 @@ def test_an_event_with_the_data_of_another_type_or_without_a_field_is_no_event()
     assert not validator.is_valid({**first, "type": "incident.other"})
     for name in first:
         assert not validator.is_valid({key: value for key, value in first.items() if key != name})
+    assert validator.is_valid({**first, "traceparent": TRACEPARENT})
+    assert not validator.is_valid({**first, "traceparent": f"{TRACEPARENT}-more"})
 
 
 def test_every_type_of_event_has_its_own_envelope() -> None:
@@ -186,6 +193,14 @@ def test_a_parked_message_is_described_with_the_headers_of_the_contract() -> Non
         "x-closeout-exchange",
         "x-closeout-routing-key",
     }
+
+
+def test_the_headers_that_name_a_trace_are_described_for_runners_and_for_subscribers() -> None:
+    messages = asyncapi()["components"]["messages"]
+    for name in ("runCompleted", "incidentCreated", "incidentSuppressed", "policyEvaluated", "runFinalized"):
+        validator = Draft202012Validator(messages[name]["headers"])
+        assert validator.is_valid(TraceContext(TRACEPARENT, "a=1").headers)
+        assert not validator.is_valid({"traceparent": "00-0"})
 
 
 def test_the_routing_keys_of_real_events_fit_the_addresses() -> None:
