@@ -10,6 +10,9 @@ from aiormq.abc import DeliveredMessage
 from consumer.acks import Acks
 from consumer.metrics import Metrics
 
+# Bytes of bodies. A decoded message takes several times its body, so a batch must not be as large as its messages are.
+BATCH_MAX_BYTES = 16 * 1024 * 1024
+
 
 class Delivery(NamedTuple):
     """A message as the broker handed it over, when, and where its ack goes."""
@@ -46,14 +49,21 @@ class Intake:
     async def take(self, at_most: int) -> list[Delivery]:
         """Wait for the first delivery and return it with what else is there; empty once closed and drained.
 
-        Every batch that is taken must be :meth:`settled`.
+        At most ``BATCH_MAX_BYTES`` of bodies, but always one message. Every batch that is taken must be
+        :meth:`settled`.
         """
         while not self._waiting:
             if self._closed:
                 return []
             self._arrived.clear()
             await self._arrived.wait()
-        batch = [self._waiting.popleft() for _ in range(min(at_most, len(self._waiting)))]
+        batch = [self._waiting.popleft()]
+        size = len(batch[0].message.body)
+        while self._waiting and len(batch) < at_most:
+            size += len(self._waiting[0].message.body)
+            if size > BATCH_MAX_BYTES:
+                break
+            batch.append(self._waiting.popleft())
         self._taken += len(batch)
         self._changed()
         return batch

@@ -23,6 +23,7 @@ from consumer.phases import PhaseMachine, TransactionPhase
 from consumer.publisher import EventPublisher
 from consumer.rollbacks import record_rollbacks
 from consumer.tracing import NoTracing, Tracing
+from consumer.turns import each
 from domains.incidents.rules import finding_for
 from domains.incidents.writes import record as record_incidents
 from domains.policies.book import PolicyBook
@@ -125,7 +126,7 @@ class RunCompletionTransaction:
         self, conn: AsyncConnection, attempt: Attempt, runs: Sequence[CompletedRun], now: datetime
     ) -> None:
         book = await self._policies.current(conn)
-        evaluations = [evaluate(run, book, now=now) for run in runs]
+        evaluations = await each(runs, lambda run: evaluate(run, book, now=now))
         findings = [
             finding_for(run, suppressed_by=evaluation.suppressed_by, now=now)
             for run, evaluation in zip(runs, evaluations, strict=True)

@@ -20,6 +20,7 @@ from consumer.inbox import Arrival
 from consumer.intake import Delivery, Intake
 from consumer.settlement import Failed, Outcome
 from consumer.settling import Settler
+from consumer.turns import Turns
 
 log = structlog.get_logger(__name__)
 
@@ -172,7 +173,9 @@ class Worker:
     async def _process(self, batch: Sequence[Delivery]) -> None:
         arrivals: dict[int, Arrival] = {}
         outcomes: dict[int, Outcome] = {}
+        turns = Turns()
         for position, delivery in enumerate(batch):
+            await turns.pause_if_due()  # a message can be built to take a third of a second
             try:
                 arrivals[position] = self._decode(delivery)
             except MessageRefusedError as error:
