@@ -63,9 +63,9 @@ class Settings(BaseModel):
         False, description="after a failed transaction, fall back to the legacy non-atomic writes"
     )
     # AMQP writes it in 16 bits, and its 0 means no limit. Memory is prefetch times MESSAGE_MAX_BYTES at the worst.
-    prefetch_count: int = Field(300, ge=1, le=65_535, description="deliveries a worker holds at once")
+    prefetch_count: int = Field(600, ge=1, le=65_535, description="deliveries a worker holds at once")
     # One bad run rolls back the whole batch, and its runs go again.
-    batch_max_runs: int = Field(100, ge=1, le=5_000, description="runs a transaction, at most")
+    batch_max_runs: int = Field(200, ge=1, le=5_000, description="runs a transaction, at most")
     # Each holds a connection, and PostgreSQL has 100 unless told otherwise.
     max_concurrent_transactions: int = Field(2, ge=1, le=100, description="transactions at once")
     # Ten seconds apart (consumer/topology.py): 1,000 tries are three hours.
