@@ -50,7 +50,8 @@ class Compiled:
         values = [columns[name] if name in columns else self._constants[name] for name in self._names]
         driver = _driver_of(conn)
         if driver is None:
-            return (await conn.exec_driver_sql(self._text, tuple(values))).all()
+            result = await conn.exec_driver_sql(self._text, tuple(values))
+            return result.all() if result.returns_rows else ()
         try:
             rows: Sequence[Sequence[Any]] = await driver.fetch(self._text, *values)
         except asyncio.CancelledError:

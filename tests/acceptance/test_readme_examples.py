@@ -22,6 +22,10 @@ BLOCKS = blocks(TEXT)
 # Blocks that are not run, by their first line, and why.
 NOT_RUN = {
     "scripts/demo ": "the demonstration and the suite itself, with servers of their own; CI is the second",
+    "docker build": "needs an engine and a cluster; tests/deploy/test_deployment_walk.py reads it",
+    "      - TRANSACTION_COORDINATOR_ENABLED": "lines of a kustomization; tests/deploy has them in an overlay",
+    "psql -v ON_ERROR_STOP": "an administrator's, once; tests/roles.py does it",
+    "DATABASE_URL='postgresql://worker": "names hosts; test_tls.py uses such URLs",
     "pip install --require-hashes": "installs into the machine; test_installed_wheel.py does it in a folder",
 }
 # Blocks in these languages are no examples to run.

@@ -162,7 +162,7 @@ def test_doctor_finds_a_workers_role_and_user_in_order_beside_a_live_worker(inst
     process = installation.worker()
     try:
         _until(lambda: json.loads(installation.http("/readyz"))["ready"])
-        assert "0 problems, 0 warnings, 19 ok" in installation.run("doctor")
+        assert "0 problems, 0 warnings, 21 ok" in installation.run("doctor")
     finally:
         process.terminate()
         process.communicate(timeout=30)

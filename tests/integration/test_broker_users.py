@@ -251,6 +251,9 @@ async def test_no_policy_for_all_queues_takes_hold_of_ours(place):
 
 async def test_a_worker_closes_out_parks_and_tells_with_its_own_user_and_role_alone(place, database_url, engine):
     admin = BrokerConnection(place.url, name="tests")
+    channel = await admin.channel(confirms=False)
+    for queue in QUEUES:  # what other tests here were allowed to publish
+        await channel.queue_purge(queue)
     events = await traffic.listen(admin)
     runner = BrokerConnection(place.url_of(roles.RUNNER_USER), name="runner")
     async with traffic.worker(database_url, place.url):

@@ -265,7 +265,7 @@ async def test_the_command_says_every_check_on_a_line_of_its_own_and_exits_0_bes
 async def test_every_fault_in_the_settings_is_told_and_what_can_be_examined_is_all_the_same(database_url):
     done = await closeout(
         "doctor", "--json",
-        DATABASE_URL=database_url, PREFETCH_COUNT="many", LOG_LEVEL="LOUD", BATCH_MAX_RUNS="400",
+        DATABASE_URL=database_url, PREFETCH_COUNT="many", LOG_LEVEL="LOUD", BATCH_MAX_RUNS="1000",
         LEGACY_FALLBACK_ENABLED="true", TRUSTED_PUBLISHERS=",",
     )  # fmt: skip
 
@@ -274,7 +274,7 @@ async def test_every_fault_in_the_settings_is_told_and_what_can_be_examined_is_a
     faults = [check["found"] for check in checks if (check["name"], check["state"]) == ("settings", "problem")]
     assert [fault.split(":")[0] for fault in sorted(faults)] == ["AMQP_URL", "LOG_LEVEL", "PREFETCH_COUNT"]
     warned = [check["found"] for check in checks if (check["name"], check["state"]) == ("settings", "warning")]
-    assert any("BATCH_MAX_RUNS=400 is never reached" in words for words in warned)
+    assert any("BATCH_MAX_RUNS=1000 is never reached" in words for words in warned)
     assert any("TRUSTED_PUBLISHERS is set and names nobody" in words for words in warned)
     states = {check["name"]: check["state"] for check in checks}
     assert (states["coordinator"], states["fallback"], states["postgresql"]) == ("warning", "warning", "ok")

@@ -61,7 +61,7 @@ async def test_who_replays_answers_for_the_messages_and_must_be_trusted_like_any
 ):
     stranger, name = user("stranger")
     operator, operator_name = user("operator")
-    async with worker(database_url, amqp_url, TRUSTED_PUBLISHERS="nobody-else"):
+    async with worker(database_url, amqp_url, TRUSTED_PUBLISHERS="nobody-else", AMQP_URL=amqp_url):
         await publish(stranger, runs.body(), user_id=name)
         await _parked_messages(broker, 1)
 
