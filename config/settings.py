@@ -62,7 +62,7 @@ class Settings(BaseModel):
     legacy_fallback_enabled: bool = Field(
         False, description="after a failed transaction, fall back to the legacy non-atomic writes"
     )
-    # AMQP writes it in 16 bits, and its 0 means no limit. Memory is prefetch times MESSAGE_MAX_BYTES at the worst.
+    # AMQP writes it in 16 bits, and its 0 means no limit. At the worst each has MESSAGE_MAX_BYTES.
     prefetch_count: int = Field(600, ge=1, le=65_535, description="deliveries a worker holds at once")
     # One bad run rolls back the whole batch, and its runs go again.
     batch_max_runs: int = Field(200, ge=1, le=5_000, description="runs a transaction, at most")

@@ -23,7 +23,7 @@ _TRANSACTION_BUCKETS = (0.002, 0.004, 0.008, 0.015, 0.03, 0.06, 0.12, 0.25, 0.5,
 _PUBLISH_BUCKETS = (0.0005, 0.001, *_TRANSACTION_BUCKETS)
 # Idle 5 ms (p99 15), at 800 runs a second 15 to 50 ms (p99 230). The rest is backlog: alerts begin at 60 and 300.
 _LAG_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
-# Runs. 1 while idle, 5 to 15 at 800 a second, BATCH_MAX_RUNS (100 by default) with a backlog.
+# Runs. 1 while idle, 5 to 15 at 800 a second, BATCH_MAX_RUNS (200 by default) with a backlog.
 _BATCH_BUCKETS = (1, 2, 5, 10, 20, 35, 50, 75, 100, 150, 200, 500)
 
 _MODES = ("atomic", "legacy")
