@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 FLUSH_SECONDS = 1.0
 
 
-def exported_spans(exporters: Sequence[str]) -> Tracing:
+def exported_spans(exporters: Sequence[str], *, amqp_url: str) -> Tracing:
     """Return tracing that sends its spans to *exporters*, by the names they are installed under; never raises."""
     made = [exporter for name in exporters if (exporter := _exporter(name)) is not None]
     if not made:
@@ -34,7 +34,7 @@ def exported_spans(exporters: Sequence[str]) -> Tracing:
     for exporter in made:
         provider.add_span_processor(BatchSpanProcessor(exporter))
     log.info("spans are exported", exporters=list(exporters))
-    return Spans(provider, close=lambda: _within(FLUSH_SECONDS, provider.shutdown))
+    return Spans(provider, amqp_url=amqp_url, close=lambda: _within(FLUSH_SECONDS, provider.shutdown))
 
 
 def _exporter(name: str) -> SpanExporter | None:
