@@ -22,7 +22,12 @@ BLOCKS = blocks(TEXT)
 # Blocks that are not run, by their first line, and why.
 NOT_RUN = {
     "scripts/demo ": "the demonstration and the suite itself, with servers of their own; CI is the second",
-    "pip install --require-hashes": "installs into the machine; test_installed_wheel.py does it in a folder",
+    "pip install --require-hashes -r deploy/requirements.txt": (
+        "installs into the machine; test_installed_wheel.py does it in a folder"
+    ),
+    "pip install --require-hashes -r deploy/requirements-otel.txt": (
+        "the same, and wants a collector; test_tracing_exported.py has a worker and one"
+    ),
 }
 # Blocks in these languages are no examples to run.
 PICTURES = {"", "mermaid"}
