@@ -5,6 +5,7 @@ exported waits in a bounded queue for a thread of the SDK's; a collector that is
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from threading import Thread
@@ -30,6 +31,9 @@ def exported_spans(exporters: Sequence[str], *, amqp_url: str) -> Tracing:
     made = [exporter for name in exporters if (exporter := _exporter(name)) is not None]
     if not made:
         return NoTracing()
+    # It knows the keys of W3C's first edition only, and warns of each message's tracestate that has others: any runner
+    # could fill the log.
+    logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)
     provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
     for exporter in made:
         provider.add_span_processor(BatchSpanProcessor(exporter))

@@ -40,17 +40,17 @@ from consumer.traceparent import context_in
 from consumer.tracing import CloseOut, Decode, OnFailure, OnPhase
 from consumer.worker import RUN_COMPLETED_QUEUE
 
-Attributes = dict[str, str | int]
+_Attributes = dict[str, str | int]
 # Exchange, key and queue, as the conventions for RabbitMQ name a consumer's destination.
 _SOURCE = f"{RUNS_EXCHANGE}:{RUN_COMPLETED_KEY}:{RUN_COMPLETED_QUEUE}"
-_FROM: Attributes = {
+_FROM: _Attributes = {
     "messaging.system": "rabbitmq",
     "messaging.destination.name": _SOURCE,
     "messaging.rabbitmq.destination.routing_key": RUN_COMPLETED_KEY,
 }
 _RECEIVE = _FROM | {"messaging.operation.type": "receive", "messaging.operation.name": "receive"}
 _PROCESS = _FROM | {"messaging.operation.type": "process", "messaging.operation.name": "process"}
-_PUBLISH: Attributes = {
+_PUBLISH: _Attributes = {
     "messaging.system": "rabbitmq",
     "messaging.destination.name": EVENTS_EXCHANGE,  # a batch's events have many routing keys
     "messaging.operation.type": "send",
@@ -230,14 +230,14 @@ def _fail(span: Span, error: BaseException) -> None:
     span.set_attribute("error.type", kind)
 
 
-def _server(amqp_url: str) -> Attributes:
+def _server(amqp_url: str) -> _Attributes:
     parts = urlsplit(amqp_url)
     return {"server.address": parts.hostname or "", "server.port": parts.port or _PORTS[parts.scheme]}
 
 
-def _identity(arrival: Arrival) -> Attributes:
+def _identity(arrival: Arrival) -> _Attributes:
     return {"closeout.tenant_id": arrival.run.tenant_id, "closeout.run_id": str(arrival.run.run_id)}
 
 
-def _message_id(message_id: str | None) -> Attributes:
+def _message_id(message_id: str | None) -> _Attributes:
     return {"messaging.message.id": message_id} if message_id else {}

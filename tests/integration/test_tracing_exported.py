@@ -85,10 +85,11 @@ async def test_with_the_extra_an_endpoint_is_all_it_takes_and_what_is_left_goes_
     database_url, amqp_url, engine, broker
 ):
     with collector() as (endpoint, requests):
-        async with process(database_url, amqp_url, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint) as (made, _):
-            await publish(broker, runs.body(), headers={"traceparent": TRACEPARENT})
+        async with process(database_url, amqp_url, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint) as (made, log):
+            await publish(broker, runs.body(), headers={"traceparent": TRACEPARENT, "tracestate": "0@b@c=1"})
             await eventually(engine, published_runs(), 1)
         assert made.returncode == 0
+        assert {json.loads(line)["level"] for line in log} == {"info"}
     resources = [resource for request in requests for resource in request.resource_spans]
     named = {a.key: a.value.string_value for a in resources[0].resource.attributes}
     assert named["service.name"] == "closeout"
