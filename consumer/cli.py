@@ -59,7 +59,7 @@ def worker() -> None:
     settings = settings_for()
 
     async def work() -> None:
-        service = build_service(settings, tracing=load_tracing(span_exporters()))
+        service = build_service(settings, tracing=load_tracing(span_exporters(), amqp_url=settings.amqp_url_now()))
         # What is there now stays; and a batch is thousands of objects without a cycle among them, which Python's
         # default of 700 has looked through three times a batch of 100: 8% of a transaction's CPU.
         gc.collect()

@@ -174,10 +174,11 @@ def events_for(
         completed_at=run.completed_at,
         **about,
     )
+    subject = f"{run.tenant_id}/{run.run_id}"
     return (
-        _event(_finding_data(finding, about), severity, now, trace),
-        _event(evaluated, evaluation.outcome, now, trace),
-        _event(finalized, run.status, now, trace),
+        _event(_finding_data(finding, about), severity, subject, now, trace),
+        _event(evaluated, evaluation.outcome, subject, now, trace),
+        _event(finalized, run.status, subject, now, trace),
     )
 
 
@@ -199,13 +200,13 @@ def _finding_data(finding: Finding, about: _AboutFields) -> IncidentCreated | In
     )
 
 
-def _event(data: Data, last_word: str, now: datetime, trace: TraceContext | None) -> OutboxEvent:
+def _event(data: Data, last_word: str, subject: str, now: datetime, trace: TraceContext | None) -> OutboxEvent:
     sequence, kind = _KINDS[type(data)]
     event_id = uuid7()
     envelope = CloudEvent(
         id=event_id,
         type=kind,
-        subject=f"{data.tenant_id}/{data.run_id}",
+        subject=subject,
         time=now,
         traceparent=trace.traceparent if trace else UNSET,
         tracestate=(trace.tracestate or UNSET) if trace else UNSET,

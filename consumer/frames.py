@@ -7,6 +7,7 @@ same five, and headers where there is a trace to name, packing them here takes a
 
 import struct
 from functools import lru_cache
+from uuid import UUID
 
 from consumer.events import CONTENT_TYPE
 from consumer.traceparent import TraceContext
@@ -29,7 +30,7 @@ def event_frames(
     *,
     exchange: str,
     routing_key: str,
-    run_id: str,
+    run_id: UUID,
     event_id: str,
     kind: str,
     body: bytes,
@@ -41,7 +42,7 @@ def event_frames(
     *trace* becomes the headers by which W3C names it.
     """
     flags, first = (_FLAGS, _TYPE_AND_MODE) if trace is None else (_FLAGS | _HAS_HEADERS, _type_headers_and_mode(trace))
-    properties = b"".join((first, _short(run_id.encode()), _short(event_id.encode()), _short(kind.encode())))
+    properties = b"".join((first, _short_of(run_id), _short(event_id.encode()), _short(kind.encode())))
     header = _CONTENT_HEADER.pack(_BASIC, 0, len(body), flags) + properties
     parts = [_publish(channel, exchange, routing_key), _FRAME.pack(_HEADER, channel, len(header)), header, _END]
     for start in range(0, len(body), body_max):
@@ -62,6 +63,11 @@ def _short(text: bytes) -> bytes:
 
 
 @lru_cache(maxsize=1)  # a run's events follow each other
+def _short_of(run_id: UUID) -> bytes:
+    return _short(str(run_id).encode())
+
+
+@lru_cache(maxsize=1)  # as above
 def _type_headers_and_mode(trace: TraceContext) -> bytes:
     table = b"".join(_header(name, value) for name, value in trace.headers.items())
     return b"".join((_TYPE, _LONG.pack(len(table)), table, _MODE))

@@ -203,7 +203,7 @@ def _framed(channel: AmqpChannel, event: OutboxEvent) -> tuple[str, bytes]:
         channel.number,
         exchange=EVENTS_EXCHANGE,
         routing_key=event.routing_key,
-        run_id=str(event.run_id),
+        run_id=event.run_id,
         event_id=event_id,
         kind=event.type,
         body=event.body.encode(),

@@ -5,6 +5,7 @@ exported waits in a bounded queue for a thread of the SDK's; a collector that is
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from threading import Thread
@@ -25,16 +26,19 @@ log = structlog.get_logger(__name__)
 FLUSH_SECONDS = 1.0
 
 
-def exported_spans(exporters: Sequence[str]) -> Tracing:
+def exported_spans(exporters: Sequence[str], *, amqp_url: str) -> Tracing:
     """Return tracing that sends its spans to *exporters*, by the names they are installed under; never raises."""
     made = [exporter for name in exporters if (exporter := _exporter(name)) is not None]
     if not made:
         return NoTracing()
+    # It knows the keys of W3C's first edition only, and warns of each message's tracestate that has others: any runner
+    # could fill the log.
+    logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)
     provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
     for exporter in made:
         provider.add_span_processor(BatchSpanProcessor(exporter))
     log.info("spans are exported", exporters=list(exporters))
-    return Spans(provider, close=lambda: _within(FLUSH_SECONDS, provider.shutdown))
+    return Spans(provider, amqp_url=amqp_url, close=lambda: _within(FLUSH_SECONDS, provider.shutdown))
 
 
 def _exporter(name: str) -> SpanExporter | None:

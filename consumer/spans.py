@@ -2,15 +2,17 @@
 
 The shape. A batch has one ``receive`` span, with a link to each message's span; a run has one ``process`` span, child
 of its message's, so that it is in the runner's trace, with a link to the batch's. What is done for a batch together,
-each transaction with its phases and the ``send`` of its events, is below the batch's span and linked to each run's;
+each transaction with its phases and the ``publish`` of its events, is below the batch's span and linked to each run's;
 where a batch is a single run, all of it is below that run's span, and a run's whole story is one trace.
 
-The messages' text stays out: tenant and run are named, and classes of errors. No error message is, it may quote a run.
+The messages' text stays out: tenant and run are named, and classes of errors. No error message of a
+run's is, it may quote the run.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from time import time_ns
+from urllib.parse import urlsplit
 
 from opentelemetry.trace import (
     Span,
@@ -38,30 +40,35 @@ from consumer.traceparent import context_in
 from consumer.tracing import CloseOut, Decode, OnFailure, OnPhase
 from consumer.worker import RUN_COMPLETED_QUEUE
 
+_Attributes = dict[str, str | int]
 # Exchange, key and queue, as the conventions for RabbitMQ name a consumer's destination.
 _SOURCE = f"{RUNS_EXCHANGE}:{RUN_COMPLETED_KEY}:{RUN_COMPLETED_QUEUE}"
-_FROM = {
+_FROM: _Attributes = {
     "messaging.system": "rabbitmq",
     "messaging.destination.name": _SOURCE,
     "messaging.rabbitmq.destination.routing_key": RUN_COMPLETED_KEY,
 }
 _RECEIVE = _FROM | {"messaging.operation.type": "receive", "messaging.operation.name": "receive"}
 _PROCESS = _FROM | {"messaging.operation.type": "process", "messaging.operation.name": "process"}
-_SEND = {
+_PUBLISH: _Attributes = {
     "messaging.system": "rabbitmq",
     "messaging.destination.name": EVENTS_EXCHANGE,  # a batch's events have many routing keys
     "messaging.operation.type": "send",
-    "messaging.operation.name": "send",
+    "messaging.operation.name": "publish",
 }
+_PORTS = {"amqp": 5672, "amqps": 5671}
 _COUNT = "messaging.batch.message_count"
 _UNDONE = {TransactionPhase.ROLLED_BACK, TransactionPhase.FAILED}
 
 
 class Spans:
-    """Tells of a run's way in spans of *provider*."""
+    """Tells of a run's way in spans of *provider*, and that it came from and went to the broker of *amqp_url*."""
 
-    def __init__(self, provider: TracerProvider, *, close: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, provider: TracerProvider, *, amqp_url: str, close: Callable[[], Awaitable[None]]) -> None:
         self._tracer = provider.get_tracer("closeout", installed_version())
+        server = _server(amqp_url)
+        self._receive_attributes, self._process_attributes = _RECEIVE | server, _PROCESS | server
+        self._publish_attributes = _PUBLISH | server
         self._close = close
 
     async def close(self) -> None:
@@ -81,7 +88,7 @@ class Spans:
                     f"process {_SOURCE}",
                     context=below(sender),
                     kind=SpanKind.CONSUMER,
-                    attributes=_PROCESS | _message_id(properties.message_id),
+                    attributes=self._process_attributes | _message_id(properties.message_id),
                     links=links([sender]),
                     start_time=nanoseconds(delivery.received_at),
                 )
@@ -119,7 +126,7 @@ class Spans:
             f"receive {_SOURCE}",
             context=below(senders[0] if len(senders) == 1 else None),
             kind=SpanKind.CLIENT,
-            attributes=_RECEIVE | {_COUNT: len(arrivals)},
+            attributes=self._receive_attributes | {_COUNT: len(arrivals)},
             links=links(senders),
             start_time=nanoseconds(min(arrival.received_at for arrival in arrivals)),
         )
@@ -132,7 +139,7 @@ class Spans:
             f"process {_SOURCE}",
             context=below(sender or (batch_span if batch == 1 else None)),
             kind=SpanKind.CONSUMER,
-            attributes=_PROCESS | _message_id(arrival.message_id) | _identity(arrival),
+            attributes=self._process_attributes | _message_id(arrival.message_id) | _identity(arrival),
             links=links([sender, batch_span]),
         )
 
@@ -168,9 +175,9 @@ class Spans:
         """Make a span for one write of *events* and the wait for their confirms, linked to each run's span."""
         runs = {event.key: span_context(event.trace, is_remote=False) for event in events}
         span = self._tracer.start_span(
-            f"send {EVENTS_EXCHANGE}",
-            kind=SpanKind.PRODUCER,
-            attributes=_SEND | {_COUNT: len(events)},
+            f"publish {EVENTS_EXCHANGE}",
+            kind=SpanKind.CLIENT,  # the conventions' PRODUCER is the span that the messages name
+            attributes=self._publish_attributes | {_COUNT: len(events)},
             links=links(runs.values()),
         )
 
@@ -223,9 +230,14 @@ def _fail(span: Span, error: BaseException) -> None:
     span.set_attribute("error.type", kind)
 
 
-def _identity(arrival: Arrival) -> dict[str, str]:
+def _server(amqp_url: str) -> _Attributes:
+    parts = urlsplit(amqp_url)
+    return {"server.address": parts.hostname or "", "server.port": parts.port or _PORTS[parts.scheme]}
+
+
+def _identity(arrival: Arrival) -> _Attributes:
     return {"closeout.tenant_id": arrival.run.tenant_id, "closeout.run_id": str(arrival.run.run_id)}
 
 
-def _message_id(message_id: str | None) -> dict[str, str]:
+def _message_id(message_id: str | None) -> _Attributes:
     return {"messaging.message.id": message_id} if message_id else {}

@@ -68,7 +68,7 @@ class NoTracing:
         """Have nothing to send."""
 
 
-def load_tracing(exporters: Sequence[str]) -> Tracing:
+def load_tracing(exporters: Sequence[str], *, amqp_url: str) -> Tracing:
     """Return what makes spans and sends them to *exporters*; without any, or without OpenTelemetry, what does nothing.
 
     Nothing of OpenTelemetry is imported unless it is needed.
@@ -79,9 +79,9 @@ def load_tracing(exporters: Sequence[str]) -> Tracing:
         from consumer.span_export import exported_spans  # noqa: PLC0415 - an extra that need not be installed
     except ImportError as error:
         log.warning(
-            "OTEL_* variables ask for spans and OpenTelemetry is not installed: pip install closeout[otel]; "
-            "traceparent is passed on all the same",
+            "OTEL_* variables ask for spans and OpenTelemetry is not installed: install "
+            "deploy/requirements-otel.txt; traceparent is passed on all the same",
             error=str(error),
         )
         return NoTracing()
-    return exported_spans(exporters)
+    return exported_spans(exporters, amqp_url=amqp_url)

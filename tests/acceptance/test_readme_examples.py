@@ -26,7 +26,12 @@ NOT_RUN = {
     "      - TRANSACTION_COORDINATOR_ENABLED": "lines of a kustomization; tests/deploy has them in an overlay",
     "psql -v ON_ERROR_STOP": "an administrator's, once; tests/roles.py does it",
     "DATABASE_URL='postgresql://worker": "names hosts; test_tls.py uses such URLs",
-    "pip install --require-hashes": "installs into the machine; test_installed_wheel.py does it in a folder",
+    "pip install --require-hashes -r deploy/requirements.txt": (
+        "installs into the machine; test_installed_wheel.py does it in a folder"
+    ),
+    "pip install --require-hashes -r deploy/requirements-otel.txt": (
+        "the same, and wants a collector; test_tracing_exported.py has a worker and one"
+    ),
 }
 # Blocks in these languages are no examples to run.
 PICTURES = {"", "mermaid"}

@@ -17,7 +17,9 @@ DEPLOY = ROOT / "deploy"
 LICENCES = {"MIT", "BSD", "BSD-2-Clause", "BSD-3-Clause", "Apache-2.0", "ISC", "PSF-2.0"}
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-build.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize(
+    "name", ["requirements.txt", "requirements-otel.txt", "requirements-build.txt", "requirements-dev.txt"]
+)
 def test_every_requirement_is_one_version_with_hashes(name):
     text = (DEPLOY / name).read_text()
     requirements = re.split(r"\n(?=\S)", text.replace("\\\n", " ").strip())
@@ -26,7 +28,7 @@ def test_every_requirement_is_one_version_with_hashes(name):
         assert re.match(r"[\w.-]+==\S+( ; [^-]+)?\s+--hash=sha256:[0-9a-f]{64}", requirement), requirement
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-build.txt"])
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-otel.txt", "requirements-build.txt"])
 def test_what_is_deployed_is_what_is_tested(name):
     deployed, tested = pinned(DEPLOY / name), pinned(DEPLOY / "requirements-dev.txt")
     assert deployed.items() <= tested.items()

@@ -46,7 +46,7 @@ def test_an_events_frames_are_those_that_the_client_would_write(
         channel,
         exchange="governance.events",
         routing_key=routing_key,
-        run_id=str(ids[0]),
+        run_id=ids[0],
         event_id=str(ids[1]),
         kind=kind,
         body=body,

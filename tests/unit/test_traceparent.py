@@ -101,7 +101,7 @@ def test_a_tracestate_that_breaks_the_rules_is_left_out_alone(state):
         st.sampled_from(["00", "01", "fe", "ff", "0"]),
         st.integers(0, 2**130).map("{:032x}".format) | st.just("0" * 32),
         st.integers(0, 2**64 - 1).map("{:016x}".format) | st.just("0" * 16),
-        st.sampled_from(["00", "01", "ff", "1", "01-", "01-x", "0G", "01\n"]),
+        st.sampled_from(["00", "01", "ff", "1", "01-", "01-x", "0G"]),
     ).map("-".join)
 )
 def test_what_is_believed_opentelemetry_believes_too_and_finds_the_same_span_in(text):
