@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from config.settings import SettingsError
 from config.urls import CHECKING_MODES, SYSTEM_ROOTS, parameters
-from consumer.errors import UnavailableError, one_line
+from consumer.errors import UnavailableError, one_line, sqlstate_of
 from consumer.handshake import Server, explained
 from domains.fitness import unfit
 from domains.sessions import STATEMENT_PREFIX, mixes_statements
@@ -47,6 +47,12 @@ _SERVER_SETTINGS = {
 _BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
 # All that a worker asks of its sessions at login; a pooler does not pass it on (deploy/pgbouncer/worker-role.sql).
 WORKER_SETTINGS = _SERVER_SETTINGS | _BY_KEY
+
+_NO_SUCH_STATEMENT = "26000"  # invalid_sql_statement_name
+_MIXED = (
+    "PostgreSQL is behind a pooler that mixes up prepared statements: use PgBouncer 1.21 or newer with "
+    "max_prepared_statements = 200, or no pooler"
+)
 
 DATABASE_ERRORS = (
     DBAPIError,
@@ -141,6 +147,14 @@ def _statement_name() -> str:
     return f"{STATEMENT_PREFIX}{uuid4().hex}"
 
 
+def unavailable(error: BaseException) -> UnavailableError:
+    """Say in words why a look at the database failed with *error*, one of :data:`DATABASE_ERRORS`."""
+    # Nobody but us takes our statements away: this one was prepared in a session that is another connection's now.
+    if sqlstate_of(error) == _NO_SUCH_STATEMENT and STATEMENT_PREFIX in str(error):
+        return UnavailableError(_MIXED)
+    return UnavailableError(f"PostgreSQL is not available: {one_line(error)}")
+
+
 async def probe(engine: AsyncEngine) -> None:
     """Return if the database can take a close-out; raise :class:`UnavailableError` saying why it cannot."""
     try:
@@ -152,12 +166,9 @@ async def probe(engine: AsyncEngine) -> None:
             table = (await conn.execute(text("SELECT to_regclass('governance.run_completions')"))).scalar_one()
             behind = None if table is None else await unfit(conn)
     except DATABASE_ERRORS as error:
-        raise UnavailableError(f"PostgreSQL is not available: {one_line(error)}") from error
+        raise unavailable(error) from error
     if mixed:
-        raise UnavailableError(
-            "PostgreSQL is behind a pooler that mixes up prepared statements: use PgBouncer 1.21 or newer with "
-            "max_prepared_statements = 200, or no pooler"
-        )
+        raise UnavailableError(_MIXED)
     if read_only == "on":
         raise UnavailableError("PostgreSQL is read-only: a standby, or a primary that was told to be")
     if table is None:

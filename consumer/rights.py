@@ -11,8 +11,8 @@ from typing import NamedTuple
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from consumer.database import DATABASE_ERRORS, probe
-from consumer.errors import UnavailableError, one_line
+from consumer.database import DATABASE_ERRORS, probe, unavailable
+from consumer.errors import UnavailableError
 
 WORKER_RIGHTS = MappingProxyType(
     {
@@ -90,6 +90,6 @@ async def probe_rights(engine: AsyncEngine) -> None:
         async with engine.connect() as conn:
             missing = await missing_rights(conn)
     except DATABASE_ERRORS as error:
-        raise UnavailableError(f"PostgreSQL is not available: {one_line(error)}") from error
+        raise unavailable(error) from error
     if missing:
         raise UnavailableError(f"PostgreSQL: this role lacks {spelled_out(missing)}: {REMEDY}")

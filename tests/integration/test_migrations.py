@@ -6,13 +6,14 @@ from time import monotonic
 
 import pytest
 from alembic import command
-from sqlalchemy import text
+from sqlalchemy import Index, Table, text
 from sqlalchemy.exc import OperationalError
 
 from consumer import create_transaction_coordinator
 from consumer.database import create_engine
 from domains.migrate import MigrationBlockedError, config, differences, migrate, newest
 from domains.schema import SCHEMA
+from domains.tables import metadata
 from tests import runs
 
 # As a worker of 0001 writes and reads.
@@ -29,6 +30,10 @@ OLD_IN_FORCE = text("SELECT name FROM governance.policies WHERE enabled ORDER BY
 FILES = text(
     "SELECT relname, pg_relation_filenode(oid) FROM pg_class "
     "WHERE relnamespace = 'governance'::regnamespace AND relkind IN ('r', 'i') ORDER BY 1"
+)
+STORED = text(
+    "SELECT relname, reloptions FROM pg_class "
+    "WHERE relnamespace = 'governance'::regnamespace AND reloptions IS NOT NULL"
 )
 
 
@@ -138,3 +143,17 @@ async def test_the_expansion_can_be_undone(old):
             {"schema": SCHEMA},
         )
         assert columns.all() == []
+
+
+async def test_tables_and_indexes_are_stored_as_the_tables_say(engine):
+    """Alembic does not compare these; of 0003 they are all that there is."""
+    said: dict[str, list[str]] = {}
+    for table in metadata.tables.values():
+        stored: list[Table | Index] = [table, *table.indexes]
+        for each in stored:
+            if settings := each.dialect_options["postgresql"]["with"]:
+                said[str(each.name)] = sorted(f"{name}={value}" for name, value in settings.items())
+    async with engine.connect() as conn:
+        found = await conn.execute(STORED)
+    assert {row.relname: sorted(row.reloptions) for row in found} == said
+    assert {"run_completions", "run_completions_received_at", "rollbacks_occurred_at"} == set(said)

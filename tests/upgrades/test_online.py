@@ -67,14 +67,17 @@ async def large(empty_database_url: str) -> AsyncIterator[AsyncEngine]:
     engine = create_engine(empty_database_url, pool_size=WRITERS + 3, command_timeout=60)
     try:
         await bring_to(engine, "0001")
-        async with engine.begin() as conn:
-            await conn.execute(text("SET LOCAL statement_timeout = 0"))
-            for table, fill in FILL.items():
-                await conn.execute(text(UNLOGGED.format(table)))
-                await conn.execute(text(IDS.format(ORDERED, ROWS) + fill))
+        await asyncio.gather(*(_filled(engine, table, fill) for table, fill in FILL.items()))
         yield engine
     finally:
         await engine.dispose()
+
+
+async def _filled(engine: AsyncEngine, table: str, fill: str) -> None:
+    async with engine.begin() as conn:
+        await conn.execute(text("SET LOCAL statement_timeout = 0"))
+        await conn.execute(text(UNLOGGED.format(table)))
+        await conn.execute(text(IDS.format(ORDERED, ROWS) + fill))
 
 
 @asynccontextmanager

@@ -70,9 +70,16 @@ async def test_two_workers_on_two_sessions_close_out_every_run_once_and_outlive_
     other = await scene.start(**FEW)
     async with scene.worker(**FEW) as worker:
         await scene.until(worker.ready, within=20, what="the second worker")
-        await endure(
-            scene, worker, partial(scene.aside, pooled.kill), partial(scene.aside, pooled.start), pauses="PostgreSQL"
-        )
+
+        async def names_it() -> bool:
+            return "PostgreSQL" in str((await worker.state())["reason"])
+
+        async def kill() -> None:
+            await scene.aside(pooled.kill)
+            await scene.until(names_it, within=15, what="a pause")
+
+        # How a pause goes is watched in tests/faults.
+        await endure(scene, worker, kill, partial(scene.aside, pooled.start), pauses=None)
         assert await sessions(scene) == 2
     assert await other.metric('closeout_deliveries_total{result="committed"}') > 0
     assert await other.stop() == 0

@@ -12,24 +12,11 @@ from domains.migrate import Migrated, migrate, newest
 from tests.faults.scene import Running, Scene
 from tests.upgrades.conftest import RUN_OLDER
 from tests.upgrades.schemas import bring_to, revisions
+from tests.upgrades.work import COMMITTED, FEW, works
 
 pytestmark = pytest.mark.timeout(90)
 
-# So few that neither of two workers takes everything.
-FEW = {"PREFETCH_COUNT": "5", "BATCH_MAX_RUNS": "5"}
-COMMITTED = 'closeout_deliveries_total{result="committed"}'
 DUPLICATE = 'closeout_deliveries_total{result="duplicate"}'
-
-
-async def works(scene: Scene, *workers: Running) -> None:
-    """Wait until each of *workers* has closed out more runs than it has by now."""
-    before = [await worker.metric(COMMITTED) for worker in workers]
-
-    async def all_do() -> bool:
-        now = [await worker.metric(COMMITTED) for worker in workers]
-        return all(more > less for more, less in zip(now, before, strict=True))
-
-    await scene.until(all_do, within=20, what="a run closed out by each worker")
 
 
 async def both_know(scene: Scene, *workers: Running) -> None:
