@@ -77,7 +77,7 @@ async def test_version_2_is_parked_whole_until_workers_read_both_and_version_1_g
 ):
     too_early, in_time = version_2(), version_2()
     async with AsyncExitStack() as stack:
-        async with scene.load(pause=0.02):
+        async with scene.load(pause=0.1):
             only_1 = await scene.start(**FEW)
             await works(scene, only_1)
             await scene.publish_body(too_early)

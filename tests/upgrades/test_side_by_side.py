@@ -45,7 +45,7 @@ async def migrated(scene: Scene) -> Migrated:
 async def test_an_upgrade_under_load_and_its_rollback_lose_nothing_and_park_nothing(scene_at_0001: Scene, older: Path):
     scene = scene_at_0001
     old_version = {"PYTHONPATH": str(older), **FEW}
-    async with scene.load(pause=0.01):
+    async with scene.load(pause=0.04):
         old = await scene.start(command=RUN_OLDER, **old_version)
         await works(scene, old)
 
