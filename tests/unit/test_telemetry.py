@@ -39,6 +39,7 @@ def test_an_exporter_that_is_not_installed_is_named_with_those_that_are_and_noth
     with capture_logs() as logs:
         assert isinstance(load_tracing(["otlp_proto_grpc"], amqp_url="amqp://broker"), NoTracing)
     assert logs[0]["exporter"] == "otlp_proto_grpc"
+    assert logs[0]["error"] == "LookupError: not installed"
     assert "otlp_proto_http" in logs[0]["installed"]
 
 
