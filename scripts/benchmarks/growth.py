@@ -42,6 +42,7 @@ def store(arena: Arena, already: int, until: int) -> None:
         for statement in STORED:
             arena.sql(statement.format(key=TENANT_ROWS, rows=rows, steps=STEP))
     arena.sql("VACUUM ANALYZE")
+    arena.sql("CHECKPOINT")  # what was stored must not be written to the disk while a lap runs
 
 
 def rates(arena: Arena, steps: tuple[int, ...], rounds: int, logs: Path) -> Iterator[tuple[int, list[Lap]]]:

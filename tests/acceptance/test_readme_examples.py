@@ -26,6 +26,7 @@ NOT_RUN = {
     "      - TRANSACTION_COORDINATOR_ENABLED": "lines of a kustomization; tests/deploy has them in an overlay",
     "psql -v ON_ERROR_STOP": "an administrator's, once; tests/roles.py does it",
     "DATABASE_URL='postgresql://worker": "names hosts; test_tls.py uses such URLs",
+    'psql "$WORKERS_URL': "an administrator's, once; test_pgbouncer.py does it",
     "pip install --require-hashes -r deploy/requirements.txt": (
         "installs into the machine; test_installed_wheel.py does it in a folder"
     ),
