@@ -169,7 +169,11 @@ def links(error: BaseException) -> Iterator[BaseException]:
 
 
 def one_line(error: BaseException, limit: int = 500) -> str:
-    """Return *error*'s own words on one line, without SQLAlchemy's statement and parameters (they hold run data)."""
+    """Return *error*'s own words on one line, without what may quote a run.
+
+    That is SQLAlchemy's statement and parameters, and PostgreSQL's DETAIL, which shows the row that was refused.
+    """
     origin = error.orig if isinstance(error, sa.DBAPIError) and error.orig is not None else error
-    words = " ".join(str(origin).split()) or type(origin).__name__
+    text = str(origin.args[0]) if isinstance(origin, asyncpg.PostgresError) and origin.args else str(origin)
+    words = " ".join(text.split()) or type(origin).__name__
     return words if len(words) <= limit else words[: limit - 1] + "…"

@@ -229,3 +229,15 @@ def test_a_failed_transaction_says_where_and_why_without_run_data():
     error = failed(database_error(asyncpg.CheckViolationError("check failed")))
     assert str(error) == "rolled back at INCIDENT_CREATED: DBAPIError: check failed"
     assert "secret" not in str(error)
+
+
+def test_the_row_that_postgresql_refused_is_not_quoted():
+    error = asyncpg.CheckViolationError('new row for relation "incidents" violates check constraint "unforeseen"')
+    error.detail, error.hint = "Failing row contains (acme, the customer's own words).", None
+    assert "own words" in str(error)
+
+    assert one_line(error) == 'new row for relation "incidents" violates check constraint "unforeseen"'
+    failed = TransactionFailed(
+        phase=TransactionPhase.NOT_STARTED, results=(), operations=(), rolled_back=True, cause=error
+    )
+    assert "own words" not in str(failed)
