@@ -18,6 +18,7 @@ from servers.rabbitmq_binaries import Installation, Version, find_rabbitmq
 from servers.rabbitmq_home import link_home
 from servers.server import Server
 from servers.tls import Certificate
+from servers.tls_listener import TlsListener
 
 USER = "closeout"
 NODE = "x@localhost"
@@ -123,7 +124,7 @@ class RabbitServer(Server):
 
     def open_tls(self, certificate: Certificate, *, clients_must_have_one: bool = False) -> TlsListener:
         """Listen with TLS on one more port, as `listeners.ssl` and `ssl_options` make it, until the server stops."""
-        listener = TlsListener(self, Port(), self._files / f"tls-{next(_CALLS)}")
+        listener = TlsListener(self.eval, Port(), self._files / f"tls-{next(_CALLS)}")
         listener.folder.mkdir()
         listener.show(certificate)
         files = {"certfile": "cert.pem", "keyfile": "key.pem", "cacertfile": "ca.pem"}
@@ -231,24 +232,6 @@ class RabbitServer(Server):
 
 def _permission(user: str, vhost: str, *words: str, of: str = "") -> str:
     return f"rabbit_auth_backend_internal:set_{of}permissions({', '.join(map(_binary, (user, vhost, *words, USER)))})"
-
-
-class TlsListener:
-    """A port of RabbitMQ's that speaks TLS, and the files of its certificate."""
-
-    def __init__(self, server: RabbitServer, port: Port, folder: Path) -> None:
-        self._server, self._port, self.folder = server, port, folder
-
-    @property
-    def port(self) -> int:
-        """Return where it listens on 127.0.0.1."""
-        return self._port.number
-
-    def show(self, certificate: Certificate) -> None:
-        """Show *certificate* to new connections from now on, without a restart."""
-        for name, text in certificate.files().items():
-            (self.folder / name).write_bytes(text)
-        self._server.eval("ssl:clear_pem_cache()")
 
 
 def _binary(text: str) -> str:
