@@ -310,6 +310,15 @@ async def test_events_that_cannot_be_sent_are_an_error_of_their_span_alone(engin
     assert recorder.one(f"process {SOURCE}").attributes["closeout.phase"] == "COMMITTED"
 
 
+async def test_what_a_relay_publishes_is_linked_to_the_runs_whose_events_it_is(engine, broker, recorder):
+    await create_transaction_coordinator(engine=engine).execute_many([arrival(SENDER), arrival(OTHER), arrival(None)])
+    publisher = EventPublisher(ConfirmedChannel(broker), metrics=Metrics(), tracing=recorder)
+    await Relay(engine=engine, publisher=publisher, metrics=Metrics(), grace_seconds=0.0).sweep()
+    publish_span = recorder.one("publish governance.events")
+    assert publish_span.parent is None
+    assert sorted(links_of(publish_span)) == sorted([SENDER.traceparent, OTHER.traceparent])
+
+
 async def test_the_legacy_path_tells_its_phases_too(engine, recorder):
     legacy = LegacyCloseOut(engine=engine, policies=PolicyBook(), tracing=recorder)
 
