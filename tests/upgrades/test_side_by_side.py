@@ -52,7 +52,8 @@ async def test_an_upgrade_under_load_and_its_rollback_lose_nothing_and_park_noth
         new = await scene.start(**FEW)
         await scene.until(lambda: _says(new, "run closeout migrate"), within=10, what="the reason of its pause")
         assert (await new.state())["reason"] == (
-            f"PostgreSQL has no governance.policies.shadow; this worker needs {OLDEST_SCHEMA}: run closeout migrate"
+            f"PostgreSQL's schema is at 0001 and has no policies.shadow; this worker needs {OLDEST_SCHEMA}: "
+            "run closeout migrate"
         )
         await works(scene, old)
         assert await new.metric(COMMITTED) == 0
