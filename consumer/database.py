@@ -68,6 +68,17 @@ DATABASE_ERRORS = (
 Url = str | Callable[[], str]
 
 
+class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """Names its prepared statements like nobody else, SQLAlchemy's and those that go straight to the driver.
+
+    The driver counts them anew in each process. Behind a pooler that does not tell two workers' statements apart, the
+    same name could run the other's; so it is an error, and an outage.
+    """
+
+    def _get_unique_id(self, prefix: str) -> str:
+        return f"{STATEMENT_PREFIX}{prefix}_{uuid4().hex}"
+
+
 def create_engine(
     url: Url,
     *,
@@ -87,9 +98,7 @@ def create_engine(
 
     return create_async_engine(
         "postgresql+asyncpg://",
-        # The driver counts its statements anew in each process. Behind a pooler that does not tell two workers'
-        # statements apart, the same name could run another's; now it is an error, and an outage.
-        connect_args={"async_creator_fn": connect, "prepared_statement_name_func": _statement_name},
+        async_creator=connect,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,
@@ -114,6 +123,7 @@ async def open_session(
     try:
         return await asyncpg.connect(
             text_of_url,
+            connection_class=_Connection,
             timeout=connect_seconds,
             command_timeout=command_seconds,
             server_settings=dict(server_settings),
@@ -141,10 +151,6 @@ def _last_host(url: str, given: Mapping[str, str]) -> Server:
         host, port = named.rpartition(",")[2], given.get("port", "5432").rpartition(",")[2]
     tls = given.get("sslmode") in CHECKING_MODES
     return Server(kind="postgresql", host=host.strip("[]"), port=int(port), tls=tls, given=given)
-
-
-def _statement_name() -> str:
-    return f"{STATEMENT_PREFIX}{uuid4().hex}"
 
 
 def unavailable(error: BaseException) -> UnavailableError:

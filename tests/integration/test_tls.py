@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 from servers import PostgresServer, RabbitServer
-from servers.rabbitmq import TlsListener
+from servers.tls_listener import TlsListener
 
 from config.settings import load_settings
 from consumer.broker import BrokerConnection

@@ -11,13 +11,17 @@ from typing import Any
 import asyncpg
 import pytest
 from servers import PgBouncerServer
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from consumer import create_transaction_coordinator
 from consumer.console.database import _SERVER_SETTINGS as CONSOLE_SETTINGS
 from consumer.database import WORKER_SETTINGS, create_engine, probe
 from consumer.diagnosis.check import Check, ok
 from consumer.diagnosis.database import examine_database
 from domains.migrate import PooledConnectionError, migrate
+from domains.sessions import STATEMENT_PREFIX
+from tests import runs
 from tests.faults.endurance import endure
 from tests.faults.scene import Scene
 
@@ -145,3 +149,14 @@ def test_what_is_shipped_covers_all_that_workers_and_their_consoles_ask_for():
     assert ignored | {"application_name"} == set(WORKER_SETTINGS) | set(CONSOLE_SETTINGS)
     given = dict(re.findall(r"^ALTER ROLE CURRENT_USER SET (\w+) = '(.*)';$", ROLE_SQL.read_text(), re.MULTILINE))
     assert given | {"application_name": "closeout"} == WORKER_SETTINGS
+
+
+async def test_no_two_sessions_give_a_prepared_statement_the_same_name(engine: AsyncEngine):
+    """Those that go straight to the driver are named by it, which counts anew in each process."""
+    await create_transaction_coordinator(engine=engine).execute(runs.run())
+    prepared = text("SELECT name FROM pg_prepared_statements")
+    async with engine.connect() as one, engine.connect() as other:
+        names = [set((await conn.execute(prepared)).scalars()) for conn in (one, other)]
+    assert all(names)
+    assert all(name.startswith(STATEMENT_PREFIX) for name in names[0] | names[1])
+    assert names[0] & names[1] == set()
