@@ -1,8 +1,8 @@
 """The client's channel, leaner where a frame comes with every message.
 
 The client makes a task of each delivery, and for a confirm of many messages it looks at every message that is still
-unconfirmed and puts a call of its own into the loop for each that is meant. At thousands of messages a second that is a
-tenth of the worker's time. The rest of the channel is the client's, unchanged.
+unconfirmed and puts a call of its own into the loop for each that is meant. Without both a
+run took a fifth less of the worker's CPU, with a backlog. The rest of the channel is the client's, unchanged.
 """
 
 from itertools import takewhile
