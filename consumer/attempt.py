@@ -34,7 +34,6 @@ class Attempt:
 
     arrivals: Sequence[Arrival]
     machine: PhaseMachine = field(default_factory=PhaseMachine)
-    committing: bool = False
     claims: dict[RunKey, Claim] = field(default_factory=dict)
     new: list[Arrival] = field(default_factory=list)
     results: dict[RunKey, list[DomainResult]] = field(default_factory=dict)

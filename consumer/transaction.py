@@ -5,16 +5,16 @@ Every step takes all runs of a batch and issues one statement; a single run is a
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import Literal
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from consumer import inbox, outbox
 from consumer.attempt import Attempt, TransactionResult
+from consumer.database import DriverTransaction
 from consumer.errors import TransactionFailed, one_line
 from consumer.events import events_for
 from consumer.inbox import Arrival, ClaimState
@@ -57,7 +57,7 @@ class RunCompletionTransaction:
     ) -> None:
         self._engine = engine
         # The mark is one statement: with BEGIN and COMMIT around it, it would be three round trips.
-        self._marking = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._sessions = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._policies = policies
         self._publisher = publisher
         self._metrics = metrics or Metrics()
@@ -89,8 +89,8 @@ class RunCompletionTransaction:
     async def _commit(self, attempt: Attempt) -> None:
         started = perf_counter()
         try:
-            async with self._engine.connect() as conn:
-                await self._within(conn, await conn.begin(), attempt)
+            async with DriverTransaction.begun(self._sessions) as transaction:
+                await self._within(transaction, attempt)
         except TransactionFailed:
             raise
         except Exception as error:
@@ -98,14 +98,13 @@ class RunCompletionTransaction:
             raise self._failed(attempt, error, rolled_back=True) from error
         self._metrics.transaction_duration.labels(self.mode).observe(perf_counter() - started)
 
-    async def _within(self, conn: AsyncConnection, transaction: AsyncTransaction, attempt: Attempt) -> None:
+    async def _within(self, transaction: DriverTransaction, attempt: Attempt) -> None:
         try:
-            await self._write(conn, attempt)
-            attempt.committing = True
+            await self._write(transaction.conn, attempt)
             await transaction.commit()
         except BaseException as error:
             # The shield keeps a second cancellation from leaving the rollback half said.
-            failure = await asyncio.shield(self._undo(conn, transaction, attempt, error))
+            failure = await asyncio.shield(self._undo(transaction, attempt, error))
             if isinstance(error, Exception):
                 raise failure from error
             raise
@@ -138,11 +137,9 @@ class RunCompletionTransaction:
             attempt.events += events_for(arrival.run, finding, evaluation, now=now, trace=arrival.trace)
         await outbox.stage(conn, attempt.events)
 
-    async def _undo(
-        self, conn: AsyncConnection, transaction: AsyncTransaction, attempt: Attempt, error: BaseException
-    ) -> TransactionFailed:
+    async def _undo(self, transaction: DriverTransaction, attempt: Attempt, error: BaseException) -> TransactionFailed:
         reached = attempt.machine.current
-        confirmed = await _rolled_back(conn, transaction) and not (attempt.committing and conn.invalidated)
+        confirmed = await transaction.roll_back(error)
         attempt.machine.advance(TransactionPhase.ROLLED_BACK if confirmed else TransactionPhase.FAILED)
         operations = tuple(reversed(attempt.operations))
         keys = [arrival.key for arrival in attempt.arrivals]
@@ -184,7 +181,7 @@ class RunCompletionTransaction:
                 log.warning("events left to the relay", events=left, error=outcome.failure)
             if not outcome.confirmed:
                 return set()
-            async with self._marking.connect() as conn:
+            async with self._sessions.connect() as conn:
                 done = await outbox.mark(conn, outcome.confirmed)
             self._metrics.phase_entered.labels(TransactionPhase.EVENTS_PUBLISHED.value).inc(len(done))
         except Exception as error:  # noqa: BLE001 - after COMMITTED nothing may fail the run
@@ -238,12 +235,3 @@ def _about(arrivals: Sequence[Arrival]) -> dict[str, object]:
         run = arrivals[0].run
         return {"tenant_id": run.tenant_id, "run_id": str(run.run_id)}
     return {"runs": len(arrivals)}
-
-
-async def _rolled_back(conn: AsyncConnection, transaction: AsyncTransaction) -> bool:
-    """Roll back and say whether the server confirmed it; without a line to it, nobody knows."""
-    with suppress(Exception):
-        if transaction.is_active:
-            await transaction.rollback()
-        return not conn.invalidated
-    return False

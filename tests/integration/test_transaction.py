@@ -7,18 +7,21 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import select, text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from consumer import TransactionFailed, TransactionPhase, create_transaction_coordinator
 from consumer.database import create_engine
+from consumer.errors import Fault, fault_of
 from consumer.inbox import Arrival
 from consumer.metrics import Metrics
 from consumer.publisher import ConfirmedChannel, EventPublisher
 from consumer.transaction import RunCompletionTransaction
 from domains import tables
 from domains.policies.book import PolicyBook
+from domains.policies.rules import PolicySet
 from domains.run import CompletedRun
 from tests import runs
+from tests.faults.proxy import Proxy
 from tests.integration.faults import break_writes_to, count, mend_writes, only_row
 
 DOMAIN_TABLES = ("run_completions", "incidents", "prevention_records", "policy_evaluations", "traces", "outbox_events")
@@ -274,6 +277,60 @@ async def test_cancellation_in_mid_transaction_rolls_back_and_leaves_no_session_
     assert (await only_row(engine, "rollbacks"))["phase_reached"] == "INCIDENT_CREATED"
     assert (await coordinator.execute(run)).state == "committed"
     assert await _sessions(engine) <= before + 2
+
+
+async def test_a_second_cancellation_during_the_rollback_does_not_leave_its_session_to_others(database_url, postgres):
+    class Waits(PolicyBook):
+        async def current(self, conn: AsyncConnection) -> PolicySet:
+            at_the_policies.set()
+            return await asyncio.Future()
+
+    at_the_policies = asyncio.Event()
+    line = await Proxy(postgres.port).accept()
+    session = create_engine(database_url.replace(str(postgres.port), str(line.port)), pool_size=1, by_key=True)
+    task = asyncio.create_task(RunCompletionTransaction(engine=session, policies=Waits()).execute(runs.run()))
+    await at_the_policies.wait()
+    line.stall(new_lines_too=False)
+    task.cancel()
+    await asyncio.sleep(0.05)  # the rollback waits for its answer, or will
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    coordinator = create_transaction_coordinator(engine=session)
+    done = await asyncio.wait_for(coordinator.execute_many([runs.run(), runs.run()]), 10)
+
+    assert [result.state for result in done] == ["committed"] * 2
+    await session.dispose()
+    line.close()
+
+
+async def test_a_commit_without_an_answer_in_time_is_not_called_rolled_back(database_url, engine):
+    """The driver gives up and asks the server to cancel; this one commits in spite of that."""
+    async with engine.begin() as conn:
+        await conn.execute(
+            text(
+                "CREATE FUNCTION governance.linger() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+                "PERFORM pg_sleep(60); RETURN NULL; EXCEPTION WHEN query_canceled THEN RETURN NULL; END $$"
+            )
+        )
+        await conn.execute(
+            text(
+                "CREATE CONSTRAINT TRIGGER linger AFTER INSERT ON governance.incidents DEFERRABLE INITIALLY DEFERRED "
+                "FOR EACH ROW EXECUTE FUNCTION governance.linger()"
+            )
+        )
+    impatient = create_engine(database_url, pool_size=2, by_key=True, command_timeout=1)
+    coordinator, run = create_transaction_coordinator(engine=impatient), runs.run()
+
+    with pytest.raises(TransactionFailed) as failure:
+        await coordinator.execute(run)
+
+    assert not failure.value.rolled_back
+    assert fault_of(failure.value) is Fault.MOMENT
+    assert (await coordinator.execute(run)).state == "duplicate"
+    assert await count(engine, "outbox_events") == 3
+    await impatient.dispose()
 
 
 async def test_a_database_that_is_away_fails_the_transaction_as_a_moment_with_nothing_begun():
