@@ -20,7 +20,7 @@ from servers import PostgresServer, RabbitServer, start_all
 from servers.pair import end_on_signals
 from servers.process import ServerError
 
-from benchmarks import floor, growth, latency, pgbench, report
+from benchmarks import floor, growth, latency, pgbench, pooler, report
 from benchmarks.arena import SETTINGS, Arena
 from benchmarks.race import Lap, lap
 from benchmarks.subjects import PYTHON, THROUGHPUT, closeout
@@ -121,8 +121,8 @@ def grow(place: Arena, options: argparse.Namespace, logs: Path) -> None:
 
 def defaults(place: Arena, options: argparse.Namespace, logs: Path) -> None:
     """Draw the curves that chose PREFETCH_COUNT, BATCH_MAX_RUNS and MAX_CONCURRENT_TRANSACTIONS."""
-    tried = [(batch, at_once, 2 * batch * at_once) for at_once in (1, 2, 3) for batch in (10, 25, 50, 100, 200, 400)]
-    tried += [(100, 2, prefetch) for prefetch in (100, 200, 300, 1000)]
+    tried = [(batch, at_once, batch * (at_once + 1)) for at_once in (1, 2, 3) for batch in (10, 25, 50, 100, 200, 400)]
+    tried += [(200, 2, prefetch) for prefetch in (200, 400, 800, 2000)]
     rates: dict[tuple[int, int, int], list[float]] = defaultdict(list)
     for number in range(options.rounds):
         for batch, at_once, prefetch in tried if number % 2 == 0 else tried[::-1]:
@@ -136,15 +136,23 @@ def defaults(place: Arena, options: argparse.Namespace, logs: Path) -> None:
     series: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for (batch, at_once, prefetch), found in rates.items():
         console.print(f"batch {batch:4}  at once {at_once}  prefetch {prefetch:5}  {median(found):8,.0f} runs/s")
-        if prefetch == 2 * batch * at_once:
+        if prefetch == batch * (at_once + 1):
             series[f"{at_once} at once"].append((batch, median(found)))
     report.curves(
-        series, "BATCH_MAX_RUNS (prefetch: twice what is in transactions)", options.out / "defaults.png", log=True
+        series, "BATCH_MAX_RUNS (PREFETCH_COUNT: a batch more than in transactions)", options.out / "defaults.png"
     )
     report.write(options.out / "bench.json", {"defaults": {str(key): found for key, found in rates.items()}})
 
 
-PARTS = {"throughput": throughput, "latency": latencies, "growth": grow, "defaults": defaults}
+def pooled(place: Arena, options: argparse.Namespace, logs: Path) -> None:
+    """Compare a worker that reaches PostgreSQL straight with one behind PgBouncer, in transaction mode."""
+    folder = logs / "pgbouncer"
+    folder.mkdir()
+    rows = report.throughput(console, pooler.race(place, folder, options.rounds), pooler.STRAIGHT)
+    report.write(options.out / "bench.json", {"pooler": rows})
+
+
+PARTS = {"throughput": throughput, "latency": latencies, "growth": grow, "defaults": defaults, "pooler": pooled}
 
 
 def main() -> int:

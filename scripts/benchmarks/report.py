@@ -68,13 +68,15 @@ def plot(rows: Sequence[Mapping[str, Any]], ours: str, limits: Sequence[str], fi
     plt.close(figure)
 
 
-def curves(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, file: Path, *, log: bool = False) -> None:
+def curves(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, file: Path) -> None:
     """Draw runs a second over a setting, a line a series."""
     figure, axes = plt.subplots(figsize=(7, 3.6), dpi=110)
     for name, points in series.items():
         axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
-    if log:
-        axes.set_xscale("log")
+    axes.set_xscale("log")
+    places = sorted({x for points in series.values() for x, _ in points})
+    axes.set_xticks(places, [f"{x:,.0f}" for x in places])
+    axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.set_xlabel(x_label)
     axes.set_ylabel("runs/s")
