@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from imaging.dockerfile import read_dockerfile
@@ -11,6 +12,7 @@ from config.settings import load_settings
 from consumer.metrics import Metrics
 from tests.deploy.manifests import ROOT, component_of, container, environment, one, overlay, pods
 from tests.deploy.test_alerts import ALERTS
+from tests.roles import DEFINITIONS, OWNER, TOPOLOGY_USER, WORKER, WORKER_USER
 
 README = (ROOT / "README.md").read_text()
 SECTION = README.partition("\n## Deploying to Kubernetes\n")[2].partition("\n## ")[0]
@@ -19,18 +21,31 @@ COMMANDS = [
     shlex.split(line, comments=True)
     for block in re.findall(r"```sh\n(.*?)```", SECTION, re.DOTALL)
     for line in block.replace("\\\n", "").splitlines()
-    if line.startswith(("kubectl", "docker"))
+    if line.startswith(("kubectl", "docker", "psql", "rabbitmqctl", "printf"))
 ]
+SECRETS = {words[words.index("generic") + 1]: words for words in COMMANDS if "secret" in words}
+# In whose name the pods come that read each secret.
+NAMES = {
+    "closeout-migrate": {"database-url": OWNER},
+    "closeout-topology": {"amqp-url": TOPOLOGY_USER},
+    "closeout-worker": {"database-url": WORKER, "amqp-url": WORKER_USER},
+}
+
+
+def files_of(words: list[str]) -> dict[str, str]:
+    """Return the files of a secret by the keys that they get."""
+    pairs = (word.removeprefix("--from-file=").partition("=") for word in words if word.startswith("--from-file="))
+    return {key: file for key, _, file in pairs}
+
+
+def place_of(*words: str) -> int:
+    """Return where the only command that has all of *words* stands."""
+    (found,) = (number for number, command in enumerate(COMMANDS) if set(words) <= set(command))
+    return found
 
 
 def test_the_secrets_have_the_names_and_the_keys_that_the_pods_read():
-    made = {
-        words[words.index("generic") + 1]: {
-            word.removeprefix("--from-file=").partition("=")[0] for word in words if word.startswith("--from-file=")
-        }
-        for words in COMMANDS
-        if "secret" in words
-    }
+    made = {name: set(files_of(words)) for name, words in SECRETS.items()}
     read = {
         template["spec"]["volumes"][0]["secret"]["secretName"]: {
             Path(value).name
@@ -40,6 +55,33 @@ def test_the_secrets_have_the_names_and_the_keys_that_the_pods_read():
         for component, template in pods(overlay("production")).items()
     }
     assert made == read
+
+
+def test_each_url_is_one_of_a_role_or_a_user_that_gets_a_password():
+    """Without a new line at its end: KEDA parses what the worker's secret holds, and refuses one."""
+    urls = {words[3].removeprefix(">"): words[2] for words in COMMANDS if words[:2] == ["printf", "%s"]}
+    named: dict[str, dict[str, str]] = {}
+    for secret, words in SECRETS.items():
+        for key, file in files_of(words).items():
+            variable = key.replace("-", "_").upper()
+            needs = {"need_amqp": variable == "AMQP_URL", "need_database": variable == "DATABASE_URL"}
+            load_settings({variable: urls[file]}, **needs)
+            url = urlsplit(urls[file])
+            assert url.path == ("/closeout" if needs["need_database"] else f"/{DEFINITIONS['vhosts'][0]['name']}")
+            named.setdefault(secret, {})[key] = str(url.username)
+    assert named == NAMES
+    everybody = {name for names in named.values() for name in names.values()}
+    asked = [word for words in COMMANDS for word in words if word.startswith("\\password ")]
+    # RabbitMQ 4's rabbitmqctl reads no password from the terminal: it waits for ever.
+    told = [words[2] for words in COMMANDS if words[1] == "change_password" and len(words) == 4]
+    assert sorted([word.split()[1] for word in asked] + told) == sorted(everybody)
+
+
+def test_roles_users_and_rights_are_made_before_whatever_needs_them():
+    assert place_of("deploy/postgresql/roles.sql") < place_of("closeout-migrate")
+    assert place_of("import_definitions", "deploy/rabbitmq/definitions.json") < place_of("closeout-topology", "generic")
+    waited, last = place_of("wait"), len(COMMANDS) - 1 - COMMANDS[::-1].index(["kubectl", "apply", "-k", "$overlay"])
+    assert waited < place_of("deploy/postgresql/rights.sql") < last
 
 
 def test_each_step_applies_the_part_that_the_next_one_needs():

@@ -3,6 +3,7 @@
 import re
 import tomllib
 from collections.abc import Iterable
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,11 @@ def test_tags_and_jobs_carry_the_version_of_this_checkout():
     for component in ("migrate", "topology"):
         name = one(overlay("production"), "Job", component)["metadata"]["name"]
         assert name == f"closeout-{component}-{VERSION.replace('.', '-')}"
+
+
+def test_a_worker_may_go_to_each_server_and_to_the_pooler_as_it_is_shipped():
+    policies = {o["metadata"]["name"]: o for o in overlay("production") if o["kind"] == "NetworkPolicy"}
+    reached = {port["port"] for rule in policies["closeout-worker"]["spec"]["egress"] for port in rule["ports"]}
+    pooler = ConfigParser(inline_comment_prefixes=None)
+    pooler.read(ROOT / "deploy/pgbouncer/pgbouncer.ini")
+    assert reached == {53, 5432, 5671, 5672, pooler.getint("pgbouncer", "listen_port")}

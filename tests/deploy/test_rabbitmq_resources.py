@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from consumer.topology import TOPOLOGY, UNREACHABLE_DELIVERY_LIMIT
+from tests.deploy.manifests import changed, component_of
 from tests.roles import DEFINITIONS, DEPLOY
 
 COMPONENT = DEPLOY / "kubernetes/components/topology-operator"
@@ -123,3 +124,11 @@ def test_the_users_and_what_they_may_do_are_those_of_the_definitions():
         assert specs(kind) == [
             {"userReference": {"name": entry.pop("user")}, "permissions": entry} for entry in defined(of)
         ]
+
+
+def test_with_the_component_the_operator_declares_in_the_step_of_the_job_that_goes(tmp_path):
+    objects = changed(tmp_path, components=["topology-operator"])
+    assert not [o for o in objects if o["kind"] == "Job" and component_of(o) == "topology"]
+    theirs = [o for o in objects if o["apiVersion"] == "rabbitmq.com/v1beta1"]
+    assert len(theirs) == len(list(resources()))
+    assert {component_of(o) for o in theirs} == {"topology"}

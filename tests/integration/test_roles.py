@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from consumer.cli import app
 from consumer.rights import WORKER_RIGHTS, each_right
 from domains.tables import metadata
-from tests.roles import OPERATOR, OWNER, READER, WORKER, WORKER_USER, as_user, make_roles
+from tests.roles import DEPLOY, OPERATOR, OWNER, READER, WORKER, WORKER_USER, as_user, make_roles
 
 TABLES = [*sorted(table.name for table in metadata.tables.values()), "schema_version"]
 PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER", "MAINTAIN")
@@ -181,3 +181,18 @@ def test_a_reader_s_role_is_enough_for_every_command_that_only_looks(postgres, p
         told = CliRunner().invoke(app, words.split())
 
         assert told.exit_code == 0, f"{words}: {told.output}"
+
+
+def test_whoever_owns_the_database_and_may_create_roles_can_make_them_without_being_a_superuser(postgres):
+    """What a managed PostgreSQL gives its customers; the roles under other names, for those of the tests are there."""
+    made = (DEPLOY / "postgresql/roles.sql").read_text().replace("closeout_", "managed_")
+    postgres.psql("CREATE ROLE customer LOGIN CREATEROLE")
+    postgres.psql("CREATE DATABASE managed OWNER customer")
+    try:
+        for _ in range(2):
+            postgres.psql(f"BEGIN; {made}; COMMIT", "managed", user="customer")
+        postgres.psql("CREATE TABLE governance.mine (x int)", "managed", user="managed_owner")
+        assert refused(postgres, "managed", "managed_worker", "CREATE TABLE governance.its (x int)")
+    finally:
+        postgres.drop_database("managed")
+        postgres.psql("DROP ROLE IF EXISTS managed_owner, managed_worker, managed_operator, managed_reader, customer")
