@@ -34,13 +34,16 @@ def apply(
 ) -> None:
     """Put the policies of FILE into force; all of them, or none if one is faulty.
 
-    A changed policy becomes a new version, the old one is kept. Workers take it up within five seconds.
+    A changed policy becomes a new version, the old one is kept. Workers take it
+    up within five seconds.
 
-    FILE is a list of {name, effect: flag | suppress_incident, severity, condition, tenant_id?, mode?, enabled?}.
-    A condition is CEL over run, for example: run.status == "failed" && run.usage.cost_usd > 5.0
+    FILE is a list of {name, effect: flag | suppress_incident, severity,
+    condition, tenant_id?, mode?, enabled?}. A condition is CEL over run, for
+    example: run.status == "failed" && run.usage.cost_usd > 5.0
 
-    With mode: shadow a policy is evaluated over every run and counted, and decides nothing; the version that is in
-    force goes on deciding. closeout policies shadow says what it caught. Applied without mode: shadow, it decides.
+    With mode: shadow a policy is evaluated over every run and counted, and
+    decides nothing; the version that is in force goes on deciding. closeout
+    policies shadow says what it caught. Applied without mode: shadow, it decides.
 
     Example: closeout policies apply policies.yaml
     """

@@ -50,11 +50,13 @@ def try_file(
 ) -> None:
     """Hold the policies of FILE against one run, as if they alone were in force; say which hold, and why.
 
-    Changes nothing, and needs no server but for a stored run. Of each condition the parts that && and || join are
-    shown with their truth, and the values that it read. Exit 0 whether policies hold or not, unless --expect or
-    --expect-not says otherwise: for tests of policies in CI. NAME may be TENANT/NAME where two policies have one name.
+    Changes nothing, and needs no server but for a stored run. Of each condition
+    the parts that && and || join are shown with their truth, and the values that
+    it read. Exit 0 whether policies hold or not, unless --expect or --expect-not
+    says otherwise: for tests of policies in CI. NAME may be TENANT/NAME where two
+    policies have one name.
 
-    Example: closeout policies test policies.yaml --run run.json --expect "expensive run"
+    Example: closeout policies test policies.yaml --run run.json --expect costly
     """
     if str(file) == run == "-":
         fail("FILE and --run: both are -; expected one of them on standard input", status=EXIT_USAGE)

@@ -33,11 +33,13 @@ def prune(
 ) -> None:
     """Remove old runs with their incidents, prevention records, evaluations, traces and rollbacks; live workers go on.
 
-    A run goes whole or stays. It stays while events of it wait in the outbox, while its legacy close-out is
-    unfinished, and while its incident is OPEN (but --open-incidents).
+    A run goes whole or stays. It stays while events of it wait in the outbox,
+    while its legacy close-out is unfinished, and while its incident is OPEN (but
+    --open-incidents).
 
-    A run that was removed is unknown again: if its message comes once more, from the parked queue, a runner or a
-    backup, it is closed out as a new run, with a new incident and new events. Choose an age above all of those.
+    A run that was removed is unknown again: if its message comes once more, from
+    the parked queue, a runner or a backup, it is closed out as a new run, with a
+    new incident and new events. Choose an age above all of those.
 
     Example: closeout prune --older-than 90d --dry-run
     """

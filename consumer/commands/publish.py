@@ -40,8 +40,9 @@ def publish(
 ) -> None:
     """Publish run-completed messages and wait for the broker's confirm of each.
 
-    A line that breaks the contract is named and not published (--raw publishes it all the same); the others are.
-    Exit 1 if any line was refused or not confirmed. Publishing a file twice is harmless: runs are closed out once.
+    A line that breaks the contract is named and not published (--raw publishes it
+    all the same); the others are. Exit 1 if any line was refused or not
+    confirmed. Publishing a file twice is harmless: runs are closed out once.
 
     Example: closeout publish runs.jsonl
     """

@@ -65,7 +65,8 @@ def show(
 ) -> None:
     """Explain a run: what happened and when, what each domain recorded and why, which events went out or wait.
 
-    If the run is unknown and AMQP_URL is set, its message is looked for in closeout.parked.
+    If the run is unknown and AMQP_URL is set, its message is looked for in
+    closeout.parked.
 
     Example: closeout runs show acme/0a0c9a3e-4a1f-5b0e-9a53-0f0f6c0a9a11
     """

@@ -1,5 +1,6 @@
 """The command line as a whole: all that the contract names is there, and every command explains itself."""
 
+import inspect
 import json
 import shlex
 from collections.abc import Iterator
@@ -51,6 +52,8 @@ def test_every_commands_help_has_an_example_of_that_command_and_fits_80_columns(
     example = told.stdout.partition("Example: ")[2]
     assert f"closeout {name}" in " ".join(example.split()), told.stdout
     assert all(len(line) <= 80 for line in told.stdout.splitlines())
+    # Where a terminal would break a line once more, a word is left alone on the next one.
+    assert all(len(line) <= 78 for line in inspect.cleandoc(ALL[name].help).partition("\n\n")[2].splitlines())
 
 
 @pytest.mark.parametrize("name", ALL)
