@@ -8,10 +8,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from consumer.commands.ages import age
 from consumer.commands.output import EXIT_USAGE, err, fail, print_json
-from consumer.commands.session import in_words, settings_for
+from consumer.commands.session import database_words, in_words, settings_for
 from consumer.counts import counted
 from consumer.database import DATABASE_ERRORS, create_engine
-from consumer.errors import UnavailableError, one_line
+from consumer.errors import UnavailableError
 from consumer.pruning import BATCH_RUNS, SAFE_AGE, Pruned, Scope, cutoff
 from consumer.pruning import prune as remove
 
@@ -64,8 +64,10 @@ def prune(
                 engine, scope, report, batch=batch,
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )  # fmt: skip
-        except (UnavailableError, *DATABASE_ERRORS) as error:
-            return f"PostgreSQL: {one_line(error)}"
+        except UnavailableError as error:
+            return str(error)
+        except DATABASE_ERRORS as error:
+            return database_words(error)
         finally:
             await engine.dispose()
         return None
