@@ -65,9 +65,9 @@ def apply(
 
 
 def _beside(change: AppliedChange) -> str:
-    """Say of a version in shadow what decides meanwhile."""
+    """Say of a version that does not decide that it does not, and of one in shadow what decides meanwhile."""
     if change.mode == "enforce":
-        return ""
+        return "" if change.enabled else ", off"
     state = "in shadow" if change.enabled else "not in shadow"
     decides = "no version decides" if change.in_force is None else f"version {change.in_force} stays in force"
     return f", {state}; {decides}"
