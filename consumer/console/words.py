@@ -89,9 +89,9 @@ def clock(at: datetime | None) -> str:
 
 
 def when(at: datetime, now: datetime) -> str:
-    """Return a time of the day, UTC, and of another day than *now*'s the date instead of the seconds."""
+    """Return a time of the day, UTC, and of another day than *now*'s month and day instead of the seconds."""
     at = at.astimezone(UTC)
-    return f"{at:%H:%M:%S}" if at.date() == now.astimezone(UTC).date() else f"{at:%Y-%m-%d %H:%M}"
+    return f"{at:%H:%M:%S}" if at.date() == now.astimezone(UTC).date() else f"{at:%m-%d %H:%M}"
 
 
 def instant(at: datetime | None) -> str:

@@ -83,7 +83,7 @@ def test_times_are_utc_and_ages_are_in_words():
 def test_a_time_of_another_day_has_its_date():
     at = datetime(2026, 11, 1, 23, 59, 58, tzinfo=UTC)
     assert when(at, at + timedelta(seconds=1)) == "23:59:58"
-    assert when(at, at + timedelta(seconds=2)) == "2026-11-01 23:59"
+    assert when(at, at + timedelta(seconds=2)) == "11-01 23:59"
 
 
 def test_counts_and_paces():
