@@ -42,8 +42,9 @@ def options(
 def worker() -> None:
     """Consume run-completed messages until SIGTERM or SIGINT, then drain and exit 0.
 
-    Needs DATABASE_URL and AMQP_URL, a migrated schema (closeout migrate) and a declared topology (closeout topology);
-    while one of them is missing it waits, and /readyz says for what. The console is at / of HTTP_HOST and HTTP_PORT.
+    Needs DATABASE_URL and AMQP_URL, a migrated schema (closeout migrate) and a
+    declared topology (closeout topology); while one of them is missing it waits,
+    and /readyz says for what. The console is at / of HTTP_HOST and HTTP_PORT.
 
     Example: TRANSACTION_COORDINATOR_ENABLED=true closeout worker
     """

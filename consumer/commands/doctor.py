@@ -26,8 +26,9 @@ _COLOURS = {State.OK: "green", State.WARNING: "yellow", State.PROBLEM: "red"}
 def doctor(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Check settings, database and broker as a worker with this environment would find them. Exit 1 on a problem.
 
-    Nothing is changed, no message is sent and none taken. It asks RabbitMQ for two things that must be refused, to see
-    whether the rights are there; they show in its log. Bindings cannot be seen without the management plugin.
+    Nothing is changed, no message is sent and none taken. It asks RabbitMQ for
+    two things that must be refused, to see whether the rights are there; they
+    show in its log. Bindings cannot be seen without the management plugin.
 
     Example: closeout doctor
     """

@@ -68,8 +68,9 @@ def drain_(
 ) -> None:
     """Publish now what the outbox holds, each event confirmed before it is removed. Exit 1 if some could not be.
 
-    Safe beside live workers: what their relays hold is passed over, a run's events keep their order and their ids.
-    What is younger than 11 s may be on its way, so it is given that time; --older-than 0s takes it at once, and
+    Safe beside live workers: what their relays hold is passed over, a run's
+    events keep their order and their ids. What is younger than 11 s may be on its
+    way, so it is given that time; --older-than 0s takes it at once, and
     subscribers may get it twice, under one id.
 
     Example: closeout outbox drain --older-than 5m

@@ -105,10 +105,11 @@ def replay_(
 ) -> None:
     """Send parked messages back to where they came from, once the cause is mended; their attempts start anew.
 
-    Each is removed only after RabbitMQ confirmed its copy; a crash in between leaves both, and a run is closed out
-    once. You vouch for what you send back: messages of untrusted publishers go only with --reason untrusted_publisher.
+    Each is removed only after RabbitMQ confirmed its copy; a crash in between
+    leaves both, and a run is closed out once. You vouch for what you send back:
+    messages of untrusted publishers go only with --reason untrusted_publisher.
 
-    Example: closeout parked replay --reason attempts_exhausted --newer-than 2h --dry-run
+    Example: closeout parked replay --reason attempts_exhausted --dry-run
     """
     filters = _filters(
         reason=reason, tenant=tenant, run=run, message_id=message_id, older_than=older_than, newer_than=newer_than
@@ -140,9 +141,10 @@ def discard_(
 ) -> None:
     """Throw parked messages away, for good. Needs a filter or --all, and asks first; elsewhere it needs --yes.
 
-    --dump writes each to disk (headers, properties, body in base64) before it is removed.
+    --dump writes each to disk (headers, properties, body in base64) before it is
+    removed.
 
-    Example: closeout parked discard --reason invalid_json --older-than 7d --dump discarded.jsonl
+    Example: closeout parked discard --reason invalid_json --dump discarded.jsonl
     """
     filters = _filters(
         reason=reason, tenant=tenant, run=run, message_id=message_id, older_than=older_than, newer_than=newer_than

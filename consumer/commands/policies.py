@@ -34,13 +34,16 @@ def apply(
 ) -> None:
     """Put the policies of FILE into force; all of them, or none if one is faulty.
 
-    A changed policy becomes a new version, the old one is kept. Workers take it up within five seconds.
+    A changed policy becomes a new version, the old one is kept. Workers take it
+    up within five seconds.
 
-    FILE is a list of {name, effect: flag | suppress_incident, severity, condition, tenant_id?, mode?, enabled?}.
-    A condition is CEL over run, for example: run.status == "failed" && run.usage.cost_usd > 5.0
+    FILE is a list of {name, effect: flag | suppress_incident, severity,
+    condition, tenant_id?, mode?, enabled?}. A condition is CEL over run, for
+    example: run.status == "failed" && run.usage.cost_usd > 5.0
 
-    With mode: shadow a policy is evaluated over every run and counted, and decides nothing; the version that is in
-    force goes on deciding. closeout policies shadow says what it caught. Applied without mode: shadow, it decides.
+    With mode: shadow a policy is evaluated over every run and counted, and
+    decides nothing; the version that is in force goes on deciding. closeout
+    policies shadow says what it caught. Applied without mode: shadow, it decides.
 
     Example: closeout policies apply policies.yaml
     """
@@ -62,9 +65,9 @@ def apply(
 
 
 def _beside(change: AppliedChange) -> str:
-    """Say of a version in shadow what decides meanwhile."""
+    """Say of a version that does not decide that it does not, and of one in shadow what decides meanwhile."""
     if change.mode == "enforce":
-        return ""
+        return "" if change.enabled else ", off"
     state = "in shadow" if change.enabled else "not in shadow"
     decides = "no version decides" if change.in_force is None else f"version {change.in_force} stays in force"
     return f", {state}; {decides}"

@@ -31,10 +31,12 @@ def backtest_file(
 ) -> None:
     """Hold the policies of FILE against stored runs: what each would have flagged or suppressed, by tenant.
 
-    Beside it stands what the policies did that were in force: newly are runs that no policy of this name flagged or
-    suppressed, no longer those that one did. Reads only, in short transactions beside live workers; a role that may
-    SELECT is enough. Some fields are not stored: the error message where the incident was suppressed, steps and trace
-    id of a run that was not traced. A run whose answer depends on one of them counts as unknown.
+    Beside it stands what the policies did that were in force: newly are runs that
+    no policy of this name flagged or suppressed, no longer those that one did.
+    Reads only, in short transactions beside live workers; a role that may SELECT
+    is enough. Some fields are not stored: the error message where the incident
+    was suppressed, steps and trace id of a run that was not traced. A run whose
+    answer depends on one of them counts as unknown.
 
     Example: closeout policies backtest policies.yaml --since 30d --tenant acme
     """

@@ -63,7 +63,9 @@ def policy(tally: Tally, limit: int) -> None:
 
 def _by_tenant(tally: Tally) -> None:
     names = ("runs", _WOULD[tally.draft.effect], "newly", "no longer", "errors", "unknown")
-    table = Table("  tenant", *(Column(name, justify="right") for name in names), box=None)
+    # A name may be longer than its column, never cut: two tenants may begin alike.
+    numbers = (Column(name, justify="right", no_wrap=True) for name in names)
+    table = Table(Column("  tenant", overflow="fold", min_width=12), *numbers, box=None)
     ranked = sorted(tally.tenants.items(), key=lambda item: (-item[1].hits, item[0]))
     for name, count in ranked[:_TENANTS_SHOWN]:
         table.add_row(Text(f"  {name}"), *_cells(count))

@@ -21,8 +21,9 @@ def shadow(
 ) -> None:
     """Say what each policy in shadow has caught since it was applied, by tenant, with examples.
 
-    Beside it stands what the version in force did to the same runs. To put a policy into force, apply it without
-    mode: shadow; to end the trial, apply it with enabled: false. Reads only.
+    Beside it stands what the version in force did to the same runs. To put a
+    policy into force, apply it without mode: shadow; to end the trial, apply it
+    with enabled: false. Reads only.
 
     Example: closeout policies shadow --tenant acme
     """

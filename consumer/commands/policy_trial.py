@@ -50,18 +50,20 @@ def try_file(
 ) -> None:
     """Hold the policies of FILE against one run, as if they alone were in force; say which hold, and why.
 
-    Changes nothing, and needs no server but for a stored run. Of each condition the parts that && and || join are
-    shown with their truth, and the values that it read. Exit 0 whether policies hold or not, unless --expect or
-    --expect-not says otherwise: for tests of policies in CI. NAME may be TENANT/NAME where two policies have one name.
+    Changes nothing, and needs no server but for a stored run. Of each condition
+    the parts that && and || join are shown with their truth, and the values that
+    it read. Exit 0 whether policies hold or not, unless --expect or --expect-not
+    says otherwise: for tests of policies in CI. NAME may be TENANT/NAME where two
+    policies have one name.
 
-    Example: closeout policies test policies.yaml --run run.json --expect "expensive run"
+    Example: closeout policies test policies.yaml --run run.json --expect costly
     """
     if str(file) == run == "-":
         fail("FILE and --run: both are -; expected one of them on standard input", status=EXIT_USAGE)
     drafts = drafts_in(file)
     expected = [(name, "holds") for name in expect or ()] + [(name, "does_not_hold") for name in expect_not or ()]
-    for name, _ in expected:
-        _check_name(name, drafts)
+    for name, wanted in expected:
+        _check_name(name, drafts, option="--expect" if wanted == "holds" else "--expect-not")
     decoded, unknown = _read(run)
     trial = try_policies(drafts, decoded, unknown=unknown)
     expectations = [_compare(name, wanted, trial.policies) for name, wanted in expected]
@@ -110,11 +112,11 @@ def _stored(key: RunKey) -> tuple[CompletedRun, frozenset[str]]:
     return found[0].run, found[0].unknown
 
 
-def _check_name(name: str, drafts: Sequence[PolicyDraft]) -> None:
+def _check_name(name: str, drafts: Sequence[PolicyDraft], *, option: str) -> None:
     known = {draft.name for draft in drafts} | {f"{draft.tenant_id}/{draft.name}" for draft in drafts}
     if name not in known:
         names = ", ".join(draft.name for draft in drafts) or "none"
-        fail(f"--expect: found {name!r}; expected one of the file's policies: {names}", status=EXIT_USAGE)
+        fail(f"{option}: found {name!r}; expected one of the file's policies: {names}", status=EXIT_USAGE)
 
 
 def _compare(name: str, expected: str, verdicts: Sequence[Verdict]) -> Expectation:

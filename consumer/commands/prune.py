@@ -8,10 +8,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from consumer.commands.ages import age
 from consumer.commands.output import EXIT_USAGE, err, fail, print_json
-from consumer.commands.session import in_words, settings_for
+from consumer.commands.session import database_words, in_words, settings_for
 from consumer.counts import counted
 from consumer.database import DATABASE_ERRORS, create_engine
-from consumer.errors import UnavailableError, one_line
+from consumer.errors import UnavailableError
 from consumer.pruning import BATCH_RUNS, SAFE_AGE, Pruned, Scope, cutoff
 from consumer.pruning import prune as remove
 
@@ -33,11 +33,13 @@ def prune(
 ) -> None:
     """Remove old runs with their incidents, prevention records, evaluations, traces and rollbacks; live workers go on.
 
-    A run goes whole or stays. It stays while events of it wait in the outbox, while its legacy close-out is
-    unfinished, and while its incident is OPEN (but --open-incidents).
+    A run goes whole or stays. It stays while events of it wait in the outbox,
+    while its legacy close-out is unfinished, and while its incident is OPEN (but
+    --open-incidents).
 
-    A run that was removed is unknown again: if its message comes once more, from the parked queue, a runner or a
-    backup, it is closed out as a new run, with a new incident and new events. Choose an age above all of those.
+    A run that was removed is unknown again: if its message comes once more, from
+    the parked queue, a runner or a backup, it is closed out as a new run, with a
+    new incident and new events. Choose an age above all of those.
 
     Example: closeout prune --older-than 90d --dry-run
     """
@@ -62,8 +64,10 @@ def prune(
                 engine, scope, report, batch=batch,
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )  # fmt: skip
-        except (UnavailableError, *DATABASE_ERRORS) as error:
-            return f"PostgreSQL: {one_line(error)}"
+        except UnavailableError as error:
+            return str(error)
+        except DATABASE_ERRORS as error:
+            return database_words(error)
         finally:
             await engine.dispose()
         return None

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from consumer.broker import BrokerConnection
 from consumer.commands.output import EXIT_USAGE, err, fail, print_json
 from consumer.commands.session import settings_for
-from consumer.errors import MessageRefusedError, UnavailableError
+from consumer.errors import MessageRefusedError, UnavailableError, one_line
 from consumer.frames import PERSISTENT
 from consumer.message import CONTENT_TYPE, decode
 from consumer.publisher import ConfirmedChannel
@@ -40,8 +40,9 @@ def publish(
 ) -> None:
     """Publish run-completed messages and wait for the broker's confirm of each.
 
-    A line that breaks the contract is named and not published (--raw publishes it all the same); the others are.
-    Exit 1 if any line was refused or not confirmed. Publishing a file twice is harmless: runs are closed out once.
+    A line that breaks the contract is named and not published (--raw publishes it
+    all the same); the others are. Exit 1 if any line was refused or not
+    confirmed. Publishing a file twice is harmless: runs are closed out once.
 
     Example: closeout publish runs.jsonl
     """
@@ -54,20 +55,27 @@ def publish(
             fail(f"--traceparent: found {traceparent!r}; expected {_TRACEPARENT_WORDS}", status=EXIT_USAGE)
         headers = {TRACEPARENT: traceparent}
     amqp_url = settings.amqp_url.get_secret_value()
-    with nullcontext(sys.stdin.buffer) if str(file) == "-" else file.open("rb") as lines:
-        counts = asyncio.run(_publish(lines, amqp_url, settings.message_max_bytes, raw=raw, headers=headers))
+    try:
+        source = nullcontext(sys.stdin.buffer) if str(file) == "-" else file.open("rb")
+    except OSError as error:
+        fail(f"FILE: cannot read {file}: {error.strerror}", status=EXIT_USAGE)
+    with source as lines:
+        counts, failure = asyncio.run(_publish(lines, amqp_url, settings.message_max_bytes, raw=raw, headers=headers))
     if as_json:
-        print_json(counts)
-    else:
+        print_json({**counts, "failure": failure})
+    elif failure is None:
         typer.echo(f"{counts['published']} published and confirmed, {counts['refused']} refused")
+    if failure is not None:
+        fail(f"{counts['published']} published and confirmed, then: {failure}")
     if counts["refused"]:
         raise typer.Exit(1)
 
 
 async def _publish(
     lines: IO[bytes], amqp_url: str, max_bytes: int, *, raw: bool, headers: FieldTable | None
-) -> dict[str, int]:
-    counts = {"published": 0, "refused": 0}
+) -> tuple[dict[str, int], str | None]:
+    """Return how many were published and refused, and what ended it early, if anything did."""
+    counts, failure = {"published": 0, "refused": 0}, None
     connection = BrokerConnection(amqp_url, name="closeout publish")
     channel = ConfirmedChannel(connection)
     window = asyncio.Semaphore(_WINDOW)
@@ -106,11 +114,13 @@ async def _publish(
                         continue
                     await window.acquire()
                     group.create_task(send(body))
-    except* UnavailableError as group_error:
-        fail(f"{counts['published']} published and confirmed, then: {group_error.exceptions[0]}")
+    except* UnavailableError as away:
+        failure = str(away.exceptions[0])
+    except* OSError as unreadable:
+        failure = f"FILE: cannot be read on: {one_line(unreadable.exceptions[0])}"
     finally:
         await connection.close()
-    return counts
+    return counts, failure
 
 
 def _messages(lines: IO[bytes]) -> Iterator[tuple[int, bytes]]:

@@ -29,8 +29,8 @@ def reconcile(
 ) -> None:
     """Check what must hold of every run, beside live workers; name the runs that break it. Exit 1 if any does.
 
-    Nothing is changed without --repair, which publishes stale events, of all tenants, as a worker's relay would,
-    and checks again.
+    Nothing is changed without --repair, which publishes stale events, of all
+    tenants, as a worker's relay would, and checks again.
 
     Example: closeout reconcile --tenant acme --older-than 10m
     """

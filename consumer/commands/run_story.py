@@ -143,6 +143,8 @@ def _evaluation(evaluation: Row | None) -> Iterator[Line]:
         yield "", "violated: {name} (version {version}), {severity}".format(**violated)
     for failed in evaluation["errors"]:
         yield "", "could not be evaluated: {name} (version {version}): {error}".format(**failed)
+    for tried in evaluation["shadow"] or ():
+        yield "", "in shadow, deciding nothing: {name} (version {version}) is counted as {result}".format(**tried)
     yield "", f"id {evaluation['policy_evaluation_id']}"
 
 

@@ -21,6 +21,7 @@ from consumer.errors import UnavailableError
 from consumer.inspection import RunFile, list_runs, read_run
 from consumer.parked import Filters, Report, look
 from consumer.phases import TransactionPhase
+from domains.run import RunStatus
 
 app = typer.Typer(help="Look at runs: which there are, and all that is known of one.", no_args_is_help=True)
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -39,7 +40,7 @@ def list_(
     *,
     tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None,
     phase: Annotated[TransactionPhase | None, typer.Option(help="Only runs in this phase.")] = None,
-    status: Annotated[str | None, typer.Option(help="succeeded, failed, halted or aborted.")] = None,
+    status: Annotated[RunStatus | None, typer.Option(help="Only runs that ended so.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many, newest first.")] = 20,
     as_json: _Json = False,
 ) -> None:
@@ -65,7 +66,8 @@ def show(
 ) -> None:
     """Explain a run: what happened and when, what each domain recorded and why, which events went out or wait.
 
-    If the run is unknown and AMQP_URL is set, its message is looked for in closeout.parked.
+    If the run is unknown and AMQP_URL is set, its message is looked for in
+    closeout.parked.
 
     Example: closeout runs show acme/0a0c9a3e-4a1f-5b0e-9a53-0f0f6c0a9a11
     """

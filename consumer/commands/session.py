@@ -13,10 +13,12 @@ from config.logs import configure_logs
 from config.settings import Settings, SettingsError, load_settings
 from consumer.commands.output import EXIT_USAGE, fail
 from consumer.database import COMMAND_TIMEOUT_SECONDS, DATABASE_ERRORS, create_engine
-from consumer.errors import UnavailableError, lacks_a_right, one_line
+from consumer.errors import UnavailableError, lacks_a_right, links, one_line, sqlstate_of
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
+# SQLSTATEs of a table, a column, a schema that is not there.
+_MISSING = {"42P01", "42703", "3F000"}
 
 
 def settings_for(*, need_amqp: bool = True, need_database: bool = True) -> Settings:
@@ -59,8 +61,17 @@ def in_words(work: Awaitable[T]) -> T:
     except UnavailableError as error:
         fail(str(error))
     except DATABASE_ERRORS as error:
-        hint = "; README, Least privilege, says which role each command is for" if lacks_a_right(error) else ""
-        fail(f"PostgreSQL: {one_line(error)}{hint}")
+        fail(database_words(error))
+
+
+def database_words(error: BaseException) -> str:
+    """Return what PostgreSQL refused, or that it is away, and what to do where that can be told from it."""
+    hint = ""
+    if lacks_a_right(error):
+        hint = "; README, Least privilege, says which role each command is for"
+    elif any(sqlstate_of(link) in _MISSING for link in links(error)):
+        hint = "; the schema is not there, or older than this version: run closeout migrate"
+    return f"PostgreSQL: {one_line(error)}{hint}"
 
 
 def end_after(seconds: float) -> None:

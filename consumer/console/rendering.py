@@ -23,8 +23,8 @@ class Rendering:
             auto_reload=False,
         )
         for function in (
-            words.shown, words.moment, words.clock, words.instant, words.day, words.stamp, words.span, words.number,
-            words.rate, words.money,
+            words.shown, words.moment, words.clock, words.instant, words.when, words.day, words.stamp, words.span,
+            words.number, words.rate, words.money,
         ):  # fmt: skip
             self._templates.filters[function.__name__] = function
         self._templates.globals |= {"run_path": words.run_path, "names_run": words.names_run}

@@ -5,7 +5,8 @@ from datetime import timedelta
 from typing import Literal
 
 from consumer.console.overview import Picture
-from consumer.console.words import ago, clock, span
+from consumer.console.words import ago, span, when
+from consumer.counts import counted
 
 # Seconds. The relay publishes what was left behind within 15 s; after a minute something keeps it from doing so.
 _OUTBOX_LATE_SECONDS = 60.0
@@ -32,7 +33,7 @@ def _away(picture: Picture) -> list[Trouble]:
     if picture.reason == "starting":
         found.append(Trouble("watch", "This worker is starting and does not consume yet."))
     elif picture.reason is not None:
-        paused = f"Nothing is consumed by this worker since {clock(picture.since)} UTC: {picture.reason}"
+        paused = f"Nothing is consumed by this worker since {when(picture.since, picture.now)} UTC: {picture.reason}"
         found.append(Trouble("bad", paused))
     # An idle worker does not notice that a server is away; where it does, the server is named once all the same.
     others = {fault: is_slow for fault, is_slow in picture.faults.items() if fault != picture.reason}
@@ -43,7 +44,7 @@ def _late(picture: Picture) -> list[Trouble]:
     waiting = picture.waiting.value
     found = []
     if waiting is not None and picture.waiting.fault is None and waiting.oldest_seconds > _OUTBOX_LATE_SECONDS:
-        words = f"Events of {waiting.runs:,} committed runs are not published, the oldest for "
+        words = f"Events of {counted(waiting.runs, 'committed run')} are not published, the oldest for "
         words += f"{span(waiting.oldest_seconds)}: RabbitMQ does not confirm them, or nobody subscribes to them."
         found.append(Trouble("bad", words))
     newest = next(iter(picture.rollbacks.value or ()), None)
@@ -67,8 +68,7 @@ def _settings(picture: Picture) -> list[Trouble]:
         words = "TRANSACTION_COORDINATOR_ENABLED is false: runs are closed out with three separate writes."
         found.append(Trouble("bad", words))
     if picture.counts.fallbacks:
-        words = (
-            f"{picture.counts.fallbacks:,.0f} runs were closed out without atomicity after their transaction failed."
-        )
+        runs = counted(int(picture.counts.fallbacks), "run was", "runs were")
+        words = f"{runs} closed out without atomicity after their transaction failed."
         found.append(Trouble("watch", words))
     return found

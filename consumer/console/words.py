@@ -88,6 +88,12 @@ def clock(at: datetime | None) -> str:
     return "-" if at is None else f"{at.astimezone(UTC):%H:%M:%S}"
 
 
+def when(at: datetime, now: datetime) -> str:
+    """Return a time of the day, UTC, and of another day than *now*'s month and day instead of the seconds."""
+    at = at.astimezone(UTC)
+    return f"{at:%H:%M:%S}" if at.date() == now.astimezone(UTC).date() else f"{at:%m-%d %H:%M}"
+
+
 def instant(at: datetime | None) -> str:
     """Return a time of the day to the millisecond, UTC."""
     return "-" if at is None else f"{at.astimezone(UTC):%H:%M:%S.%f}"[:-3]

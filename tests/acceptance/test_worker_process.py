@@ -206,6 +206,7 @@ def test_the_command_line_publishes_lists_and_applies_policies(installation, tmp
     assert json.loads(installation.run("publish", "-", "--json", input=lines[0].decode())) == {
         "published": 1,
         "refused": 0,
+        "failure": None,
     }
     policies = tmp_path / "policies.yaml"
     policies.write_text(

@@ -29,6 +29,7 @@ from domains.migrate import newest
 from domains.policies.book import PolicyBook
 from domains.run import RunKey
 from tests import runs
+from tests.integration.command_line import closeout
 from tests.integration.traffic import listen
 
 ALL = ["postgresql", "writable", "role", "clock", "connections", "schema", "rights", "outbox", "unfinished"]
@@ -160,6 +161,14 @@ async def test_a_database_that_was_never_migrated_is_a_problem(empty_database_ur
     assert checks["schema"].state == "problem"
     assert checks["schema"].remedy == "run closeout migrate"
     assert "rights" not in checks
+
+
+@pytest.mark.parametrize("command", [["runs", "list"], ["prune", "--older-than", "90d"]])
+async def test_where_nothing_was_migrated_a_command_says_what_to_do(empty_database_url, command):
+    done = await closeout(*command, DATABASE_URL=empty_database_url)
+
+    assert done.returncode == 1
+    assert "the schema is not there, or older than this version: run closeout migrate" in done.stderr
 
 
 async def test_a_schema_of_a_newer_closeout_is_a_warning(engine, worker_url):

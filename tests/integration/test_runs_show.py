@@ -28,6 +28,7 @@ POLICIES = """
 - {name: divides, effect: flag, severity: LOW, condition: 1 / (run.usage.input_tokens - 1200) > 0}
 - {name: night shift, effect: suppress_incident, severity: LOW, condition: 'run.error_code == "EXECUTION_TIMEOUT"',
    tenant_id: quiet}
+- {name: on trial, effect: flag, severity: LOW, condition: "true", mode: shadow, tenant_id: loud}
 """
 
 
@@ -78,6 +79,7 @@ async def test_a_run_that_went_through_is_told_from_its_start_to_its_last_confir
         "the runner said: no answer within 30 s",
         "policies 2 checked: not all could be evaluated",
         "violated: dear (version 1), MEDIUM",
+        "in shadow, deciding nothing: on trial (version 1) is counted as flag",
         "could not be evaluated: divides (version 1): ",
         f"trace failed, 2 steps, id {run.trace_id}",
         "0 search succeeded 120",

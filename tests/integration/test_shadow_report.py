@@ -111,6 +111,9 @@ async def test_the_way_of_a_policy_from_a_file_to_shadow_and_into_force(engine, 
     file.write_text(shadow)
 
     assert invoked(database_url, "apply", str(file)) == "dear: created, version 1, in shadow; no version decides\n"
+    other = tmp_path / "off.yaml"
+    other.write_text("- {name: later, effect: flag, severity: LOW, condition: 'true', enabled: false}\n")
+    assert invoked(database_url, "apply", str(other)) == "later: created, version 1, off\n"
     assert "shadow" in invoked(database_url, "list")
     assert json.loads(invoked(database_url, "list", "--json"))[0]["shadow"] == "running"
     dear = runs.run(usage={"cost_usd": 7.25})

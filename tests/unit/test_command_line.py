@@ -1,5 +1,6 @@
 """The command line as a whole: all that the contract names is there, and every command explains itself."""
 
+import inspect
 import json
 import shlex
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from consumer.cli import app
+from tests import runs
 
 # The contract's section 7, and what came beside it.
 CONTRACT = """
@@ -51,6 +53,8 @@ def test_every_commands_help_has_an_example_of_that_command_and_fits_80_columns(
     example = told.stdout.partition("Example: ")[2]
     assert f"closeout {name}" in " ".join(example.split()), told.stdout
     assert all(len(line) <= 80 for line in told.stdout.splitlines())
+    # Where a terminal would break a line once more, a word is left alone on the next one.
+    assert all(len(line) <= 78 for line in inspect.cleandoc(ALL[name].help).partition("\n\n")[2].splitlines())
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -67,8 +71,24 @@ def test_every_command_that_finds_something_out_has_json(name):
 
 
 def test_a_command_that_is_used_wrongly_ends_with_2():
-    for arguments in (["nonsense"], ["runs", "show"], ["publish"], ["parked", "list", "--limit", "none"]):
+    wrong = (["nonsense"], ["runs", "show"], ["publish"], ["parked", "list", "--limit", "none"])
+    for arguments in (*wrong, ["runs", "list", "--status", "fail"]):
         assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+def test_what_ends_publish_early_is_told_to_machines_too_and_a_file_that_cannot_be_read_is_named(tmp_path):
+    nobody = {"AMQP_URL": "amqp://u:p@127.0.0.1:1/"}
+    good = tmp_path / "runs.jsonl"
+    good.write_bytes(runs.body())
+
+    # A file that can be opened and not read, even by root.
+    for file, why in (("/proc/self/mem", "FILE: cannot be read on: "), (str(good), "RabbitMQ is not available: ")):
+        told = CliRunner().invoke(app, ["publish", file, "--json"], env=nobody)
+        assert told.exit_code == 1
+        document = json.loads(told.stdout)
+        assert (document["published"], document["refused"]) == (0, 0)
+        assert document["failure"].startswith(why)
+        assert told.stderr.startswith(f"0 published and confirmed, then: {why}")
 
 
 def test_the_shells_completion_can_be_installed_and_names_every_command():

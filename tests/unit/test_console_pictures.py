@@ -172,6 +172,7 @@ def test_a_server_that_is_away_is_named_once_though_worker_and_console_both_foun
     ((level, told),) = words(reason=away, waiting=Reading(fault=away), runs=Reading(fault=away))
     assert level == "bad"
     assert told.endswith(f"since 11:00:00 UTC: {away}")
+    assert f"since {NOW - timedelta(days=2):%m-%d} 12:00 UTC" in words(reason=away, since=NOW - timedelta(days=2))[0][1]
 
 
 def test_what_the_console_alone_could_not_read_is_told_too_and_what_is_only_slow_is_no_alarm():
@@ -192,6 +193,7 @@ def test_events_that_wait_longer_than_the_relay_takes_are_an_alarm():
     assert level == "bad"
     assert "1,234 committed runs" in told
     assert "5 min" in told
+    assert "Events of 1 committed run are not" in words(waiting=Reading(Waiting(1, 300.0), NOW))[0][1]
     # What is only the last known state of a server that is away is not told as news.
     assert [told for _, told in words(waiting=Reading(Waiting(1, 300.0), NOW, "away"))] == ["away"]
 

@@ -5,7 +5,19 @@ from uuid import UUID
 
 import pytest
 
-from consumer.console.words import ago, as_run_id, is_tenant, moment, names_run, number, rate, run_path, shown, span
+from consumer.console.words import (
+    ago,
+    as_run_id,
+    is_tenant,
+    moment,
+    names_run,
+    number,
+    rate,
+    run_path,
+    shown,
+    span,
+    when,
+)
 
 RUN = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 
@@ -66,6 +78,12 @@ def test_times_are_utc_and_ages_are_in_words():
     assert moment(at) == "2026-11-01 13:00:00.123Z"
     assert ago(at, at + timedelta(seconds=75.9)) == "1 min 15 s ago"
     assert ago(at, at - timedelta(seconds=3)) == "now"
+
+
+def test_a_time_of_another_day_has_its_date():
+    at = datetime(2026, 11, 1, 23, 59, 58, tzinfo=UTC)
+    assert when(at, at + timedelta(seconds=1)) == "23:59:58"
+    assert when(at, at + timedelta(seconds=2)) == "11-01 23:59"
 
 
 def test_counts_and_paces():

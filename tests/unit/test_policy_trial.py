@@ -194,6 +194,8 @@ def test_expectations_that_are_met_end_with_0_and_one_that_is_not_with_1_and_its
 def test_an_expectation_of_a_policy_that_the_file_does_not_have_is_used_wrongly(file, run_file):
     said = invoked(file, "--run", run_file, "--expect", "expensive", status=2)
     assert "--expect: found 'expensive'; expected one of the file's policies: expensive run, too many retries" in said
+    said = invoked(file, "--run", run_file, "--expect-not", "expensive", status=2)
+    assert said.startswith("--expect-not: found 'expensive'")
 
 
 def test_a_message_that_would_be_parked_is_refused_in_the_worker_s_words(file, tmp_path):

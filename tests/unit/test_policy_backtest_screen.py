@@ -1,0 +1,27 @@
+"""What ``closeout policies backtest`` and ``shadow`` print, on a screen of 80 columns."""
+
+import re
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from consumer.backtest import Count, Tally
+from consumer.commands import policy_backtest_screen as screen
+from domains.policies.conditions import Condition
+from domains.policies.files import PolicyDraft
+
+
+@pytest.mark.parametrize("effect", ["flag", "suppress_incident"])
+def test_tenants_that_begin_alike_can_be_told_apart_by_their_whole_names(monkeypatch, effect):
+    printed = StringIO()
+    monkeypatch.setattr(screen, "out", Console(file=printed, width=80, highlight=False))
+    alike = "a" * 120
+    draft = PolicyDraft(tenant_id=None, name="dear", effect=effect, severity="LOW", condition="true")
+    counts = {f"{alike}-{name}": Count(runs=1_000_000) for name in ("east", "west")}
+
+    screen.policy(Tally(draft, Condition("true"), has_history=True, tenants=counts), limit=0)
+
+    names = "".join(re.findall(r"^ *([a-z-]+) ", printed.getvalue(), re.MULTILINE))
+    assert (f"{alike}-east" in names, f"{alike}-west" in names) == (True, True)
+    assert "…" not in printed.getvalue()
