@@ -181,3 +181,16 @@ async def test_events_that_two_transactions_publish_at_once_stay_where_no_queue_
 
     assert [outcome.confirmed for outcome in outcomes] == [[], [], []]
     assert (await shared.publish(events)).failure  # nobody is at them any more
+
+
+async def test_events_go_out_to_a_broker_that_sets_no_limit_to_frames(rabbit, bare_amqp_url, broker):
+    found = await listen(broker)
+    rabbit.eval("application:set_env(rabbit, frame_max, 0)")
+    unlimited = BrokerConnection(bare_amqp_url, name="unlimited")
+    try:
+        outcome = await publisher(unlimited).publish([event(body="x" * 200_000)])
+        await received(found, 1)
+    finally:
+        rabbit.eval("application:set_env(rabbit, frame_max, 131072)")
+        await unlimited.close()
+    assert outcome.failure is None
