@@ -6,6 +6,7 @@ and 4, see ``tests/integration/test_acks.py``), and runs that were committed com
 settlement.
 """
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,6 +32,7 @@ class Acks:
         self._sent_up_to = 0  # every tag up to here is answered, and the broker was told
         self._answered: set[int] = set()  # tags above it that are answered
         self._untold: set[int] = set()  # those of them whose ack the broker was not yet sent
+        self._sending = asyncio.Lock()
 
     def ack(self, tag: int) -> None:
         """Remember that *tag* is done with; :meth:`flush` tells the broker."""
@@ -49,6 +51,12 @@ class Acks:
         """Ack all below the first tag that is still being worked on; of those above it, too many or *everything*."""
         if self._channel.is_closed:
             return
+        # One after the other: an ack of all up to a later tag, sent by another transaction while this one waits to be
+        # written, covers what this one acks then, and to the broker that is an unknown tag, which closes the channel.
+        async with self._sending:
+            await self._flush(everything=everything)
+
+    async def _flush(self, *, everything: bool) -> None:
         upto = self._sent_up_to
         while upto + 1 in self._answered:
             upto += 1

@@ -2,14 +2,21 @@
 
 The client makes a task of each delivery, and for a confirm of many messages it looks at every message that is still
 unconfirmed and puts a call of its own into the loop for each that is meant. Without both a
-run took a fifth less of the worker's CPU, with a backlog. The rest of the channel is the client's, unchanged.
+run took a fifth less of the worker's CPU, with a backlog. And what waits on it is never cancelled by a lost line. The
+rest of the channel is the client's, unchanged.
 """
 
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import takewhile
+from typing import Any
 
 from aiormq import spec
-from aiormq.abc import AbstractConnection
+from aiormq.abc import AbstractConnection, ExceptionType, TimeoutType
 from aiormq.channel import Channel as AmqpChannel
+from aiormq.exceptions import ChannelInvalidStateError
+from pamqp.base import Frame
 from pamqp.header import ContentHeader
 
 # Frames read ahead of the channel: beyond it the connection stops reading, and so, in the end, the broker sending.
@@ -21,6 +28,20 @@ class Channel(AmqpChannel):
 
     So a consumer's callback must not wait for an answer of the broker on the same channel, nor raise.
     """
+
+    async def rpc(self, frame: Frame, timeout: TimeoutType = None) -> Any:  # noqa: ANN401, ASYNC109 - the client's
+        """Send *frame* and return its answer; where the connection ends first, the error is never a cancellation."""
+        with _not_cancelled():
+            return await super().rpc(frame, timeout=timeout)
+
+    async def close(
+        self,
+        exc: ExceptionType | None = asyncio.CancelledError,
+        timeout: TimeoutType = None,  # noqa: ASYNC109 - the client's
+    ) -> None:
+        """Close as the client does; where the connection ends first, the error is never a cancellation."""
+        with _not_cancelled():
+            await super().close(exc, timeout=timeout)
 
     async def _on_deliver_frame(self, frame: spec.Basic.Deliver) -> None:
         header = await self._get_frame()
@@ -40,6 +61,21 @@ class Channel(AmqpChannel):
         # confirm if this one does not get so far.
         for tag in list(takewhile(lambda tag: tag <= upto, self.confirmations)):
             self._confirm_delivery(tag, frame)
+
+
+@contextmanager
+def _not_cancelled() -> Iterator[None]:
+    """Let only the caller's own cancellation pass as one.
+
+    A connection whose heartbeat was missed ends what waits on it with CancelledError, which would pass every handler
+    for the broker's errors, and end a task of the worker without a word.
+    """
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        if (task := asyncio.current_task()) and task.cancelling():
+            raise
+        raise ChannelInvalidStateError("the connection was lost") from error
 
 
 async def open_channel(connection: AbstractConnection, *, confirms: bool) -> Channel:

@@ -123,6 +123,8 @@ def fault_of(error: BaseException) -> Fault:
     for link in links(error):
         if isinstance(link, MessageRefusedError):
             return Fault.MESSAGE
+        if isinstance(link, asyncpg.InvalidCachedStatementError):  # its SQLSTATE, 0A000, is that of much else
+            return Fault.MOMENT
         state = sqlstate_of(link)
         if state is not None:
             moment = state.startswith(_MOMENT_CLASSES) or state in _MOMENT_CODES

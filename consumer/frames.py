@@ -39,14 +39,16 @@ def event_frames(
 ) -> bytes:
     """Return the frames that publish one event, mandatory and persistent; *body_max* is bytes a body frame.
 
-    *trace* becomes the headers by which W3C names it.
+    A broker may be set to allow frames of any size (``frame_max = 0``); *body_max* is below 1 then. *trace* becomes the
+    headers by which W3C names it.
     """
     flags, first = (_FLAGS, _TYPE_AND_MODE) if trace is None else (_FLAGS | _HAS_HEADERS, _type_headers_and_mode(trace))
     properties = b"".join((first, _short_of(run_id), _short(event_id.encode()), _short(kind.encode())))
     header = _CONTENT_HEADER.pack(_BASIC, 0, len(body), flags) + properties
     parts = [_publish(channel, exchange, routing_key), _FRAME.pack(_HEADER, channel, len(header)), header, _END]
-    for start in range(0, len(body), body_max):
-        piece = body[start : start + body_max]
+    step = body_max if body_max > 0 else max(1, len(body))
+    for start in range(0, len(body), step):
+        piece = body[start : start + step]
         parts += (_FRAME.pack(_BODY, channel, len(piece)), piece, _END)
     return b"".join(parts)
 

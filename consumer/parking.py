@@ -32,8 +32,10 @@ DROPPED = "x-closeout-dropped-headers"
 _SET_ASIDE = {"user_id": "x-closeout-user-id", "expiration": "x-closeout-expiration"}
 _SET_ASIDE_HEADERS = {"CC": "x-closeout-cc", "BCC": "x-closeout-bcc"}
 
-# Bytes. Headers travel in one frame of at most 131,072 bytes (frame_max); ours must fit beside the sender's own.
-_HEADER_BYTES_MAX = 120_000
+# Bytes that a frame may hold where the broker sets no limit (frame_max = 0): as much as where nobody has set one.
+_FRAME_BYTES = 131_064
+# Bytes of a header's frame beside those properties: class, size of the body, flags, and the worker's own user.
+_HEADER_FRAME_BYTES = 300
 
 
 def attempts_of(message: DeliveredMessage) -> int:
@@ -80,12 +82,15 @@ async def _copy(
     *,
     user_id: str | None = None,
 ) -> None:
-    properties = _copied_properties(message, ours)
+    frame_bytes = (await channel.opened()).max_content_size
+    properties = _copied_properties(message, ours, frame_bytes)
     properties.user_id = user_id
     await channel.send_to_queue(queue, body=message.body, properties=properties)
 
 
-def _copied_properties(message: DeliveredMessage, ours: dict[str, str | int]) -> spec.Basic.Properties:
+def _copied_properties(
+    message: DeliveredMessage, ours: dict[str, str | int], frame_bytes: int
+) -> spec.Basic.Properties:
     original = message.header.properties
     kept = {name: getattr(original, name) for name in spec.Basic.Properties.attributes()}
     kept["cluster_id"] = ""  # AMQP has no use for it, and the client refuses to write it
@@ -101,23 +106,28 @@ def _copied_properties(message: DeliveredMessage, ours: dict[str, str | int]) ->
     if message.exchange or EXCHANGE not in headers:
         headers |= {EXCHANGE: message.exchange or "", ROUTING_KEY: message.routing_key or ""}
     headers.update(ours)
-    kept["headers"] = _fitted(headers, ours)
-    kept["delivery_mode"] = PERSISTENT
+    kept |= {"headers": None, "delivery_mode": PERSISTENT}
+    others = len(spec.Basic.Properties(**kept).marshal()) + _HEADER_FRAME_BYTES
+    kept["headers"] = _fitted(headers, ours, (frame_bytes if frame_bytes > 0 else _FRAME_BYTES) - others)
     return spec.Basic.Properties(**kept)
 
 
-def _fitted(headers: dict[str, Any], ours: dict[str, str | int]) -> dict[str, Any]:
-    """Leave out the sender's largest headers where ours would no longer fit beside them, and name what is missing.
+def _fitted(headers: dict[str, Any], ours: dict[str, str | int], room: int) -> dict[str, Any]:
+    """Leave out the sender's largest headers where ours would no longer fit into *room* bytes, and name them.
 
     A copy with too large a frame closes the connection, and the message would come back and do so again.
     """
-    sizes = {name: len(encode.field_table({name: value})) for name, value in headers.items()}
+    sizes = {name: _size(name, value) for name, value in headers.items()}
     dropped: list[str] = []
     for name in sorted(set(headers) - set(ours), key=sizes.__getitem__, reverse=True):
-        if sum(sizes.values()) <= _HEADER_BYTES_MAX:
+        if sum(sizes.values()) <= room:
             break
         del headers[name], sizes[name]
         dropped.append(name)
-    if dropped:
         headers[DROPPED] = ", ".join(dropped)[:1000]
+        sizes[DROPPED] = _size(DROPPED, headers[DROPPED])
     return headers
+
+
+def _size(name: str, value: object) -> int:
+    return len(encode.field_table({name: value}))  # type: ignore[dict-item]

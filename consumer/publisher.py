@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
+from weakref import WeakValueDictionary
 
 import structlog
 from aiormq import spec
@@ -50,6 +51,7 @@ class ConfirmedChannel:
         self._channel: AmqpChannel | None = None
         self._lock = asyncio.Lock()
         self._to_queues = INTERNAL_EXCHANGE
+        self._one_by_one: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @property
     def user(self) -> str | None:
@@ -74,6 +76,13 @@ class ConfirmedChannel:
 
         A message that no queue took counts as unconfirmed.
         """
+        # The client knows a returned message by its id, which is the sender's: of two under way at once it would take
+        # the return of the first for the second's, and the first would count as taken, be acked, and be lost.
+        named = properties.message_id
+        async with self._one_by_one.setdefault(named, asyncio.Lock()) if named else asyncio.Lock():
+            await self._send(exchange, routing_key, body, properties)
+
+    async def _send(self, exchange: str, routing_key: str, body: bytes, properties: spec.Basic.Properties) -> None:
         channel = await self.opened()
         try:
             answer = await channel.basic_publish(
@@ -130,17 +139,29 @@ class EventPublisher:
         self._metrics = metrics
         self._tracing = tracing or NoTracing()
         self._require_subscribers = require_subscribers
+        self._under_way: set[RunKey] = set()
 
     async def publish(self, events: Sequence[OutboxEvent]) -> Published:
         """Publish *events*, in order within each run, and wait for their confirms; never raises for the broker.
 
         Of each run only a prefix counts as confirmed: after an event that failed, the run's later ones are left to
-        be sent again behind it, so that a subscriber that remembers ids sees the run's order.
+        be sent again behind it, so that a subscriber that remembers ids sees the run's order. Events of a run that
+        somebody publishes here at the moment are left to them: neither confirmed nor a failure.
         """
-        with self._tracing.sending(events) as failed:
-            outcome = await self._publish(events)
-            if failed is not None and outcome.failure is not None:
-                failed(outcome.failure)
+        # A returned event is known by its id: of the same one sent twice at once, one return would be taken for the
+        # other's, and an event that no queue took would count as taken.
+        events = [event for event in events if event.key not in self._under_way]
+        if not events:
+            return Published()
+        keys = {event.key for event in events}
+        self._under_way |= keys
+        try:
+            with self._tracing.sending(events) as failed:
+                outcome = await self._publish(events)
+                if failed is not None and outcome.failure is not None:
+                    failed(outcome.failure)
+        finally:
+            self._under_way -= keys
         return outcome
 
     async def _publish(self, events: Sequence[OutboxEvent]) -> Published:

@@ -105,3 +105,22 @@ async def test_an_unfinished_batch_holds_back_no_more_than_a_part_of_the_prefetc
         await asyncio.sleep(0.3)  # they went out one by one; see the module's docstring
 
     assert await left_after(amqp_url, broker, 102, steps) == [1]
+
+
+async def test_transactions_that_flush_at_once_ack_no_tag_twice(amqp_url, broker):
+    """The second time the broker would not know it, and close the channel."""
+
+    async def steps(acks: Acks) -> None:
+        def flush(*tags: int) -> asyncio.Task[None]:
+            for tag in tags:
+                acks.ack(tag)
+            return asyncio.create_task(acks.flush())
+
+        flushes = [flush(*range(51, 201))]
+        for _ in range(3):  # it has begun to write, and waits for the connection to take more
+            await asyncio.sleep(0)
+        flushes += [flush(*range(201, 251)), flush(*range(1, 51))]
+        await asyncio.gather(*flushes)
+        await acks._channel.basic_qos(prefetch_count=1)  # an answer, so it is open
+
+    assert await left_after(amqp_url, broker, 250, steps) == []

@@ -74,3 +74,18 @@ async def test_a_good_run_is_closed_out_and_a_bad_one_parked_whole_whatever_its_
     assert (headers["x-closeout-reason"], headers["x-closeout-exchange"]) == ("invalid_json", "runs")
     assert headers["x-closeout-routing-key"] == "run.completed"
     assert await emptied(broker, "closeout.run-completed") == []
+
+
+async def test_headers_that_leave_no_room_for_ours_in_a_smaller_frame_are_left_out_and_named(
+    rabbit, database_url, amqp_url, broker
+):
+    """An operator has lowered frame_max: the copy's frame would be refused, with its connection, again and again."""
+    await publish(broker, b"{nonsense", headers={"large": "x" * 8_000, "small": "kept"})
+    rabbit.eval("application:set_env(rabbit, frame_max, 8192)")
+    try:
+        async with worker(database_url, amqp_url):
+            (message,) = await parked(broker, 1)
+    finally:
+        rabbit.eval("application:set_env(rabbit, frame_max, 131072)")
+    headers = headers_of(message)
+    assert (headers["x-closeout-dropped-headers"], headers["small"]) == ("large", "kept")

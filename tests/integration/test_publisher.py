@@ -4,8 +4,10 @@ import asyncio
 from uuid import uuid4
 
 import pytest
+from aiormq import spec
 
 from consumer.broker import BrokerConnection
+from consumer.errors import UnavailableError
 from consumer.events import OutboxEvent
 from consumer.metrics import Metrics
 from consumer.publisher import EVENTS_EXCHANGE, ConfirmedChannel, EventPublisher
@@ -157,3 +159,38 @@ async def test_events_that_this_user_may_not_write_say_which_right_is_missing(
     assert "ACCESS_REFUSED" in outcome.failure
     assert why in outcome.failure
     await theirs.close()
+
+
+async def test_of_copies_under_one_message_id_at_once_none_counts_as_taken_that_no_queue_took(broker):
+    """The id is the sender's: two messages that are parked at once may have the same, and each is acked for its own."""
+    channel = ConfirmedChannel(broker)
+
+    async def send() -> None:
+        same = spec.Basic.Properties(message_id="1")
+        await channel.send(exchange=EVENTS_EXCHANGE, routing_key="not.taken", body=b"x", properties=same)
+
+    answers = await asyncio.gather(*(send() for _ in range(3)), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [UnavailableError] * 3
+
+
+async def test_events_that_two_transactions_publish_at_once_stay_where_no_queue_takes_them(broker):
+    """The run was delivered twice: the second finds its events in the outbox while the first is publishing them."""
+    shared, events = publisher(broker, require_subscribers=True), [event(routing_key="not.taken") for _ in range(3)]
+
+    outcomes = await asyncio.gather(*(shared.publish(events) for _ in range(3)))
+
+    assert [outcome.confirmed for outcome in outcomes] == [[], [], []]
+    assert (await shared.publish(events)).failure  # nobody is at them any more
+
+
+async def test_events_go_out_to_a_broker_that_sets_no_limit_to_frames(rabbit, bare_amqp_url, broker):
+    found = await listen(broker)
+    rabbit.eval("application:set_env(rabbit, frame_max, 0)")
+    unlimited = BrokerConnection(bare_amqp_url, name="unlimited")
+    try:
+        outcome = await publisher(unlimited).publish([event(body="x" * 200_000)])
+        await received(found, 1)
+    finally:
+        rabbit.eval("application:set_env(rabbit, frame_max, 131072)")
+        await unlimited.close()
+    assert outcome.failure is None

@@ -3,9 +3,12 @@
 import asyncio
 from datetime import UTC, datetime
 
+import pytest
 from sqlalchemy import func, select, text
 
+from consumer import create_transaction_coordinator
 from consumer.parking import RETRY_QUEUE, headers_of
+from consumer.retries import retry_the_moment
 from domains import tables
 from tests import runs
 from tests.integration.faults import break_writes_to, count, mend_writes
@@ -65,3 +68,15 @@ async def test_a_deadlock_or_a_lost_session_is_retried_in_place_and_costs_no_att
         registry = service.worker._settler._metrics.registry
         for result in ("parked", "retried"):
             assert not registry.get_sample_value("closeout_deliveries_total", {"result": result})
+
+
+@pytest.mark.parametrize("table", ["run_completions", "traces"])  # by SQLAlchemy, and straight to the driver
+async def test_a_migration_that_changes_a_type_under_a_prepared_statement_is_no_fault_of_the_run(engine, table):
+    coordinator = create_transaction_coordinator(engine=engine)
+    await coordinator.execute(runs.run())
+    async with engine.begin() as conn:
+        await conn.execute(text(f"ALTER TABLE governance.{table} ALTER COLUMN tenant_id TYPE varchar(200)"))
+    run = runs.run()
+    result = await retry_the_moment(lambda: coordinator.execute(run))
+    assert result.state == "committed"
+    assert await count(engine, "rollbacks") == 1

@@ -87,7 +87,7 @@ def read(raw: bytes) -> Any:
 def test_every_content_header_is_read_and_its_parked_copy_can_be_written(raw: bytes) -> None:
     ours: dict[str, str | int] = {"x-closeout-reason": "invalid_json", "x-closeout-attempts": 0}
 
-    copy = _copied_properties(read(raw), ours)
+    copy = _copied_properties(read(raw), ours, 131_064)
 
     again = read(struct.pack(">HHQ", 60, 0, 0) + copy.marshal()).header.properties
     assert again.headers.items() >= ours.items()
