@@ -10,7 +10,7 @@ from consumer.events import OutboxEvent
 from consumer.metrics import Metrics
 from consumer.publisher import EVENTS_EXCHANGE, ConfirmedChannel, EventPublisher
 from consumer.topology import declare
-from tests.integration.traffic import listen
+from tests.integration.traffic import listen, received
 
 
 def event(*, routing_key: str = "incident.created.HIGH", body: str = "{}") -> OutboxEvent:
@@ -22,13 +22,6 @@ def event(*, routing_key: str = "incident.created.HIGH", body: str = "{}") -> Ou
 
 def publisher(broker: BrokerConnection, *, require_subscribers: bool = False) -> EventPublisher:
     return EventPublisher(ConfirmedChannel(broker), metrics=Metrics(), require_subscribers=require_subscribers)
-
-
-async def received(found: list, number: int) -> list:
-    async with asyncio.timeout(15):
-        while len(found) < number:
-            await asyncio.sleep(0.01)
-    return found
 
 
 async def test_a_batch_arrives_whole_in_order_and_is_confirmed(broker):

@@ -3,7 +3,6 @@
 acme and globex publish a run of the same run id, with the same trace id, and each says something that only it knows.
 """
 
-import asyncio
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from tests import runs
 from tests.console.site import ask
 from tests.integration.command_line import closeout
 from tests.integration.faults import break_writes_to
-from tests.integration.traffic import emptied, eventually, listen, parked, publish, published_runs, worker
+from tests.integration.traffic import emptied, eventually, listen, parked, publish, published_runs, received, worker
 
 TENANTS = ("acme", "globex")
 # What only that tenant's run says; no answer about the other's may hold it.
@@ -71,9 +70,7 @@ async def test_one_run_id_of_two_tenants_is_two_runs_in_every_table_event_and_pa
     async with worker(database_url, amqp_url) as service:
         await publish(broker, *[twins.body(tenant) for tenant in TENANTS])
         await eventually(engine, published_runs(), 2)
-        async with asyncio.timeout(10):
-            while len(events) < 6:
-                await asyncio.sleep(0.02)
+        await received(events, 6)
         pages = {tenant: await ask(service, f"/runs/{tenant}/{twins.run_id}") for tenant in (*TENANTS, "nobody")}
     assert await emptied(broker, PARKED_QUEUE) == []
 

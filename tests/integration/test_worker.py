@@ -17,7 +17,7 @@ from consumer.message import decode
 from consumer.parking import headers_of
 from domains import tables
 from tests import runs
-from tests.integration.traffic import emptied, eventually, listen, parked, publish, published_runs, worker
+from tests.integration.traffic import emptied, eventually, listen, parked, publish, published_runs, received, worker
 
 
 async def test_published_runs_are_committed_acked_and_told_downstream_in_order(database_url, amqp_url, engine, broker):
@@ -26,7 +26,7 @@ async def test_published_runs_are_committed_acked_and_told_downstream_in_order(d
     async with worker(database_url, amqp_url):
         await publish(broker, *bodies)
         await eventually(engine, published_runs(), 120)
-    assert len(events) == 360
+    assert len(await received(events, 360)) == 360
     for body in bodies:
         mine = [e for e in events if e.header.properties.correlation_id == str(runs.run_id_of(body))]
         assert [e.header.properties.message_type for e in mine] == [
@@ -48,7 +48,7 @@ async def test_duplicates_are_harmless(database_url, amqp_url, engine, broker):
         async with asyncio.timeout(10):
             while _value(service, "closeout_deliveries_total", result="duplicate") < 29:
                 await asyncio.sleep(0.02)
-    assert len({e.header.properties.message_id for e in events}) == 3
+    assert len({e.header.properties.message_id for e in await received(events, 3)}) == 3
 
 
 BAD = {
@@ -214,7 +214,7 @@ async def test_events_left_by_a_crash_after_the_commit_are_published_by_the_rede
     async with worker(database_url, amqp_url):
         await publish(broker, body)
         await eventually(engine, published_runs(), 1)
-    assert {e.header.properties.message_id for e in events} == ids
+    assert {e.header.properties.message_id for e in await received(events, 3)} == ids
 
 
 async def _closed_out(engine: AsyncEngine) -> set[str]:
