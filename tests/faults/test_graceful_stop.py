@@ -108,8 +108,8 @@ async def test_a_second_signal_ends_it_at_once(scene: Scene):
         await scene.until(lambda: _says(worker, "draining"), within=5, what="draining")
         began = monotonic()
         worker.process.send_signal(signal.SIGTERM)
-        status = await asyncio.wait_for(worker.process.wait(), 5)
-        assert monotonic() - began < 1
+        status = await asyncio.wait_for(worker.process.wait(), 20)
+        assert monotonic() - began < LATE  # the lock alone would hold it for 5 s
         assert status == -signal.SIGTERM
     async with scene.worker() as second:
         assert await scene.settle_books(second) == 0
