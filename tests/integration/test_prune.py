@@ -246,7 +246,7 @@ async def test_what_somebody_holds_is_not_waited_for_and_goes_the_next_time(engi
         took = monotonic() - began
 
     assert (first.runs, first.in_use) == (4, 2)
-    assert took < 1
+    assert took < 4  # where it waits, it does so for the 5 s of lock_timeout
     assert await reconcile_counts(engine) == {}
     assert (await pruned(database_url)).runs == 2
 
