@@ -176,7 +176,7 @@ async def test_it_asks_every_two_seconds_but_not_while_it_is_out_of_sight_or_pau
             while len(asked) < times:
                 await page.clock.run_for(250)
                 await asyncio.sleep(0.02)  # for the answer, which takes real time
-            return (await page.evaluate("Date.now()") - began) / 1000
+            return float(await page.evaluate("Date.now()") - began) / 1000
 
         async def asked_within_a_minute() -> int:
             asked.clear()

@@ -131,7 +131,7 @@ async def test_the_queue_deleted_and_declared_again(scene: Scene, report):
     async with scene.worker() as worker:
         await scene.publish(20)
         await strike()
-        paused = await scene.until(lambda: _paused(worker), within=5, what="a pause")
+        paused = await scene.until(lambda: _paused(worker), within=15, what="a pause")
         reason = (await worker.state())["reason"]
         assert "queue deleted" in reason or "closeout topology" in reason
         cpu, lines = worker.cpu_seconds(), len(worker.records())
@@ -187,8 +187,9 @@ async def test_a_memory_alarm_on_and_off(scene: Scene, report):
         try:
             await lock()
             # RabbitMQ tells a connection of the alarm when it publishes. What waits for confirms then must not wait on.
-            done = await scene.until(lambda: _is(scene.phase_count("COMMITTED"), 30), within=5, what="commits")
-            acked = await scene.until(lambda: _is(scene.held(), 0), within=5, what="acks in an alarm")
+            # Less than the 10 s that a confirm may take.
+            done = await scene.until(lambda: _is(scene.phase_count("COMMITTED"), 30), within=8, what="commits")
+            acked = await scene.until(lambda: _is(scene.held(), 0), within=8, what="acks in an alarm")
             assert await scene.count("outbox_events") == 90
             assert await worker.ready()
             lines, cpu = len(worker.records()), worker.cpu_seconds()
@@ -239,7 +240,7 @@ async def _events_wait_and_go_out(scene: Scene, worker: Running, strike, heal, r
     await scene.until(lambda: _is(scene.phase_count("COMMITTED"), 30), within=15, what="commits")
     await scene.until(lambda: _is(scene.held(), 0), within=15, what="acks")
     assert await scene.count("outbox_events") == 90
-    await scene.until(worker.ready, within=5, what="readiness")
+    await scene.until(worker.ready, within=15, what="readiness")
     # Long enough for the relay to have tried.
     lines, cpu = len(worker.records()), worker.cpu_seconds()
     await asyncio.sleep(4)

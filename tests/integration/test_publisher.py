@@ -38,7 +38,7 @@ async def test_a_batch_arrives_whole_in_order_and_is_confirmed(broker):
         assert got.body == sent.body.encode()
         assert (properties.message_id, properties.correlation_id) == (str(sent.event_id), str(sent.run_id))
         assert (properties.message_type, properties.delivery_mode) == ("incident.created", 2)
-        assert (properties.content_type, got.delivery.routing_key) == (
+        assert (properties.content_type, got.routing_key) == (
             "application/cloudevents+json",
             "incident.created.HIGH",
         )

@@ -118,7 +118,7 @@ async def test_a_collector_that_does_not_answer_costs_no_run_and_no_more_than_a_
             await eventually(engine, published_runs(), RUNS)
             asked = monotonic()
         assert made.returncode == 0
-        assert monotonic() - asked < 5
+        assert monotonic() - asked < 8  # left to itself, the exporter would try for ten and more
     assert await emptied(broker, PARKED_QUEUE) == []
     said = [json.loads(line)["event"] for line in log if line.startswith("{")]
     assert {"spans are exported", "Queue full, dropping Span.", "spans not exported in time", "stopped"} <= set(said)

@@ -160,7 +160,8 @@ async def test_stopping_under_load_loses_nothing(database_url, amqp_url, engine,
         async with asyncio.timeout(15):
             while not await _closed_out(engine):
                 await asyncio.sleep(0.01)
-    done, left = await _closed_out(engine), set()
+    done = await _closed_out(engine)
+    left: set[str] = set()
     async with asyncio.timeout(15):  # the broker needs a moment to take back what the worker held
         while len(done | left) < 300:
             left |= {str(runs.run_id_of(m.body)) for m in await emptied(broker, "closeout.run-completed")}
