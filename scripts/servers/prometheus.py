@@ -31,9 +31,13 @@ class PrometheusServer(Server):
         self._targets = targets
         self._rules = rules
 
-    def query(self, promql: str) -> list[dict[str, Any]]:
-        """Return the series that *promql* gives now, as the HTTP API does; raise ServerError with Prometheus' words."""
-        return list(self.api("query", query=promql)["result"])
+    def query(self, promql: str, *, at: float | None = None) -> list[dict[str, Any]]:
+        """Return the series that *promql* gives now, or gave *at* a moment, as the HTTP API does.
+
+        Raises ServerError with Prometheus' words.
+        """
+        moment = {} if at is None else {"time": str(at)}
+        return list(self.api("query", query=promql, **moment)["result"])
 
     def api(self, path: str, **parameters: str) -> dict[str, Any]:
         """Return the data that ``/api/v1/PATH`` answers with."""

@@ -17,6 +17,7 @@ from typing import Any
 import pika
 import pytest
 from servers import PostgresServer, RabbitServer
+from servers.ports import Port
 
 from tests import roles, runs
 
@@ -50,7 +51,8 @@ class Installation:
         self.amqp_url = rabbit.create_vhost(vhost)
         for user in roles.DEFINITIONS["users"]:
             roles.permit(rabbit, vhost, user["name"])
-        self.port = _free_port()
+        self._ports = [Port()]
+        self.port = self._ports[0].number
         self.environ = {
             **os.environ,
             "HTTP_HOST": "127.0.0.1",
@@ -80,6 +82,11 @@ class Installation:
     def worker(self) -> "subprocess.Popen[bytes]":
         urls = self.urls(roles.WORKER, roles.WORKER_USER)
         return subprocess.Popen([CLOSEOUT, "worker"], env=self.environ | urls, stderr=subprocess.PIPE)
+
+    def another_port(self) -> int:
+        """Return one for a second worker; both stay ours, where a free one may be anybody's a moment later."""
+        self._ports.append(Port())
+        return self._ports[-1].number
 
     def sql(self, statement: str) -> str:
         return str(self.postgres.psql(statement, self.database)).strip()
@@ -171,7 +178,7 @@ def test_doctor_finds_a_workers_role_and_user_in_order_beside_a_live_worker(inst
 def test_two_workers_given_the_same_runs_at_the_same_instant_commit_each_once(installation, pika_channel):
     bodies = [runs.body() for _ in range(100)]
     first = installation.worker()
-    installation.environ["HTTP_PORT"] = str(_free_port())
+    installation.environ["HTTP_PORT"] = str(installation.another_port())
     second = installation.worker()
     try:
         for port in (installation.port, installation.environ["HTTP_PORT"]):
@@ -276,10 +283,3 @@ def _until(condition: Any, *, within: float = 30, pause: float = 0.05) -> None:
             pass  # not listening yet
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(pause)
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])

@@ -48,7 +48,7 @@ async def test_workers_that_replace_each_other_under_load_lose_nothing(scene: Sc
         workers = [await scene.start()]
         for _ in range(4):
             workers.append(await scene.start())
-            assert await workers[-2].stop(within=10) == 0
+            assert await workers[-2].stop(within=20) == 0
     await scene.all_closed_out()
     duplicates = await workers[-1].metric('closeout_deliveries_total{result="duplicate"}')
     again = await scene.settle_books(workers[-1])
@@ -63,7 +63,7 @@ async def test_a_transaction_that_hangs_does_not_outlast_the_grace_period(scene:
     worker = await scene.start(SHUTDOWN_GRACE_SECONDS="4")
     async with table_locked(scene, "incidents"):
         await scene.publish(5)
-        await scene.until(lambda: waiting(scene), within=10, what="a transaction that hangs")
+        await scene.until(lambda: waiting(scene), within=20, what="a transaction that hangs")
         began = monotonic()
         status = await worker.stop(within=15)
         took = monotonic() - began
@@ -82,7 +82,7 @@ async def test_a_stalled_line_does_not_outlast_the_grace_period(scene: Scene, re
     lines = stalled.get(line) or [scene.database_line, scene.broker_line]
     async with table_locked(scene, "run_completions"):
         await scene.publish(5)
-        await scene.until(lambda: waiting(scene), within=10, what="a transaction")
+        await scene.until(lambda: waiting(scene), within=20, what="a transaction")
         for each in lines:
             each.stall()
     began = monotonic()
@@ -103,13 +103,13 @@ async def test_a_second_signal_ends_it_at_once(scene: Scene):
     assert worker.process is not None
     async with table_locked(scene, "incidents"):
         await scene.publish(5)
-        await scene.until(lambda: waiting(scene), within=10, what="a transaction that hangs")
+        await scene.until(lambda: waiting(scene), within=20, what="a transaction that hangs")
         worker.process.send_signal(signal.SIGTERM)
         await scene.until(lambda: _says(worker, "draining"), within=5, what="draining")
         began = monotonic()
         worker.process.send_signal(signal.SIGTERM)
-        status = await asyncio.wait_for(worker.process.wait(), 5)
-        assert monotonic() - began < 1
+        status = await asyncio.wait_for(worker.process.wait(), 20)
+        assert monotonic() - began < LATE  # the lock alone would hold it for 5 s
         assert status == -signal.SIGTERM
     async with scene.worker() as second:
         assert await scene.settle_books(second) == 0
@@ -119,7 +119,7 @@ async def test_a_second_signal_ends_it_at_once(scene: Scene):
 async def test_it_stops_at_once_while_a_server_is_away(scene: Scene, report, away: str):
     line = scene.database_line if away == "postgres" else scene.broker_line
     worker = await scene.start()
-    await scene.until(worker.ready, within=10, what="readiness")
+    await scene.until(worker.ready, within=20, what="readiness")
     line.refuse()
     line.cut()
     await scene.publish(1)
@@ -136,14 +136,14 @@ async def test_it_stops_at_once_while_a_server_is_away(scene: Scene, report, awa
 
 async def _look(scene: Scene) -> tuple[set[str], int]:
     """Look at what is in the main queue, and give it back: the runs, and how many are flagged as redelivered."""
-    await scene.until(lambda: _nothing_held(scene), within=10, what="the return of all deliveries")
+    await scene.until(lambda: _nothing_held(scene), within=20, what="the return of all deliveries")
     channel = await scene.broker.channel(confirms=False)
     found, redelivered = set(), 0
     while (message := await channel.basic_get(RUN_COMPLETED_QUEUE)).delivery_tag is not None:
         found.add(str(runs.run_id_of(message.body)))
         redelivered += bool(message.redelivered)
     await channel.close()
-    await scene.until(lambda: _nothing_held(scene), within=10, what="the return of what was looked at")
+    await scene.until(lambda: _nothing_held(scene), within=20, what="the return of what was looked at")
     return found, redelivered
 
 

@@ -9,16 +9,19 @@ import pytest
 from consumer.publisher import EVENTS_EXCHANGE
 from consumer.topology import declare
 from consumer.worker import RUN_COMPLETED_QUEUE
+from tests import runs
 from tests.faults.endurance import RESUME_SECONDS, endure
 from tests.faults.scene import Running, Scene
 from tests.roles import WORKER_USER, permit
 
 pytestmark = pytest.mark.timeout(180)
 
-# Seconds until a worker that is idle notices a dead line: three heartbeats of 10 s, each a second late, and a look.
-HEARTBEATS_SECONDS = 36.0
-# Seconds until the relay has sent what the publisher left: its grace, an interval, and the longest one in trouble.
-RELAY_SECONDS = 20.0
+# Seconds until a worker that is idle notices a dead line: three heartbeats of 10 s, each a second late, and a look;
+# beside one busy loop it was 34.9 s. With the client's own heartbeat it would be three minutes.
+HEARTBEATS_SECONDS = 45.0
+# Seconds until the relay has sent what the publisher left: its grace, an interval, the longest one in trouble; and as
+# many again as a busy machine may need.
+RELAY_SECONDS = 30.0
 
 
 async def test_rabbitmq_suspended_and_resumed(scene: Scene, report):
@@ -120,8 +123,6 @@ async def test_connections_closed_by_an_operator(scene: Scene, report):
 
 
 async def test_the_queue_deleted_and_declared_again(scene: Scene, report):
-    gone: set[bytes] = set()
-
     async def strike() -> None:
         # What lies in a queue when it is deleted is gone by the operator's will: let it be empty.
         await scene.all_closed_out()
@@ -132,7 +133,7 @@ async def test_the_queue_deleted_and_declared_again(scene: Scene, report):
     async with scene.worker() as worker:
         await scene.publish(20)
         await strike()
-        paused = await scene.until(lambda: _paused(worker), within=5, what="a pause")
+        paused = await scene.until(lambda: _paused(worker), within=15, what="a pause")
         reason = (await worker.state())["reason"]
         assert "queue deleted" in reason or "closeout topology" in reason
         cpu, lines = worker.cpu_seconds(), len(worker.records())
@@ -141,10 +142,8 @@ async def test_the_queue_deleted_and_declared_again(scene: Scene, report):
         assert len(worker.records()) - lines < 16
         assert "closeout topology" in (await worker.state())["reason"]
         await declare(scene.broker)
-        more = await scene.publish(20)
+        await scene.publish(20)
         back = await scene.all_closed_out(within=10)
-        assert len(more) == 20
-        assert not gone
         report(f"paused after {paused:.1f} s; 20 runs closed out {back:.1f} s after the return")
         assert back <= RESUME_SECONDS
         await scene.settle_books(worker)
@@ -190,8 +189,9 @@ async def test_a_memory_alarm_on_and_off(scene: Scene, report):
         try:
             await lock()
             # RabbitMQ tells a connection of the alarm when it publishes. What waits for confirms then must not wait on.
-            done = await scene.until(lambda: _is(scene.phase_count("COMMITTED"), 30), within=5, what="commits")
-            acked = await scene.until(lambda: _is(scene.held(), 0), within=5, what="acks in an alarm")
+            # Less than the 10 s that a confirm may take.
+            done = await scene.until(lambda: _is(scene.phase_count("COMMITTED"), 30), within=8, what="commits")
+            acked = await scene.until(lambda: _is(scene.held(), 0), within=8, what="acks in an alarm")
             assert await scene.count("outbox_events") == 90
             assert await worker.ready()
             lines, cpu = len(worker.records()), worker.cpu_seconds()
@@ -242,16 +242,18 @@ async def _events_wait_and_go_out(scene: Scene, worker: Running, strike, heal, r
     await scene.until(lambda: _is(scene.phase_count("COMMITTED"), 30), within=15, what="commits")
     await scene.until(lambda: _is(scene.held(), 0), within=15, what="acks")
     assert await scene.count("outbox_events") == 90
-    await scene.until(worker.ready, within=5, what="readiness")
+    await scene.until(worker.ready, within=15, what="readiness")
     # Long enough for the relay to have tried.
     lines, cpu = len(worker.records()), worker.cpu_seconds()
     await asyncio.sleep(4)
     assert len(worker.records()) - lines < 16, [r["event"] for r in worker.records()[lines:]]
     assert worker.cpu_seconds() - cpu < 1
     await heal()
-    await scene.publish(5)
+    later = ", ".join(f"'{runs.run_id_of(body)}'" for body in await scene.publish(5))
+    told = f"phase = 'EVENTS_PUBLISHED' AND run_id IN ({later})"
+    # Of these: the relay may be quicker with the earlier ones.
     new = await scene.until(
-        lambda: _is(scene.phase_count(), 25), within=RESUME_SECONDS, what="events of runs after the return"
+        lambda: _is(scene.count("run_completions", told), 5), within=RESUME_SECONDS, what="events of later runs"
     )
     back = await scene.all_closed_out(within=RELAY_SECONDS)
     report(f"events of new runs after {new:.1f} s, of the 30 earlier ones {new + back:.1f} s after the return")

@@ -35,6 +35,15 @@ class Consumer:
         self.messages.append(message)
 
 
+async def given_back(broker: BrokerConnection) -> None:
+    """Wait until the queue knows that its consumer is gone: in that instant it takes back what was not acked."""
+    channel = await broker.channel(confirms=False)
+    async with asyncio.timeout(15):
+        while (await channel.queue_declare(QUEUE, passive=True)).consumer_count:
+            await asyncio.sleep(0.01)
+    await channel.close()
+
+
 async def left_after(amqp_url, broker, number, steps) -> list[int]:
     """Do *steps* to the acks of a channel that got *number* messages, close it, and say what the queue then holds."""
     await publish(broker, *[b"%d" % position for position in range(1, number + 1)])
@@ -42,6 +51,7 @@ async def left_after(amqp_url, broker, number, steps) -> list[int]:
     await consumer.open(number)
     await steps(Acks(consumer.channel, hold_back=100))
     await consumer.close()
+    await given_back(broker)
     return sorted(int(message.body) for message in await emptied(broker, QUEUE))
 
 

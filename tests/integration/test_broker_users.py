@@ -263,7 +263,7 @@ async def test_a_worker_closes_out_parks_and_tells_with_its_own_user_and_role_al
 
     assert headers_of(parked)["x-closeout-reason"] == "invalid_json"
     assert (parked.exchange, parked.routing_key) == (INTERNAL_EXCHANGE, PARKED_QUEUE)
-    assert len(events) == 3
+    assert len(await traffic.received(events, 3)) == 3
     await runner.close()
     await admin.close()
 

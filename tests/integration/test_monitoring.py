@@ -6,7 +6,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic, sleep, time
+from time import monotonic, sleep
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -127,15 +127,13 @@ def test_a_worker_that_cannot_ask_for_its_outbox_does_not_hide_what_another_sees
     ],
 )
 def test_every_query_of_the_dashboard_returns_data(seen, title, expr):
-    rows = seen.prometheus.query(_filled_in(expr))
+    rows = seen.rows(_filled_in(expr))
     assert rows, f"{title}: nothing"
     assert any(not math.isnan(float(row["value"][1])) for row in rows), f"{title}: only NaN"
 
 
 def test_the_picture_of_the_dashboard_has_every_panel_and_what_its_queries_answer(seen):
-    now = time()
-
-    drawn = page(answered(seen.prometheus, now - 60, now))
+    drawn = page(answered(seen.prometheus, seen.at - 60, seen.at))
 
     svg = ET.fromstring(drawn[drawn.index("<svg") :])  # noqa: S314 - our own
     words = [text.text for text in svg.iter("text")]
@@ -150,8 +148,8 @@ def test_the_dashboard_s_variables_and_annotations_are_answered(seen):
         asked = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"])
         assert asked
         series, label = asked.groups()
-        assert {row["metric"][label] for row in seen.prometheus.query(_filled_in(series))}
-    assert seen.prometheus.query(DASHBOARD["annotations"]["list"][0]["expr"])
+        assert {row["metric"][label] for row in seen.rows(_filled_in(series))}
+    assert seen.rows(DASHBOARD["annotations"]["list"][0]["expr"])
 
 
 def test_every_rule_is_evaluated_without_an_error(seen):

@@ -18,7 +18,7 @@ from consumer.waiting import COUNTED_RUNS, State, waiting
 from tests import runs
 from tests.integration.command_line import closeout, on_a_terminal, plain
 from tests.integration.faults import count
-from tests.integration.traffic import listen, worker
+from tests.integration.traffic import listen, received, worker
 
 TYPES = ["incident.created", "policy.evaluated", "run.finalized"]
 
@@ -156,6 +156,7 @@ async def test_drain_publishes_all_that_waits_in_each_runs_order_and_waits_for_t
     assert done.returncode == 0, done.stderr
     assert done.stdout == "75 events of 25 runs published and confirmed\n"
     assert await count(engine, "outbox_events") == 0
+    await received(events, 75)
     for run_id in ids:
         mine = [e.header.properties for e in events if e.header.properties.correlation_id == run_id]
         assert [properties.message_type for properties in mine] == TYPES
@@ -235,7 +236,8 @@ async def test_what_a_live_relay_holds_is_passed_over_and_said_to_be_held(engine
 
     assert len(held) == 4
     assert (report.runs, report.left, report.reasons) == (6, 4, [])
-    assert not {str(row.run_id) for row in held} & {e.header.properties.correlation_id for e in events}
+    told = {e.header.properties.correlation_id for e in await received(events, 18)}
+    assert not {str(row.run_id) for row in held} & told
 
 
 async def test_several_drains_and_a_worker_at_once_publish_every_event_once(
@@ -250,6 +252,7 @@ async def test_several_drains_and_a_worker_at_once_publish_every_event_once(
 
     assert [report.left for report in reports] == [0, 0]
     assert await count(engine, "outbox_events") == 0
+    await received(events, 1800)
     assert sorted(str(e.header.properties.correlation_id) for e in events) == sorted(ids * 3)
     for other in others:
         await other.close()

@@ -246,7 +246,7 @@ async def test_what_somebody_holds_is_not_waited_for_and_goes_the_next_time(engi
         took = monotonic() - began
 
     assert (first.runs, first.in_use) == (4, 2)
-    assert took < 1
+    assert took < 4  # where it waits, it does so for the 5 s of lock_timeout
     assert await reconcile_counts(engine) == {}
     assert (await pruned(database_url)).runs == 2
 
@@ -255,8 +255,15 @@ async def test_a_worker_that_closes_out_meanwhile_is_not_held_up(engine, databas
     """New runs, and the very runs that are being removed, delivered again: those come out new or as duplicates."""
     old = await close_out(engine, 4_000)
     coordinator = create_transaction_coordinator(engine=engine)
-    slowest = 0.0
+    slowest = took = 0.0
     states: set[str] = set()
+
+    async def prune_all() -> Pruned:
+        nonlocal took
+        began = monotonic()
+        report = await pruned(database_url, batch=200)
+        took = monotonic() - began
+        return report
 
     async def close_out_all_the_while() -> None:
         nonlocal slowest
@@ -268,14 +275,15 @@ async def test_a_worker_that_closes_out_meanwhile_is_not_held_up(engine, databas
             if working.done():
                 return
 
-    working = asyncio.create_task(pruned(database_url, batch=200))
+    working = asyncio.create_task(prune_all())
     await close_out_all_the_while()
     report = await working
 
     assert report.runs + report.in_use + len(states) > 3_900
     assert states <= {"duplicate", "committed"}
     assert "committed" in states
-    assert slowest < 1.0
+    # Twenty batches: who waits for one waits for a twentieth of it all, on a slow machine too.
+    assert slowest < max(1.0, took / 3)
     assert await reconcile_counts(engine) == {}
 
 

@@ -22,7 +22,7 @@ from domains.policies.book import PolicyBook
 from domains.run import CompletedRun
 from tests import runs
 from tests.integration.faults import break_writes_to, count, mend_writes
-from tests.integration.traffic import listen
+from tests.integration.traffic import listen, received
 
 CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
 OF_VICTIM = "WHERE (tenant_id, run_id) = (:tenant, :run)"
@@ -283,7 +283,7 @@ async def test_repair_publishes_stale_events_and_leaves_the_young_ones(engine, d
     assert [run["run_id"] for run in told["outbox-stale"]["runs"]] == [str(stale.run_id)]
     assert after.returncode == 0, after.stdout + after.stderr
     assert json.loads(after.stdout)["repaired"] == {"runs": 1, "failure": None}
-    assert {event.header.properties.correlation_id for event in events} == {str(stale.run_id)}
+    assert {event.header.properties.correlation_id for event in await received(events, 3)} == {str(stale.run_id)}
     assert await count(engine, "outbox_events") == 3
 
 

@@ -3,7 +3,6 @@
 import asyncio
 
 import pytest
-from aiormq.abc import DeliveredMessage
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -15,19 +14,13 @@ from consumer.relay import Relay
 from domains import tables
 from tests import runs
 from tests.integration.faults import count
-from tests.integration.traffic import listen, published_runs
+from tests.integration.traffic import listen, published_runs, received
 
 
 def relay(engine: AsyncEngine, broker: BrokerConnection, *, grace: float = 0.0, required: bool = False) -> Relay:
     metrics = Metrics()
     publisher = EventPublisher(ConfirmedChannel(broker), metrics=metrics, require_subscribers=required)
     return Relay(engine=engine, publisher=publisher, metrics=metrics, grace_seconds=grace)
-
-
-async def until_received(events: list[DeliveredMessage], number: int) -> None:
-    async with asyncio.timeout(15):
-        while len(events) < number:
-            await asyncio.sleep(0.02)
 
 
 async def commit_without_publishing(engine: AsyncEngine, number: int) -> list[str]:
@@ -48,7 +41,7 @@ async def test_the_relay_publishes_a_dead_workers_events_under_their_ids_and_in_
 
     assert await relay(engine, broker).sweep() == 50
 
-    await until_received(events, len(ids))
+    await received(events, len(ids))
     assert sorted(str(e.header.properties.message_id) for e in events) == sorted(ids)
     order = {event_id: position % 3 for position, event_id in enumerate(ids)}
     for run_id in {e.header.properties.correlation_id for e in events}:
@@ -73,7 +66,7 @@ async def test_several_relays_at_once_publish_every_event_exactly_once(engine, b
 
     sweeps = await asyncio.gather(*(relay(engine, other).sweep() for other in others))
 
-    await until_received(events, len(ids))
+    await received(events, len(ids))
     assert sweeps == [200, 200, 200]
     assert sorted(str(e.header.properties.message_id) for e in events) == sorted(ids)
     for other in others:

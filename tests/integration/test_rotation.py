@@ -180,6 +180,7 @@ async def test_changed_in_the_files_first_what_is_open_stays_and_a_second_role_a
     async with rotation.worker() as running:
         await rotation.consumes(running)
         before = await value(engine, sessions)
+        assert before
         rotation.change_the_database_s_file()
         rotation.change_the_broker_s_file()
         await rotation.consumes(running)

@@ -24,6 +24,7 @@ from servers.wire import answers_amqp
 CHECKOUT = Path(__file__).parents[2]
 COMMAND = [sys.executable, str(CHECKOUT / "scripts/servers/__main__.py")]
 PATIENCE = 30.0  # seconds; what is waited for takes less than one
+START_PATIENCE = 90.0  # seconds for both servers; alone on two cores they take eight
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +237,7 @@ def test_a_command_that_is_asked_to_end_is_asked_itself(tmp_path: Path) -> None:
 def test_up_prints_what_a_shell_can_evaluate_and_down_leaves_nothing(tmp_path: Path) -> None:
     there = ["--folder", str(tmp_path / "folder")]
     first, second = (_start("up", "--rabbitmq", "4", *there, folder=tmp_path) for _ in range(2))
-    outputs = [process.communicate(timeout=PATIENCE)[0] for process in (first, second)]
+    outputs = [process.communicate(timeout=START_PATIENCE)[0] for process in (first, second)]
     assert outputs[0] == outputs[1]
     assert "export DATABASE_URL=postgresql://" in outputs[0]
     tree = dict(descendants(int((tmp_path / "folder/supervisor.pid").read_text())))

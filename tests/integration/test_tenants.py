@@ -23,7 +23,7 @@ from tests import runs
 from tests.console.site import ask
 from tests.integration.command_line import closeout
 from tests.integration.faults import break_writes_to
-from tests.integration.traffic import emptied, eventually, listen, parked, publish, published_runs, worker
+from tests.integration.traffic import emptied, eventually, listen, parked, publish, published_runs, received, worker
 
 TENANTS = ("acme", "globex")
 # What only that tenant's run says; no answer about the other's may hold it.
@@ -33,6 +33,7 @@ POLICIES = """
 - {name: globex is quiet, effect: suppress_incident, severity: LOW, condition: 'true', tenant_id: globex}
 - {name: of all, effect: flag, severity: LOW, condition: 'true'}
 """
+WAITING = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
 OF_TENANT = ("run_completions", "policy_evaluations", "traces")
 
 
@@ -71,9 +72,7 @@ async def test_one_run_id_of_two_tenants_is_two_runs_in_every_table_event_and_pa
     async with worker(database_url, amqp_url) as service:
         await publish(broker, *[twins.body(tenant) for tenant in TENANTS])
         await eventually(engine, published_runs(), 2)
-        async with asyncio.timeout(10):
-            while len(events) < 6:
-                await asyncio.sleep(0.02)
+        await received(events, 6)
         pages = {tenant: await ask(service, f"/runs/{tenant}/{twins.run_id}") for tenant in (*TENANTS, "nobody")}
     assert await emptied(broker, PARKED_QUEUE) == []
 
@@ -169,12 +168,20 @@ async def test_what_fails_for_one_tenant_is_rolled_back_found_and_named_for_that
                 "WHEN (NEW.tenant_id = 'acme') EXECUTE FUNCTION governance.refuse()"
             )
         )
-    await publish(broker, *[twins.body(tenant) for tenant in TENANTS])  # before, so that they share a batch
-    async with worker(database_url, amqp_url, DELIVERY_MAX_ATTEMPTS="1"):
+    one_at_once = {"DELIVERY_MAX_ATTEMPTS": "1", "MAX_CONCURRENT_TRANSACTIONS": "1"}
+    async with worker(database_url, amqp_url, **one_at_once) as service:
+        async with engine.begin() as conn:  # another's run is held until both are there, so that they share a batch
+            await conn.execute(text("LOCK TABLE governance.run_completions IN ACCESS EXCLUSIVE MODE"))
+            await publish(broker, runs.body(tenant_id="zeta"))
+            await eventually(engine, WAITING, 1)
+            await publish(broker, *[twins.body(tenant) for tenant in TENANTS])
+            async with asyncio.timeout(15):
+                while service.worker._settler._metrics.registry.get_sample_value("closeout_inflight_deliveries") != 3:
+                    await asyncio.sleep(0.01)
         (message,) = await parked(broker, 1)
-        await eventually(engine, published_runs(), 1)
+        await eventually(engine, published_runs(), 2)
     assert json.loads(message.body)["tenant_id"] == "acme"
-    assert [row["tenant_id"] for row in await rows(engine, "run_completions")] == ["globex"]
+    assert [row["tenant_id"] for row in await rows(engine, "run_completions")] == ["globex", "zeta"]
     (kept,) = await read_run(engine, twins.run_id, tenant="globex")
     assert len(kept.rollbacks) == 1, "they did not share a batch"
     assert KNOWS["acme"] not in str(kept)
@@ -185,7 +192,7 @@ async def test_what_fails_for_one_tenant_is_rolled_back_found_and_named_for_that
         await conn.execute(text("DROP TRIGGER refuse ON governance.traces"))
     async with worker(database_url, amqp_url):
         await publish(broker, twins.body("acme"))
-        await eventually(engine, published_runs(), 2)
+        await eventually(engine, published_runs(), 3)
     async with engine.begin() as conn:
         await conn.execute(text("DELETE FROM governance.policy_evaluations WHERE tenant_id = 'acme'"))
     broken = [finding for finding in await reconcile(engine, older_than_seconds=0) if finding.count]

@@ -1,6 +1,5 @@
 """A runner's trace on its way through a close-out into its events; then, with OpenTelemetry, the spans."""
 
-import asyncio
 import json
 from typing import Any
 
@@ -28,7 +27,7 @@ from consumer.transaction import RunCompletionTransaction
 from domains.policies.book import PolicyBook
 from tests import runs
 from tests.integration.faults import break_writes_to, count
-from tests.integration.traffic import emptied, eventually, listen, parked, publish, published_runs, worker
+from tests.integration.traffic import emptied, eventually, listen, parked, publish, published_runs, received, worker
 
 SENDER = TraceContext("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "vendor=1")
 OTHER = TraceContext("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
@@ -45,12 +44,6 @@ def named(event: DeliveredMessage) -> TraceContext | None:
 
 def arrival(trace: TraceContext | None, **changes: Any) -> Arrival:
     return Arrival.of(runs.run(**changes))._replace(trace=trace)
-
-
-async def received(events: list[DeliveredMessage], number: int) -> None:
-    async with asyncio.timeout(10):
-        while len(events) < number:
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("atomic", ["true", "false"])
@@ -72,7 +65,7 @@ async def test_a_runners_traceparent_is_in_each_of_its_events_and_an_invalid_one
             expected[str(runs.run_id_of(body))] = trace
             await publish(broker, body, headers=headers)
         await eventually(engine, published_runs(), len(sent))
-    assert len(events) == 3 * len(sent)
+    assert len(await received(events, 3 * len(sent))) == 3 * len(sent)
     for event in events:
         assert named(event) == expected[str(event.header.properties.correlation_id)]
 
@@ -95,7 +88,7 @@ async def test_a_resend_under_another_traceparent_is_a_duplicate(database_url, a
         await publish(broker, runs.body())
         await eventually(engine, published_runs(), 2)
     assert await emptied(broker, "closeout.parked") == []
-    assert [named(event) for event in events[:3]] == [SENDER] * 3
+    assert [named(event) for event in (await received(events, 6))[:3]] == [SENDER] * 3
 
 
 async def test_a_copy_that_waits_to_be_tried_again_keeps_its_trace(broker):
@@ -185,7 +178,7 @@ async def test_a_run_that_is_a_batch_of_its_own_is_told_whole_in_its_runners_tra
     assert links_of(process) == [SENDER.traceparent, context_of(receive)]
     assert links_of(send) == [context_of(process)]
     # A subscriber's span joins the runner's trace below ours, with what the vendors said.
-    assert {named(event) for event in events} == {TraceContext(context_of(process), "vendor=1")}
+    assert {named(event) for event in await received(events, 3)} == {TraceContext(context_of(process), "vendor=1")}
     assert process.attributes == {
         "messaging.system": "rabbitmq",
         "messaging.destination.name": SOURCE,

@@ -19,7 +19,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from consumer.parking import PARKED_QUEUE, headers_of
 from tests import runs
-from tests.integration.traffic import emptied, eventually, listen, publish, published_runs
+from tests.integration.traffic import emptied, eventually, listen, publish, published_runs, received
 from tests.roles import WORKER, WORKER_USER, as_role, as_user
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -118,7 +118,7 @@ async def test_a_collector_that_does_not_answer_costs_no_run_and_no_more_than_a_
             await eventually(engine, published_runs(), RUNS)
             asked = monotonic()
         assert made.returncode == 0
-        assert monotonic() - asked < 5
+        assert monotonic() - asked < 8  # left to itself, the exporter would try for ten and more
     assert await emptied(broker, PARKED_QUEUE) == []
     said = [json.loads(line)["event"] for line in log if line.startswith("{")]
     assert {"spans are exported", "Queue full, dropping Span.", "spans not exported in time", "stopped"} <= set(said)
@@ -134,6 +134,7 @@ async def test_without_opentelemetry_the_trace_is_passed_on_and_the_log_says_wha
         await publish(broker, runs.body(), headers={"traceparent": TRACEPARENT})
         await eventually(engine, published_runs(), 1)
     assert made.returncode == 0
+    await received(events, 3)
     assert [headers_of(event)["traceparent"] for event in events] == [TRACEPARENT] * 3
     assert [json.loads(event.body)["traceparent"] for event in events] == [TRACEPARENT] * 3
     assert any("install deploy/requirements-otel.txt" in line for line in log)

@@ -20,6 +20,9 @@ from consumer.tracing import Tracing
 from domains import tables
 from tests.roles import WORKER, WORKER_USER, as_role, as_user
 
+# Seconds. A message that is tried again is back after ten; all else takes less than one on a machine that is not busy.
+PATIENCE = 30.0
+
 
 @asynccontextmanager
 async def worker(
@@ -70,10 +73,18 @@ async def listen(broker: BrokerConnection) -> list[DeliveredMessage]:
     return events
 
 
+async def received(events: list[DeliveredMessage], number: int) -> list[DeliveredMessage]:
+    """Wait until so many have come, and return them: what the broker confirmed may still be on its way to us."""
+    async with asyncio.timeout(PATIENCE):
+        while len(events) < number:
+            await asyncio.sleep(0.01)
+    return events
+
+
 async def parked(broker: BrokerConnection, at_least: int, *, queue: str = PARKED_QUEUE) -> list[DeliveredMessage]:
     channel = await broker.channel(confirms=False)
     found: list[DeliveredMessage] = []
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE):
         while len(found) < at_least:
             message = await channel.basic_get(queue, no_ack=True)
             if message.delivery_tag is None:
@@ -83,7 +94,7 @@ async def parked(broker: BrokerConnection, at_least: int, *, queue: str = PARKED
     return found
 
 
-async def eventually(engine: AsyncEngine, statement: Any, expected: object, *, within: float = 15) -> None:
+async def eventually(engine: AsyncEngine, statement: Any, expected: object, *, within: float = PATIENCE) -> None:
     found: object = None
     async with asyncio.timeout(within):
         while found != expected:

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from contextlib import suppress
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import msgspec
@@ -23,8 +23,10 @@ from domains.policies.conditions import (
 from domains.run import CompletedRun
 from tests import runs
 
-# Seconds that the worst condition may take over the worst run.
+# Seconds of a CPU that the worst condition may take over the worst run: not of the clock, which runs for others too.
 WORST_SECONDS = 2.0
+# Seconds of the clock: beyond them it has gone astray.
+ASTRAY_SECONDS = 30.0
 
 
 def holds(text: str, **changes: Any) -> bool:
@@ -294,10 +296,10 @@ NASTY = [
 @pytest.mark.parametrize("text", NASTY, ids=lambda text: text[:40])
 def test_a_nasty_condition_over_the_largest_run_ends_in_time(text: str):
     run = largest_run()
-    started = perf_counter()
+    started = process_time()
     with suppress(ConditionError, EvaluationError):
         Condition(text).holds(Visible(run))
-    assert perf_counter() - started < WORST_SECONDS
+    assert process_time() - started < WORST_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -310,22 +312,18 @@ def test_a_nasty_condition_over_the_largest_run_ends_in_time(text: str):
 def test_a_regular_expression_that_is_dear_to_compile_ends_in_time_too(text: str):
     # In a process of its own: an evaluation cannot be interrupted, and this one may take a minute.
     program = f"""
+from time import process_time
 from domains.policies.conditions import Condition, EvaluationError, ConditionError, Visible
 from tests import runs
+started = process_time()
 try:
     condition = Condition({text!r})
-    print("ready", flush=True)
     condition.holds(Visible(runs.run(steps=[
         {{"index": n, "skill": "a" * 900, "status": "failed"}} for n in range(1000)
     ])))
 except (ConditionError, EvaluationError):
     pass
+print(process_time() - started)
 """
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        process.stdout.readline()
-        assert process.wait(timeout=WORST_SECONDS) == 0
-    finally:
-        process.kill()
-        process.communicate()
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True, timeout=ASTRAY_SECONDS)
+    assert float(done.stdout) < WORST_SECONDS

@@ -254,18 +254,18 @@ def test_a_megabyte_in_a_record_takes_a_moment_whatever_it_is_made_of():
     ]
     # In a process of its own: a pattern that goes astray cannot be interrupted.
     program = f"""
-from time import perf_counter
+from time import process_time
 from config.logs import tidy
 for unit in {units!r}:
     text = unit * (1_048_576 // len(unit))
-    started = perf_counter()
+    started = process_time()
     print(ascii(unit), flush=True)
     tidy(None, "info", {{"value": text}})
-    assert perf_counter() - started < {RECORD_SECONDS}, unit
+    assert process_time() - started < {RECORD_SECONDS}, unit
 print("done")
 """
     done = subprocess.run(
-        ["timeout", "10", sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=False
+        ["timeout", "60", sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=False
     )
     assert done.stdout.splitlines()[-1:] == ["done"]
 

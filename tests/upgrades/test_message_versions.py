@@ -45,7 +45,7 @@ async def is_parked_whole(scene: Scene, body: bytes) -> None:
     assert headers["x-closeout-reason"] == REASON
     assert headers["x-closeout-error"] == "schema_version: found 2; this worker understands 1"
     await channel.close()
-    await scene.until(partial(_waits, scene, 1), within=5, what="its return")
+    await scene.until(partial(_waits, scene, 1), within=20, what="its return")
 
 
 async def _waits(scene: Scene, number: int) -> bool:
@@ -56,7 +56,7 @@ async def has_parked(scene: Scene, worker: Running, number: int) -> None:
     async def has() -> bool:
         return await worker.metric(PARKED) == number and await scene.length(PARKED_QUEUE) == 1
 
-    await scene.until(has, within=10, what=f"the message parked {number} times")
+    await scene.until(has, within=20, what=f"the message parked {number} times")
 
 
 async def replay(scene: Scene) -> None:
@@ -69,7 +69,7 @@ async def is_closed_out(scene: Scene, body: bytes) -> None:
         where = f"run_id = '{runs.run_id_of(body)}' AND phase = 'EVENTS_PUBLISHED' AND agent_id = 'agent-2'"
         return await scene.count("run_completions", where) == 1
 
-    await scene.until(is_there, within=10, what="the close-out of a message of version 2")
+    await scene.until(is_there, within=20, what="the close-out of a message of version 2")
 
 
 async def test_version_2_is_parked_whole_until_workers_read_both_and_version_1_goes_on_all_the_while(

@@ -103,11 +103,11 @@ async def test_one_that_mixes_up_statements_is_named_and_no_run_is_touched_until
                 (await worker.state())["reason"]
             )
 
-        await scene.until(named, within=10, what="a pause that says why")
+        await scene.until(named, within=20, what="a pause that says why")
         assert await scene.count("run_completions") == 0
         pooled.settings["max_prepared_statements"] = "200"
         await scene.aside(pooled.restart)
-        await scene.until(worker.ready, within=10, what="work")
+        await scene.until(worker.ready, within=20, what="work")
         assert await scene.settle_books(worker) == 0
 
 

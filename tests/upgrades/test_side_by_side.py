@@ -50,7 +50,7 @@ async def test_an_upgrade_under_load_and_its_rollback_lose_nothing_and_park_noth
         await works(scene, old)
 
         new = await scene.start(**FEW)
-        await scene.until(lambda: _says(new, "run closeout migrate"), within=10, what="the reason of its pause")
+        await scene.until(lambda: _says(new, "run closeout migrate"), within=20, what="the reason of its pause")
         assert (await new.state())["reason"] == (
             f"PostgreSQL's schema is at 0001 and has no policies.shadow; this worker needs {OLDEST_SCHEMA}: "
             "run closeout migrate"
@@ -59,19 +59,19 @@ async def test_an_upgrade_under_load_and_its_rollback_lose_nothing_and_park_noth
         assert await new.metric(COMMITTED) == 0
 
         assert await migrated(scene) == ("0001", newest())
-        await scene.until(new.ready, within=10, what="the newer worker's work")
+        await scene.until(new.ready, within=20, what="the newer worker's work")
         await works(scene, old, new)
         await both_know(scene, old, new)
 
-        assert await old.stop(within=10) == 0
+        assert await old.stop(within=20) == 0
         await works(scene, new)
 
         rolled_back = await scene.start(command=RUN_OLDER, **old_version)
         await works(scene, new, rolled_back)
-        assert await new.stop(within=10) == 0
+        assert await new.stop(within=20) == 0
         await works(scene, rolled_back)
     assert await scene.settle_books(rolled_back) == 0, "no event came twice"
-    assert await rolled_back.stop(within=10) == 0
+    assert await rolled_back.stop(within=20) == 0
 
 
 @pytest.mark.parametrize("revision", revisions())
