@@ -5,6 +5,7 @@ not be in a transaction (``CREATE INDEX CONCURRENTLY``) uses ``op.get_context().
 """
 
 import asyncio
+from datetime import timedelta
 from typing import NamedTuple
 
 from alembic import command
@@ -113,23 +114,29 @@ _HOLDERS = """
       JOIN pg_stat_activity a ON a.pid = l.pid
      WHERE l.granted AND c.relkind = 'r' AND a.datname = current_database() AND a.pid <> pg_backend_pid()
      GROUP BY a.pid, a.usename, a.application_name, a.xact_start
-     ORDER BY a.xact_start
+     ORDER BY a.xact_start NULLS FIRST
      LIMIT 3
 """
+# A transaction of another role's has no age for who is not in pg_read_all_stats, and may be the one in the way.
+_AGES_UNTOLD = "PostgreSQL tells {} the age of other roles' transactions once it has pg_read_all_stats"
 
 
 async def _blockers(engine: AsyncEngine, seconds: float) -> str:
     async with engine.connect() as conn:
         found = (await conn.execute(text(_HOLDERS), {"schema": SCHEMA})).all()
+        role = (await conn.execute(text("SELECT current_user"))).scalar_one()
         at = await conn.run_sync(_current)
-    holders = "; ".join(
-        f"pid {row.pid} ({row.usename}, {row.application_name or 'no name'}) holds {row.tables} since {row.age}"
-        for row in found
-    )
-    return (
-        f"the schema stays {f'at {at}' if at else 'empty'}: tables were in use for {seconds:g} s. "
-        f"The longest transactions now: {holders or 'none, so try again'}"
-    )
+    stays = f"the schema stays {f'at {at}' if at else 'empty'}: tables were in use for {seconds:g} s."
+    holders = "; ".join(_holder(*row) for row in found)
+    if any(row.age is None for row in found):
+        return f"{stays} Transactions now, those of unknown age first: {holders}. {_AGES_UNTOLD.format(role)}"
+    return f"{stays} The longest transactions now: {holders or 'none, so try again'}"
+
+
+def _holder(pid: int, role: str | None, program: str | None, age: timedelta | None, tables: str) -> str:
+    # Autovacuum has no role.
+    who = f"pid {pid} ({role or 'PostgreSQL itself'}, {program or 'no name'})"
+    return f"{who} holds {tables}" if age is None else f"{who}, begun {age} ago, holds {tables}"
 
 
 async def differences(engine: AsyncEngine) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import aio_pika
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
-QUEUE = "on-call.events"
+QUEUE = "subscriber.on-call"
 BINDINGS = ("incident.created.high", "incident.created.critical", "run.finalized.*")
 TABLES = """
     CREATE TABLE IF NOT EXISTS seen (event_id TEXT PRIMARY KEY, at TEXT NOT NULL);

@@ -16,6 +16,8 @@ _WORDS = {
     "MIT License": "MIT",
     "Apache Software License": "Apache-2.0",
     "BSD License": "BSD",
+    "3-Clause BSD License": "BSD-3-Clause",
+    "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
     "ISC License": "ISC",
     "ISC License (ISCL)": "ISC",
 }
@@ -26,7 +28,15 @@ Made by `scripts/licences` from the metadata of the packages in `deploy/requirem
 has beside Closeout itself (MIT) and its base image, whose licences are in its `/usr/share/doc`. None is copyleft;
 `tests/deploy/test_supply_chain.py` fails for one that is not in its list.
 
-| package | version | licence |
+"""
+_EXTRA = """
+## With the extra for spans
+
+What `deploy/requirements-otel.txt` has besides. One is copyleft: certifi, for its own files, where somebody changes
+them; it is Python and a list of authorities, and so its own source.
+
+"""
+_COLUMNS = """| package | version | licence |
 | --- | --- | --- |
 """
 
@@ -48,5 +58,11 @@ def licence_of(name: str) -> str:
 
 def listing() -> str:
     """Return the file's text, from what is installed here."""
-    packages = sorted(pinned(ROOT / "deploy" / "requirements.txt").items())
-    return _HEAD + "".join(f"| {name} | {version} | {licence_of(name)} |\n" for name, version in packages)
+    image, with_spans = (pinned(ROOT / "deploy" / name) for name in ("requirements.txt", "requirements-otel.txt"))
+    extra = {name: version for name, version in with_spans.items() if name not in image}
+    return _HEAD + _table(image) + _EXTRA + _table(extra)
+
+
+def _table(packages: dict[str, str]) -> str:
+    rows = (f"| {name} | {version} | {licence_of(name)} |\n" for name, version in sorted(packages.items()))
+    return _COLUMNS + "".join(rows)

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,11 +37,11 @@ class Prompt:
             text=True,
         )
 
-    def closeout(self, *words: str) -> Said:
-        """Run the command and return what it said."""
+    def closeout(self, *words: str, urls: Mapping[str, str]) -> Said:
+        """Run the command with *urls* in its environment and return what it said."""
         assert self._process.stdin
         assert self._process.stdout
-        self._process.stdin.write(json.dumps(words) + "\n")
+        self._process.stdin.write(json.dumps([words, urls]) + "\n")
         self._process.stdin.flush()
         return Said(*json.loads(self._process.stdout.readline()))
 
@@ -70,11 +71,11 @@ def _serve() -> None:
     gc.freeze()
     with os.fdopen(os.dup(1), "w") as answers:
         for line in sys.stdin:
-            answers.write(json.dumps(_run(json.loads(line))) + "\n")
+            answers.write(json.dumps(_run(*json.loads(line))) + "\n")
             answers.flush()
 
 
-def _run(words: list[str]) -> tuple[int, str]:
+def _run(words: list[str], urls: dict[str, str]) -> tuple[int, str]:
     import fcntl
     import struct
     import termios
@@ -83,6 +84,7 @@ def _run(words: list[str]) -> tuple[int, str]:
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
     child = os.fork()
     if child == 0:
+        os.environ.update(urls)
         _become(words, theirs)
     os.close(theirs)
     written = b""

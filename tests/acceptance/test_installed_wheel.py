@@ -4,8 +4,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+
+from tests import roles
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -45,9 +48,11 @@ def closeout(installed: Path, *words: str, **environ: str) -> str:
     return rest
 
 
-def test_the_installed_wheel_migrates_a_database_and_finds_that_it_agrees(installed, empty_database_url):
-    assert "empty -> " in closeout(installed, "migrate", DATABASE_URL=empty_database_url)
-    assert "agree" in closeout(installed, "migrate", "--check", DATABASE_URL=empty_database_url)
+def test_the_installed_wheel_migrates_a_database_and_finds_that_it_agrees(installed, postgres, empty_database_url):
+    url = roles.as_role(empty_database_url, roles.OWNER)
+    roles.make_roles(postgres, urlsplit(url).path[1:])
+    assert "empty -> " in closeout(installed, "migrate", DATABASE_URL=url)
+    assert "agree" in closeout(installed, "migrate", "--check", DATABASE_URL=url)
 
 
 def test_the_installed_wheel_prints_its_documents_and_its_version(installed):
@@ -74,10 +79,11 @@ def test_the_installed_wheel_has_the_console_s_templates_and_files(installed):
 
 
 def test_the_configured_coordinator_is_one_and_a_created_one_is_fresh(installed, database_url):
+    url = roles.as_role(database_url, roles.WORKER)
     program = (
         "import consumer; a = consumer.get_transaction_coordinator()\n"
         "assert a is consumer.get_transaction_coordinator()\n"
-        f"b = consumer.create_transaction_coordinator(database_url={database_url!r}); assert a is not b; print(b.mode)"
+        f"b = consumer.create_transaction_coordinator(database_url={url!r}); assert a is not b; print(b.mode)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -85,6 +91,6 @@ def test_the_configured_coordinator_is_one_and_a_created_one_is_fresh(installed,
         text=True,
         check=True,
         cwd=installed,
-        env={**os.environ, "DATABASE_URL": database_url, "AMQP_URL": "amqp://u:p@localhost/"},
+        env={**os.environ, "DATABASE_URL": url, "AMQP_URL": "amqp://u:p@localhost/"},
     )
     assert done.stdout.strip() == "atomic"

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from servers import PostgresServer, RabbitServer
 
+from tests import roles
+from tests.acceptance import parts
 from tests.acceptance.reader import LISTED, PARKED, ROOT, Reader
 from tests.acceptance.readme import README, Block, as_shown, blocks, has_shape
 from tests.unit.test_command_line import ALL
@@ -67,6 +69,13 @@ def test_what_is_not_run_is_there_and_nothing_else_is_left_out():
     assert {block.language for block in BLOCKS} - PICTURES == {"python", "sh", "console", "sql", "yaml"}
 
 
+def test_the_roles_and_users_as_whom_it_is_all_run_are_those_that_are_shipped():
+    shipped = {user["name"] for user in roles.DEFINITIONS["users"]}
+    assert {part.user for part, _ in parts.ROWS} - {None} == shipped
+    assert {part.role for part, _ in parts.ROWS} - {None} == {roles.OWNER, roles.WORKER, roles.OPERATOR, roles.READER}
+    assert {command[0] for command in parts.NAMED} <= {name.split()[0] for name in ALL}
+
+
 def test_what_is_shown_of_a_file_is_the_file():
     shown = [block.text for block in BLOCKS if block.language == "python"]
     for file in (ROOT / "deploy" / "examples").glob("*.py"):
@@ -100,7 +109,10 @@ class Reading:
             replay: reader.the_cause_is_mended,
             "closeout prune --older-than 90d --dry-run": reader.a_run_grows_old,
         }
-        self.after = {replay: lambda: reader.until_closed_out(PARKED)}
+        self.after = {
+            "closeout migrate": reader.rights_are_granted,
+            replay: lambda: reader.until_closed_out(PARKED),
+        }
 
     def follow(self, block: Block) -> None:
         """Do what *block* says."""
@@ -126,16 +138,21 @@ class Reading:
         if "sqlite3" in block.text:
             self._subscribe(block)
             return
-        said = self._reader.run(sys.executable, "-W", "error", "-c", block.text)
+        coordinator = "coordinator" in block.text
+        part = parts.WORKER._replace(user=None) if coordinator else parts.RUNNER
+        said = self._reader.run_as(part, sys.executable, "-W", "error", "-c", block.text)
         assert said.status == 0, said.text
-        shown = "committed COMMITTED" if "coordinator" in block.text else f"confirmed: acme/{PARKED}"
+        shown = "committed COMMITTED" if coordinator else f"confirmed: acme/{PARKED}"
         assert has_shape(said.text, shown), said.text
 
     def _follow_yaml(self, block: Block) -> None:
         (self._reader.folder / "policies.yaml").write_text(block.text)
 
     def _follow_sql(self, block: Block) -> None:
-        self._reader.sql(block.text)
+        if "pg_stat_activity" in block.text:
+            self._reader.sql(block.text)  # an administrator's, as the README says
+        else:
+            self._reader.sql(block.text, role=roles.READER)
 
     def _type(self, line: str) -> tuple[int, str] | None:
         """Type one line; return how it ended and what it said, or ``None`` if it goes on."""
@@ -145,7 +162,7 @@ class Reading:
             self.commands |= {name for name in ALL if command.startswith(f"closeout {name}")}
         self.before.pop(command, lambda: None)()
         if words == ["closeout", "worker"]:
-            self._reader.start(*words)
+            self._reader.start(*words, part=parts.WORKER)
             return None
         said = self._reader.run(*words)
         self.after.pop(command, lambda: None)()
@@ -157,8 +174,8 @@ class Reading:
         program = reader.folder / "subscriber.py"
         program.write_text(block.text)
         reader.until_told(5)  # by the runner's guide, to nobody yet
-        subscriber = reader.start(sys.executable, str(program))
-        reader.until(lambda: reader.consumers("on-call.events") == 1)
+        subscriber = reader.start(sys.executable, str(program), part=parts.SUBSCRIBER)
+        reader.until(lambda: reader.consumers("subscriber.on-call") == 1)
         events = reader.events_come_again()
         reader.until(lambda: reader.log("subscriber").count("seen") == 2)
         subscriber.kill()

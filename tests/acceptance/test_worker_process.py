@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,10 @@ from servers import PostgresServer, RabbitServer
 from servers.ports import Port
 
 from tests import roles, runs
+from tests.acceptance import parts
+from tests.acceptance.parts import Part, part_of
 
 CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
-# As whom each command is run; the others are an operator's.
-ROLES = {
-    "migrate": (roles.OWNER, roles.SUBSCRIBER_USER),
-    "topology": (roles.READER, roles.TOPOLOGY_USER),
-    "publish": (roles.READER, roles.RUNNER_USER),
-    "runs": (roles.READER, roles.OPERATOR_USER),
-    "doctor": (roles.WORKER, roles.WORKER_USER),
-}
 
 
 @pytest.fixture(scope="module", params=["3.10", "4"])
@@ -42,7 +37,7 @@ def a_rabbit(request: pytest.FixtureRequest, folder: Path) -> Iterator[RabbitSer
 class Installation:
     """One database, one vhost, and the command line over both, each command as the role and the user that are its own.
 
-    The worker's may do what ``deploy/`` grants them and no more, so that every test here also says that it is enough.
+    They may do what ``deploy/`` grants them and no more, so that every test here also says that it is enough.
     """
 
     def __init__(self, postgres: PostgresServer, database: str, rabbit: RabbitServer, vhost: str) -> None:
@@ -54,7 +49,7 @@ class Installation:
         self._ports = [Port()]
         self.port = self._ports[0].number
         self.environ = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name not in {"DATABASE_URL", "AMQP_URL"}},
             "HTTP_HOST": "127.0.0.1",
             "HTTP_PORT": str(self.port),
             "TRANSACTION_COORDINATOR_ENABLED": "true",
@@ -63,10 +58,9 @@ class Installation:
         }
 
     def run(self, *arguments: str, status: int = 0, **more: Any) -> str:
-        role, user = ROLES.get(arguments[0], (roles.OPERATOR, roles.OPERATOR_USER))
         done = subprocess.run(
             [CLOSEOUT, *arguments],
-            env=self.environ | self.urls(role, user),
+            env=self.environ | self.urls(part_of(arguments)),
             capture_output=True,
             text=True,
             timeout=60,
@@ -76,12 +70,21 @@ class Installation:
         assert done.returncode == status, done.stdout + done.stderr
         return str(done.stdout + done.stderr)
 
-    def urls(self, role: str, user: str) -> dict[str, str]:
-        return {"DATABASE_URL": roles.as_role(self.database_url, role), "AMQP_URL": roles.as_user(self.amqp_url, user)}
+    def urls(self, part: Part) -> dict[str, str]:
+        return part.environ(database_url=self.database_url, amqp_url=self.amqp_url)
 
     def worker(self) -> "subprocess.Popen[bytes]":
-        urls = self.urls(roles.WORKER, roles.WORKER_USER)
-        return subprocess.Popen([CLOSEOUT, "worker"], env=self.environ | urls, stderr=subprocess.PIPE)
+        environ = self.environ | self.urls(parts.WORKER)
+        return subprocess.Popen([CLOSEOUT, "worker"], env=environ, stderr=subprocess.PIPE)
+
+    @contextmanager
+    def channel(self, part: Part) -> Iterator[Any]:
+        """A channel of *part*'s user, from a client that is not ours."""
+        connection = pika.BlockingConnection(pika.URLParameters(self.urls(part)["AMQP_URL"]))
+        channel = connection.channel()
+        channel.confirm_delivery()
+        yield channel
+        connection.close()
 
     def another_port(self) -> int:
         """Return one for a second worker; both stay ours, where a free one may be anybody's a moment later."""
@@ -110,25 +113,34 @@ def installation(postgres: PostgresServer, a_rabbit: RabbitServer) -> Iterator[I
 
 
 @pytest.fixture
-def pika_channel(installation: Installation) -> Iterator[Any]:
-    connection = pika.BlockingConnection(pika.URLParameters(installation.amqp_url))
-    channel = connection.channel()
-    channel.confirm_delivery()
-    yield channel
-    connection.close()
+def runner(installation: Installation) -> Iterator[Any]:
+    with installation.channel(parts.RUNNER) as channel:
+        yield channel
+
+
+@pytest.fixture
+def subscriber(installation: Installation) -> Iterator[Any]:
+    with installation.channel(parts.SUBSCRIBER) as channel:
+        yield channel
+
+
+@pytest.fixture
+def operator(installation: Installation) -> Iterator[Any]:
+    with installation.channel(parts.OTHERS) as channel:
+        yield channel
 
 
 def test_messages_in_rows_and_events_out_duplicates_harmless_bad_ones_parked_and_sigterm_exits_0(
-    installation, pika_channel
+    installation, runner, subscriber, operator
 ):
-    queue = pika_channel.queue_declare("", exclusive=True).method.queue
-    pika_channel.queue_bind(queue, "governance.events", "#")
+    queue = subscriber.queue_declare("subscriber.everything", exclusive=True).method.queue
+    subscriber.queue_bind(queue, "governance.events", "#")
     good = [runs.body() for _ in range(50)]
     bad = {"invalid_json": b"\xff\x00 not json", "schema_violation": runs.body(tenant_id=...)}
     process = installation.worker()
     try:
         for body in [*good, *bad.values(), *good]:
-            pika_channel.basic_publish(
+            runner.basic_publish(
                 "runs", "run.completed", body, pika.BasicProperties(content_type="application/json"), mandatory=True
             )
         _until(
@@ -139,8 +151,8 @@ def test_messages_in_rows_and_events_out_duplicates_harmless_bad_ones_parked_and
         )
         _until(lambda: json.loads(installation.http("/readyz"))["ready"])
         _until(lambda: 'closeout_deliveries_total{result="duplicate"} 50.0' in installation.http("/metrics"))
-        events = _take(pika_channel, queue, 150)
-        parked = _take(pika_channel, "closeout.parked", 2)
+        events = _take(subscriber, queue, 150)
+        parked = _take(operator, "closeout.parked", 2)
     finally:
         process.send_signal(signal.SIGTERM)
         logs = process.communicate(timeout=30)[1].decode()
@@ -175,7 +187,7 @@ def test_doctor_finds_a_workers_role_and_user_in_order_beside_a_live_worker(inst
         process.communicate(timeout=30)
 
 
-def test_two_workers_given_the_same_runs_at_the_same_instant_commit_each_once(installation, pika_channel):
+def test_two_workers_given_the_same_runs_at_the_same_instant_commit_each_once(installation, runner):
     bodies = [runs.body() for _ in range(100)]
     first = installation.worker()
     installation.environ["HTTP_PORT"] = str(installation.another_port())
@@ -184,9 +196,7 @@ def test_two_workers_given_the_same_runs_at_the_same_instant_commit_each_once(in
         for port in (installation.port, installation.environ["HTTP_PORT"]):
             _until(lambda port=port: json.loads(installation.http("/readyz", port))["ready"])
         for body in bodies * 2:
-            pika_channel.basic_publish(
-                "runs", "run.completed", body, pika.BasicProperties(content_type="application/json")
-            )
+            runner.basic_publish("runs", "run.completed", body, pika.BasicProperties(content_type="application/json"))
         _until(
             lambda: (
                 installation.sql("SELECT count(*) FROM governance.run_completions WHERE phase = 'EVENTS_PUBLISHED'")
@@ -242,11 +252,11 @@ def test_the_command_line_publishes_lists_and_applies_policies(installation, tmp
     assert installation.run("migrate", "--check").strip() == "schema and tables agree"
 
 
-def test_a_worker_with_the_flag_off_warns_loudly_and_closes_out_on_the_legacy_path(installation, pika_channel):
+def test_a_worker_with_the_flag_off_warns_loudly_and_closes_out_on_the_legacy_path(installation, runner):
     del installation.environ["TRANSACTION_COORDINATOR_ENABLED"]
     process = installation.worker()
     try:
-        pika_channel.basic_publish(
+        runner.basic_publish(
             "runs", "run.completed", runs.body(), pika.BasicProperties(content_type="application/json")
         )
         _until(

@@ -23,8 +23,13 @@ def overlay(name: str) -> tuple[Object, ...]:
     return _built(KUBERNETES / "overlays" / name)
 
 
-def changed(folder: Path, *, components: Iterable[str] = (), settings: Iterable[str] = ()) -> tuple[Object, ...]:
-    """Return the objects of base, *components* and *settings*, as an overlay written into a copy below *folder*."""
+def changed(
+    folder: Path, *, components: Iterable[str] = (), settings: Iterable[str] = (), **fields: Any
+) -> tuple[Object, ...]:
+    """Return the objects of base, *components*, *settings* and Kustomize's own *fields*.
+
+    They are those of an overlay that is written into a copy below *folder*.
+    """
     copy = folder / "kubernetes"
     shutil.copytree(KUBERNETES, copy, dirs_exist_ok=True)
     mine = copy / "overlays" / "test"
@@ -32,6 +37,7 @@ def changed(folder: Path, *, components: Iterable[str] = (), settings: Iterable[
     kustomization: Object = {
         "resources": ["../../base"],
         "components": [f"../../components/{name}" for name in components],
+        **fields,
     }
     if literals := list(settings):
         kustomization["configMapGenerator"] = [

@@ -13,7 +13,18 @@ from pydantic import BaseModel, ValidationError
 from servers import ServerError
 from servers.kubectl_binaries import find_kubectl
 
-from tests.deploy.manifests import KUBERNETES, OVERLAYS, ROOT, changed, component_of, container, one, overlay, pods
+from tests.deploy.manifests import (
+    COMPONENTS,
+    KUBERNETES,
+    OVERLAYS,
+    ROOT,
+    changed,
+    component_of,
+    container,
+    one,
+    overlay,
+    pods,
+)
 from tests.deploy.test_alerts import RULES
 
 # The oldest that the base says it needs, and the newest that there are schemas of.
@@ -125,6 +136,34 @@ def test_nothing_has_more_than_one_autoscaler_and_what_has_one_names_no_number_o
     for scaler in scalers:
         assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
         assert scaler["spec"]["scaleTargetRef"]["kind"] == deployment["kind"]
+
+
+def test_an_overlay_that_names_no_namespace_puts_every_component_s_objects_beside_the_base_s(tmp_path):
+    objects = changed(tmp_path, components=COMPONENTS)
+    assert {o["metadata"].get("namespace") for o in objects if o["kind"] != "Namespace"} == {"closeout"}
+
+
+def test_what_an_autoscaler_refers_to_is_found_where_an_overlay_gives_it_another_name(tmp_path):
+    secret = {"name": "closeout-worker", "literals": ["database-url=postgresql://h/d", "amqp-url=amqp://h"]}
+    named: dict[str, Any] = {"namespace": "mine", "namePrefix": "eu-", "secretGenerator": [secret]}
+    for component in ("keda", "hpa"):
+        objects = changed(tmp_path, components=[component], **named)
+        names = {o["kind"]: o["metadata"]["name"] for o in objects}
+        (scaler,) = (o["spec"] for o in objects if o["kind"] in AUTOSCALERS)
+        assert scaler["scaleTargetRef"]["name"] == names["Deployment"] == "eu-closeout-worker"
+        mounted = pods(objects)["worker"]["spec"]["volumes"][0]["secret"]["secretName"]
+        assert mounted == names["Secret"] != "closeout-worker"
+        if component == "keda":
+            assert [trigger["authenticationRef"]["name"] for trigger in scaler["triggers"]] == ["eu-closeout-queue"]
+            targets = one(objects, "TriggerAuthentication")["spec"]["secretTargetRef"]
+            assert {target["name"] for target in targets} == {mounted}
+
+
+def test_a_secret_that_is_made_by_hand_keeps_its_name_for_the_worker_and_for_keda(tmp_path):
+    objects = changed(tmp_path, components=["keda"], namePrefix="eu-")
+    mounted = pods(objects)["worker"]["spec"]["volumes"][0]["secret"]["secretName"]
+    targets = one(objects, "TriggerAuthentication")["spec"]["secretTargetRef"]
+    assert {target["name"] for target in targets} == {mounted} == {"closeout-worker"}
 
 
 def test_the_version_without_keda_scales_the_same_deployment_between_the_same_bounds(tmp_path):

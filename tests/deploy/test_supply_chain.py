@@ -15,6 +15,10 @@ from tests.deploy.manifests import ROOT
 DEPLOY = ROOT / "deploy"
 # None of them asks for the source of what is built with them.
 LICENCES = {"MIT", "BSD", "BSD-2-Clause", "BSD-3-Clause", "Apache-2.0", "ISC", "PSF-2.0"}
+# Copyleft for a file of its own that somebody changes; what is deployed is unchanged.
+EXCEPTED = {"certifi": {"MPL-2.0"}}
+# What the image has, and what it has where spans are wanted.
+DEPLOYED = ("requirements.txt", "requirements-otel.txt")
 
 
 @pytest.mark.parametrize(
@@ -34,13 +38,27 @@ def test_what_is_deployed_is_what_is_tested(name):
     assert deployed.items() <= tested.items()
 
 
+def test_the_extra_adds_packages_and_changes_none():
+    assert pinned(DEPLOY / "requirements.txt").items() <= pinned(DEPLOY / "requirements-otel.txt").items()
+
+
 def test_the_list_of_licences_is_complete_and_current():
-    assert LISTING.read_text() == listing(), "run scripts/licences"
+    told = LISTING.read_text()
+    assert told == listing(), "run scripts/licences"
+    listed = re.findall(r"^\| ([\w.-]+) \| (\d\S*) \| ", told, re.MULTILINE)
+    assert sorted(listed) == sorted({pair for name in DEPLOYED for pair in pinned(DEPLOY / name).items()})
 
 
-def test_every_licence_is_known_and_none_is_copyleft():
-    for name in pinned(DEPLOY / "requirements.txt"):
-        assert set(re.split(r" AND | OR ", licence_of(name))) <= LICENCES, name
+@pytest.mark.parametrize("file", DEPLOYED)
+def test_every_licence_is_known_and_none_is_copyleft_but_for_what_is_named(file):
+    for name in pinned(DEPLOY / file):
+        assert set(re.split(r" AND | OR ", licence_of(name))) <= LICENCES | EXCEPTED.get(name, set()), name
+
+
+def test_all_that_is_deployed_is_looked_up_among_the_known_vulnerabilities():
+    audited = re.findall(r"--requirement (deploy/\S+)", (ROOT / "scripts" / "audit").read_text())
+    looked_up = {pair for file in audited for pair in pinned(ROOT / file).items()}
+    assert looked_up == {pair for name in DEPLOYED for pair in pinned(DEPLOY / name).items()}
 
 
 def test_the_wheel_has_the_same_bytes_wherever_and_whenever_it_is_built(tmp_path):

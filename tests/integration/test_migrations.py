@@ -1,8 +1,10 @@
 """From one version of the schema to the next, with data in it and a worker of the older version beside it."""
 
 import asyncio
+import re
 from contextlib import AsyncExitStack, asynccontextmanager
 from time import monotonic
+from urllib.parse import urlsplit
 
 import pytest
 from alembic import command
@@ -14,7 +16,7 @@ from consumer.database import create_engine
 from domains.migrate import MigrationBlockedError, config, differences, migrate, newest
 from domains.schema import SCHEMA
 from domains.tables import metadata
-from tests import runs
+from tests import roles, runs
 
 # As a worker of 0001 writes and reads.
 OLD_EVALUATION = text(
@@ -117,9 +119,37 @@ async def test_a_transaction_that_does_not_end_is_named_and_nothing_is_changed(o
         with pytest.raises(MigrationBlockedError) as blocked:
             await migrate(old, give_up_after=1)
     assert f"pid {pid} (" in str(blocked.value)
-    assert "closeout) holds governance.policy_evaluations since" in str(blocked.value)
+    assert re.search(
+        r"The longest transactions now: pid \d+ \(postgres, closeout\), begun 0:00:\d\d ago, "
+        r"holds governance.policy_evaluations$",
+        str(blocked.value),
+    )
     async with old.connect() as conn:
         assert (await conn.execute(text("SELECT version_num FROM governance.schema_version"))).scalar_one() == "0001"
+
+
+async def test_an_owner_who_is_not_told_how_old_transactions_are_is_told_whose_they_are(
+    old, postgres, empty_database_url
+):
+    """As on a managed server, where roles.sql cannot give the owner pg_read_all_stats."""
+    roles.make_roles(postgres, urlsplit(empty_database_url).path[1:])
+    postgres.psql(f"REVOKE pg_read_all_stats FROM {roles.OWNER}")
+    owner = create_engine(roles.as_role(empty_database_url, roles.OWNER), pool_size=2)
+    try:
+        async with held(owner, OLD_IN_FORCE), held(old, OLD_EVALUATION) as conn:
+            pid = (await conn.execute(text("SELECT pg_backend_pid()"))).scalar_one()
+            with pytest.raises(MigrationBlockedError) as blocked:
+                await migrate(owner, give_up_after=1)
+    finally:
+        postgres.psql(f"GRANT pg_read_all_stats TO {roles.OWNER}")
+        await owner.dispose()
+    assert re.search(
+        r"Transactions now, those of unknown age first: "
+        rf"pid {pid} \(postgres, closeout\) holds governance.policy_evaluations; "
+        rf"pid \d+ \({roles.OWNER}, closeout\), begun 0:00:\d\d ago, holds governance.policies. "
+        rf"PostgreSQL tells {roles.OWNER} the age of other roles' transactions once it has pg_read_all_stats$",
+        str(blocked.value),
+    )
 
 
 async def test_what_is_no_wait_for_a_lock_is_not_tried_again(old):
