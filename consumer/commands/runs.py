@@ -77,6 +77,9 @@ def show(
     except ValueError:
         fail(f"RUN_ID: found {run_id!r}; expected a UUID or <tenant_id>/<run_id>", status=EXIT_USAGE)
 
+    if owner and tenant and owner != tenant:
+        words = f"--tenant: found {tenant!r}, and RUN_ID names {owner!r}; expected one of them, or both the same"
+        fail(words, status=EXIT_USAGE)
     tenants, found = with_database(lambda engine: _read(engine, identity, owner or tenant))
     if len(tenants) > 1:
         names = ", ".join(tenants)
