@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from config.settings import examine_settings
 from consumer.broker import BrokerConnection
 from consumer.commands import parked_screen as screen
+from consumer.commands.application import Application
 from consumer.commands.output import EXIT_USAGE, fail, out, print_json
 from consumer.commands.run_story import moment, print_story
 from consumer.commands.session import with_database
@@ -23,7 +24,7 @@ from consumer.parked import Filters, Report, look
 from consumer.phases import TransactionPhase
 from domains.run import RunStatus
 
-app = typer.Typer(help="Look at runs: which there are, and all that is known of one.", no_args_is_help=True)
+app = Application(help="Look at runs: which there are, and all that is known of one.", no_args_is_help=True)
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _LISTED = ("status", "error_code", "severity", "policy", "phase", "mode")

@@ -54,6 +54,8 @@ def test_every_commands_help_has_an_example_of_that_command_and_fits_80_columns(
     example = told.stdout.partition("Example: ")[2]
     assert f"closeout {name}" in " ".join(example.split()), told.stdout
     assert all(len(line) <= 80 for line in told.stdout.splitlines())
+    assert "<bool>" not in told.stdout
+    assert "--no-" not in told.stdout
     # Where a terminal would break a line once more, a word is left alone on the next one.
     assert all(len(line) <= 78 for line in inspect.cleandoc(ALL[name].help).partition("\n\n")[2].splitlines())
 
