@@ -58,6 +58,11 @@ class Waiting:
     runs: int
     oldest_seconds: float
 
+    @property
+    def is_cut(self) -> bool:
+        """Say whether there may be more than are counted."""
+        return self.runs >= outbox.COUNTED_AT_MOST
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:
@@ -74,7 +79,7 @@ class Pace:
 
     @property
     def is_cut(self) -> bool:
-        """Say whether there were more than are counted."""
+        """Say whether there may have been more than are counted."""
         return self.runs >= _PACE_AT_MOST
 
 
