@@ -261,6 +261,18 @@ async def test_on_80_columns_nothing_is_cut_and_on_200_the_same_is_said(engine, 
             assert identity in narrow, (identity, narrow)
 
 
+async def test_on_40_columns_the_words_and_numbers_of_each_step_are_there(engine, database_url):
+    run = runs.run()
+    await create_transaction_coordinator(engine=engine).execute(run)
+
+    _, narrow = await on_a_terminal(
+        "runs", "show", f"{run.tenant_id}/{run.run_id}", columns=40, DATABASE_URL=database_url
+    )
+
+    assert "…" not in narrow
+    assert "0 search: succeeded, 120 ms, " in " ".join(narrow.split())
+
+
 # Of tables that have no heading where there is no room for it.
 _HEADINGS = {
     "received",
