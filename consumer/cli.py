@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from consumer.commands import doctor, outbox, parked, policies, prune, publish, reconcile, runs, schema
+from consumer.commands.application import Application
 from consumer.commands.output import fail, print_json
 from consumer.commands.session import end_after, in_words, settings_for, with_database
 from consumer.errors import one_line
@@ -13,7 +14,7 @@ from consumer.metrics import installed_version
 # Objects made and kept between two looks of the cyclic garbage collector at the youngest: those of about ten batches.
 _COLLECT_AFTER = 20_000
 
-app = typer.Typer(
+app = Application(
     help="Closes out agent runs: incident, policy evaluation and trace in one transaction, events after the commit.",
     epilog="Settings come from the environment; see the README's table. Exit 0: done, 1: found something wrong, "
     "2: used wrongly.",
@@ -77,7 +78,9 @@ def worker() -> None:
 @app.command()
 def migrate(
     *,
-    check: Annotated[bool, typer.Option(help="Change nothing; exit 1 if schema and tables disagree.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; exit 1 if schema and tables disagree.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Bring the database's schema to this version. Several may start it at once; one works, the others wait.

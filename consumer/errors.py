@@ -111,6 +111,7 @@ _MOMENT_ERRORS = (
     OSError,
     sa.TimeoutError,  # no connection became free in the pool
     asyncpg.InterfaceError,  # the connection was closed under the statement
+    asyncpg.InternalClientError,  # the session was ended, and the end of the line is not seen yet
     asyncpg.TargetServerAttributeNotMatched,  # no primary among the URL's hosts: a failover is under way
     aiormq.exceptions.AMQPError,
     aiormq.exceptions.ChannelInvalidStateError,  # no AMQPError: the channel closed under a call

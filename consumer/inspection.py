@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from msgspec import Struct
-from sqlalchemy import Table, select
+from sqlalchemy import Table, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from consumer.phases import TransactionPhase
@@ -22,6 +22,8 @@ from domains.tables import (
 )
 
 Row = dict[str, Any]
+# That are named where several have a run of one id.
+TENANTS_AT_MOST = 50
 
 
 class RunFile(Struct, frozen=True, kw_only=True):
@@ -87,11 +89,38 @@ async def list_runs(
     return found
 
 
-async def read_run(engine: AsyncEngine, run_id: UUID, *, tenant: str | None) -> list[RunFile]:
-    """Return what is stored of the run, once for each tenant that has one of this id."""
+async def owners(conn: AsyncConnection, run_id: UUID) -> list[str]:
+    """Return the tenants that have a run of this id, at most ``TENANTS_AT_MOST``.
+
+    The key begins with the tenant, so each tenant is looked up by itself, two index lookups each: by the run's id alone
+    a server before PostgreSQL 18, which skips from tenant to tenant by itself, reads the whole table. And so it may for
+    an EXISTS, which becomes a join; the value of a subquery does not.
+    """
+    return list((await conn.execute(_OWNERS, {"run": run_id, "most": TENANTS_AT_MOST})).scalars())
+
+
+_OWNERS = text(
+    """
+    WITH RECURSIVE tenants AS (
+        (SELECT tenant_id FROM governance.run_completions ORDER BY tenant_id LIMIT 1)
+        UNION ALL
+        SELECT (SELECT later.tenant_id FROM governance.run_completions later
+                 WHERE later.tenant_id > tenants.tenant_id ORDER BY later.tenant_id LIMIT 1)
+          FROM tenants WHERE tenants.tenant_id IS NOT NULL
+    )
+    SELECT tenant_id FROM tenants
+     WHERE (SELECT true FROM governance.run_completions run
+             WHERE run.tenant_id = tenants.tenant_id AND run.run_id = :run)
+     LIMIT :most
+    """
+)
+
+
+async def read_run(engine: AsyncEngine, run_id: UUID, *, tenant: str) -> RunFile | None:
+    """Return what is stored of the run."""
     async with engine.connect() as conn:
         found = await _rows(conn, run_completions, run_id, tenant)
-        return [await _file(conn, row) for row in found]
+        return await _file(conn, found[0]) if found else None
 
 
 async def _file(conn: AsyncConnection, completion: Row) -> RunFile:
@@ -119,8 +148,7 @@ async def _policy(conn: AsyncConnection, policy_id: UUID) -> Row | None:
     return dict(found) if found else None
 
 
-async def _rows(conn: AsyncConnection, table: Table, run_id: UUID, tenant: str | None) -> Sequence[Row]:
-    query = select(table).where(table.c.run_id == run_id).order_by(*table.primary_key.columns)
-    if tenant is not None:
-        query = query.where(table.c.tenant_id == tenant)
+async def _rows(conn: AsyncConnection, table: Table, run_id: UUID, tenant: str) -> Sequence[Row]:
+    of_run = (table.c.tenant_id == tenant, table.c.run_id == run_id)
+    query = select(table).where(*of_run).order_by(*table.primary_key.columns)
     return [dict(row) for row in (await conn.execute(query)).mappings()]

@@ -15,6 +15,8 @@ from domains.columns import Compiled, columns_of, insert_many, unnest
 from domains.completions import EVENTS_PER_RUN, outbox_events, run_completions
 from domains.run import RunKey
 
+# Runs that a backlog is counted up to: an index range that is read every few seconds.
+COUNTED_AT_MOST = 10_000
 _EVENT = ("tenant_id", "run_id", "sequence", "event_id", "type", "routing_key", "body")
 _INSERT = Compiled(insert_many(outbox_events, _EVENT))
 _event_row = attrgetter(*_EVENT)
@@ -102,7 +104,7 @@ def left_behind(older_than_seconds: float, limit: int, *, after: datetime | None
     return query if after is None else query.where(created_at > after)
 
 
-async def backlog(conn: AsyncConnection, *, at_most: int = 10_000) -> tuple[int, float]:
+async def backlog(conn: AsyncConnection, *, at_most: int = COUNTED_AT_MOST) -> tuple[int, float]:
     """Return how many runs have events in the outbox (counted up to *at_most*), and the age of the oldest, seconds."""
     last = (
         select(outbox_events.c.created_at)

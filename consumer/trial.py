@@ -1,5 +1,6 @@
 """What policies of a file would make of one run, and why; nothing is read from a database and nothing is written."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 from uuid import UUID
@@ -163,13 +164,15 @@ def _is(verdict: Verdict, result: Result) -> bool:
 
 
 def _shadow(verdicts: Sequence[Verdict], run: CompletedRun) -> dict[str, str]:
-    """Return what would be counted of each policy in shadow."""
+    """Return what would be counted of each policy in shadow; of one name that two have, the tenant's is TENANT/NAME."""
+    names = Counter(verdict.name for verdict in verdicts if verdict.mode == "shadow")
     found: dict[str, str] = {}
     for verdict in verdicts:
+        name = f"{verdict.tenant_id}/{verdict.name}" if names[verdict.name] > 1 and verdict.tenant_id else verdict.name
         if verdict.mode == "shadow" and verdict.result == "holds" and acts_on(verdict.effect, run):
-            found[verdict.name] = verdict.effect
+            found[name] = verdict.effect
         elif verdict.mode == "shadow" and verdict.result == "error":
-            found[verdict.name] = "error"
+            found[name] = "error"
     return found
 
 

@@ -9,7 +9,6 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from alembic import command
-from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -18,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random
 
+from domains.differences import differences_in
 from domains.schema import SCHEMA
 from domains.sessions import is_pooled
 from domains.tables import metadata
@@ -140,9 +140,21 @@ def _holder(pid: int, role: str | None, program: str | None, age: timedelta | No
 
 
 async def differences(engine: AsyncEngine) -> list[str]:
-    """Return, in words, where the migrated schema and the tables disagree; empty when they agree."""
+    """Return, in words, where the schema and the tables disagree, and what to do; empty when they agree.
+
+    Of a schema of another version that is all that is said: a migration, or a newer closeout, is what it needs.
+    """
     async with engine.connect() as conn:
-        return [str(found) for found in await conn.run_sync(_compare)]
+        at = await conn.run_sync(_current)
+        if at is None:
+            return ["nothing is migrated here: run closeout migrate"]
+        if at != newest() and at in known():
+            return [f"it is at {at}, behind this version's {newest()}: run closeout migrate"]
+        found = await conn.run_sync(lambda opened: differences_in(_context(opened), metadata))
+        if found and at != newest():
+            newer = "a newer closeout migrated it; upgrade this closeout"
+            return [f"it is at {at}, which this version ({newest()}) does not know: {newer}"]
+        return found
 
 
 def newest() -> str:
@@ -189,7 +201,3 @@ def _context(connection: Connection) -> MigrationContext:
 
 def _current(connection: Connection) -> str | None:
     return _context(connection).get_current_revision()
-
-
-def _compare(connection: Connection) -> list[object]:
-    return list(compare_metadata(_context(connection), metadata))

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from config.settings import Settings
 from consumer.broker import BrokerConnection
 from consumer.commands.ages import age
+from consumer.commands.application import Application
 from consumer.commands.output import err, fail, hanging, out, print_json, say
 from consumer.commands.session import in_words, settings_for, with_database
 from consumer.counts import counted
@@ -25,7 +26,7 @@ from consumer.publisher import ConfirmedChannel, EventPublisher
 from consumer.waiting import Share, State, Waiting, waiting
 from consumer.waiting import in_words as explain
 
-app = typer.Typer(help="Events that are committed and not yet confirmed by RabbitMQ.", no_args_is_help=True)
+app = Application(help="Events that are committed and not yet confirmed by RabbitMQ.", no_args_is_help=True)
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 # Tenants that are listed, those with the oldest events first; --json has all.
 _LISTED = 20

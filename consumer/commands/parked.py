@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from consumer.broker import BrokerConnection
 from consumer.commands import parked_screen as screen
 from consumer.commands.ages import age
+from consumer.commands.application import Application
 from consumer.commands.output import EXIT_USAGE, err, fail, out
 from consumer.commands.session import in_words, settings_for
 from consumer.counts import counted
@@ -21,7 +22,7 @@ from consumer.errors import ParkReason
 from consumer.parked import Filters, Report, discard, look, replay
 from consumer.parked_queue import Held
 
-app = typer.Typer(help="Look at parked messages, send them back, throw them away.", no_args_is_help=True)
+app = Application(help="Look at parked messages, send them back, throw them away.", no_args_is_help=True)
 # Messages that are named after a replay or discard; the others are counted.
 _NAMED = 50
 

@@ -7,6 +7,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from consumer.commands.application import Application
 from consumer.commands.output import out, print_json
 from consumer.commands.policy_backtest import backtest_file
 from consumer.commands.policy_backtest_screen import owner
@@ -17,7 +18,7 @@ from consumer.commands.session import with_database
 from consumer.counts import counted
 from domains.policies.apply import AppliedChange, apply_policies, list_policies
 
-app = typer.Typer(help="Rules over completed runs, written in CEL.", no_args_is_help=True)
+app = Application(help="Rules over completed runs, written in CEL.", no_args_is_help=True)
 app.command("test")(try_file)
 app.command("backtest")(backtest_file)
 app.command("shadow")(shadow)

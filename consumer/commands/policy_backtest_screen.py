@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import msgspec
+from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -15,6 +16,8 @@ from domains.policies.files import PolicyDraft
 
 # Tenants of a policy that are named, those with most hits first.
 _TENANTS_SHOWN = 20
+# Columns from which on a tenant's numbers stand in a table; below it some would be cut.
+_TABLE_WIDTH = 80
 # Characters of a value in an example's line.
 _VALUE_MAX = 60
 _WOULD = {"flag": "would flag", "suppress_incident": "would suppress"}
@@ -68,8 +71,13 @@ def _by_tenant(tally: Tally) -> None:
     table = Table(Column("  tenant", overflow="fold", min_width=12), *numbers, box=None)
     ranked = sorted(tally.tenants.items(), key=lambda item: (-item[1].hits, item[0]))
     for name, count in ranked[:_TENANTS_SHOWN]:
+        if out.width < _TABLE_WIDTH:
+            said = (f"{heading} {cell}" for heading, cell in zip(names, _cells(count), strict=True))
+            line(f"  {name}")
+            out.print(Padding(Text(", ".join(said)), (0, 0, 0, 4)))
         table.add_row(Text(f"  {name}"), *_cells(count))
-    out.print(table)
+    if out.width >= _TABLE_WIDTH:
+        out.print(table)
     if len(ranked) > _TENANTS_SHOWN:
         line(f"  and {counted(len(ranked) - _TENANTS_SHOWN, 'more tenant')} (--json has all)")
 

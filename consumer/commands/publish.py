@@ -32,7 +32,7 @@ _TRACEPARENT_WORDS = "00, 32 and 16 hexadecimal digits and two of flags, with - 
 def publish(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON Lines, one message a line; - is standard input.")],
     *,
-    raw: Annotated[bool, typer.Option(help="Publish every line as it is, valid or not.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Publish every line as it is, valid or not.")] = False,
     traceparent: Annotated[
         str | None, typer.Option(metavar="W3C", help="Send each message with this traceparent: 00-TRACE-SPAN-FLAGS.")
     ] = None,

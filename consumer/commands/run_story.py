@@ -17,6 +17,8 @@ from domains.completions import EVENTS_PER_RUN
 
 Line = tuple[str, str]
 _STEP = ("index", "skill", "status", "duration_ms", "cost_usd", "error_code")
+# Columns from which on the table of steps is read at a glance; below it words would be broken, or cut.
+_TABLE_WIDTH = 80
 # Lines of one text that a screen gets; --json has all of it.
 _LINES = 12
 
@@ -30,7 +32,7 @@ def print_story(run: RunFile) -> None:
     _section("what happened (UTC)", _history(run))
     _section("what was recorded", _records(run))
     if run.trace is not None and run.trace["steps"]:
-        out.print(_steps(run.trace["steps"]))
+        out.print(_steps(run.trace["steps"]) if out.width >= _TABLE_WIDTH else _steps_in_lines(run.trace["steps"]))
         out.print()
     _section("events", _events(run))
     _section("the run", [(n.replace("_", " "), _plain(done[n])) for n in _FIELDS if done[n] not in _UNSAID])
@@ -173,13 +175,23 @@ def _waits(event: Row) -> str:
 
 
 def _steps(steps: Iterable[Row]) -> Table:
-    numbers = {name: Column(name, justify="right", no_wrap=True) for name in ("step", "ms", "cost")}
+    step, ms, cost = (Column(name, justify="right", no_wrap=True) for name in ("step", "ms", "cost"))
     skill, error = Column("skill", overflow="fold"), Column("error", overflow="fold")
-    table = Table(
-        numbers["step"], skill, "status", numbers["ms"], numbers["cost"], error, box=None, padding=(0, 2, 0, 2)
-    )
+    status = Column("status", no_wrap=True)
+    table = Table(step, skill, status, ms, cost, error, box=None, padding=(0, 2, 0, 2))
+    for row in steps:
+        table.add_row(*(Text(_plain(row.get(name))) for name in _STEP))
+    return table
+
+
+def _steps_in_lines(steps: Iterable[Row]) -> Table:
+    table = Table(Column(justify="right", no_wrap=True), Column(overflow="fold"), box=None, show_header=False)
     for step in steps:
-        table.add_row(*(Text(_plain(step.get(name))) for name in _STEP))
+        said = [f"{step['skill']}: {step['status']}"]
+        said += [f"{step['duration_ms']} ms"] if step.get("duration_ms") is not None else []
+        said += [f"{step['cost_usd']} USD"] if step.get("cost_usd") is not None else []
+        said += [step["error_code"]] if step.get("error_code") else []
+        table.add_row(f"  {step['index']}", Text(printable(", ".join(said))))
     return table
 
 

@@ -13,17 +13,18 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from config.settings import examine_settings
 from consumer.broker import BrokerConnection
 from consumer.commands import parked_screen as screen
+from consumer.commands.application import Application
 from consumer.commands.output import EXIT_USAGE, fail, out, print_json
 from consumer.commands.run_story import moment, print_story
 from consumer.commands.session import with_database
 from consumer.counts import counted
 from consumer.errors import UnavailableError
-from consumer.inspection import RunFile, list_runs, read_run
+from consumer.inspection import RunFile, list_runs, owners, read_run
 from consumer.parked import Filters, Report, look
 from consumer.phases import TransactionPhase
 from domains.run import RunStatus
 
-app = typer.Typer(help="Look at runs: which there are, and all that is known of one.", no_args_is_help=True)
+app = Application(help="Look at runs: which there are, and all that is known of one.", no_args_is_help=True)
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _LISTED = ("status", "error_code", "severity", "policy", "phase", "mode")
@@ -77,19 +78,28 @@ def show(
     except ValueError:
         fail(f"RUN_ID: found {run_id!r}; expected a UUID or <tenant_id>/<run_id>", status=EXIT_USAGE)
 
-    async def read(engine: AsyncEngine) -> list[RunFile]:
-        return await read_run(engine, identity, tenant=owner or tenant)
-
-    found = with_database(read)
-    if not found:
+    if owner and tenant and owner != tenant:
+        words = f"--tenant: found {tenant!r}, and RUN_ID names {owner!r}; expected one of them, or both the same"
+        fail(words, status=EXIT_USAGE)
+    tenants, found = with_database(lambda engine: _read(engine, identity, owner or tenant))
+    if len(tenants) > 1:
+        names = ", ".join(tenants)
+        fail(f"several tenants have a run {identity}: {names}; name one with --tenant", status=EXIT_USAGE)
+    if found is None:
         _unknown(identity, owner or tenant, as_json=as_json)
-    if len(found) > 1:
-        owners = ", ".join(str(run.completion["tenant_id"]) for run in found)
-        fail(f"several tenants have a run {identity}: {owners}; name one with --tenant", status=EXIT_USAGE)
     if as_json:
-        print_json(found[0])
+        print_json(found)
     else:
-        print_story(found[0])
+        print_story(found)
+
+
+async def _read(engine: AsyncEngine, run_id: UUID, tenant: str | None) -> tuple[list[str], RunFile | None]:
+    """Return the tenants that are meant, and the run if it is one's alone."""
+    tenants = [tenant] if tenant else []
+    if not tenant:
+        async with engine.connect() as conn:
+            tenants = await owners(conn, run_id)
+    return tenants, await read_run(engine, run_id, tenant=tenants[0]) if len(tenants) == 1 else None
 
 
 def _print_list(found: list[dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import Column, Select, func, select, text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from consumer import outbox
+from consumer import inspection, outbox
 from consumer.console.readings import BusyError, GivenUpError
 from consumer.database import DATABASE_ERRORS, Url, open_session
 from consumer.errors import UnavailableError, one_line, sqlstate_of
@@ -48,7 +48,6 @@ LATEST_ROLLBACKS = 10
 # Seconds over which the pace of all workers is taken.
 PACE_SECONDS = 10
 _PACE_AT_MOST = 50_000
-TENANTS_AT_MOST = 50
 _CANCELED_BY_TIMEOUT = "57014"
 
 
@@ -58,6 +57,11 @@ class Waiting:
 
     runs: int
     oldest_seconds: float
+
+    @property
+    def is_cut(self) -> bool:
+        """Say whether there may be more than are counted."""
+        return self.runs >= outbox.COUNTED_AT_MOST
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ class Pace:
 
     @property
     def is_cut(self) -> bool:
-        """Say whether there were more than are counted."""
+        """Say whether there may have been more than are counted."""
         return self.runs >= _PACE_AT_MOST
 
 
@@ -167,34 +171,13 @@ async def latest_runs(engine: AsyncEngine) -> Sequence[Row]:
 async def read_one_run(engine: AsyncEngine, tenant_id: str, run_id: UUID) -> RunFile | None:
     """Return all that is stored of one run; raise :class:`UnavailableError`."""
     async with _in_words():
-        found = await read_run(engine, run_id, tenant=tenant_id)
-    return found[0] if found else None
+        return await read_run(engine, run_id, tenant=tenant_id)
 
 
 async def owners(engine: AsyncEngine, run_id: UUID) -> list[str]:
-    """Return the tenants that have a run of this id, at most ``TENANTS_AT_MOST``; raise :class:`UnavailableError`.
-
-    The key begins with the tenant, so each tenant is looked up by itself: two index lookups each.
-    """
+    """Return the tenants that have a run of this id, at most ``TENANTS_AT_MOST``; raise :class:`UnavailableError`."""
     async with _session(engine) as conn:
-        return list((await conn.execute(_OWNERS, {"run": run_id, "most": TENANTS_AT_MOST})).scalars())
-
-
-_OWNERS = text(
-    """
-    WITH RECURSIVE tenants AS (
-        (SELECT tenant_id FROM governance.run_completions ORDER BY tenant_id LIMIT 1)
-        UNION ALL
-        SELECT (SELECT later.tenant_id FROM governance.run_completions later
-                 WHERE later.tenant_id > tenants.tenant_id ORDER BY later.tenant_id LIMIT 1)
-          FROM tenants WHERE tenants.tenant_id IS NOT NULL
-    )
-    SELECT tenant_id FROM tenants
-     WHERE EXISTS (SELECT FROM governance.run_completions run
-                    WHERE run.tenant_id = tenants.tenant_id AND run.run_id = :run)
-     LIMIT :most
-    """
-)
+        return await inspection.owners(conn, run_id)
 
 
 async def _newest(conn: AsyncConnection, query: Select[Any], at: Column[Any], number: int) -> list[Row]:

@@ -11,12 +11,12 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from consumer.console import one_run
-from consumer.console.database import TENANTS_AT_MOST, owners, read_one_run
+from consumer.console.database import owners, read_one_run
 from consumer.console.parked_lately import ParkedLately
 from consumer.console.readings import Reading, Shared
 from consumer.console.rendering import Rendering
 from consumer.console.words import as_run_id, is_tenant, run_path
-from consumer.inspection import RunFile
+from consumer.inspection import TENANTS_AT_MOST, RunFile
 from consumer.phases import TransactionPhase
 
 # Runs that are kept for a second, for all who look at them; one may hold a megabyte.

@@ -44,7 +44,9 @@ def _late(picture: Picture) -> list[Trouble]:
     waiting = picture.waiting.value
     found = []
     if waiting is not None and picture.waiting.fault is None and waiting.oldest_seconds > _OUTBOX_LATE_SECONDS:
-        words = f"Events of {counted(waiting.runs, 'committed run')} are not published, the oldest for "
+        many = f"{waiting.runs:,} committed runs or more"
+        runs = many if waiting.is_cut else counted(waiting.runs, "committed run")
+        words = f"Events of {runs} are not published, the oldest for "
         words += f"{span(waiting.oldest_seconds)}: RabbitMQ does not confirm them, or nobody subscribes to them."
         found.append(Trouble("bad", words))
     newest = next(iter(picture.rollbacks.value or ()), None)

@@ -46,9 +46,9 @@ def unreachable(name: str, error: BaseException, setting: str) -> Check:
         remedy = f"correct the password in {setting}; a worker reads {setting}_FILE again at each try"
     if not remedy and f"{setting}: " in one_line(error):  # a file that the URL names
         remedy = "correct it; a worker looks again at each try"
-    return problem(
-        name, f"not reachable: {one_line(error)}", remedy or f"start it, or correct {setting}; a worker waits for it"
-    )
+    words = one_line(error)
+    reason = words.partition(" is not available: ")[2] or words
+    return problem(name, f"not reachable: {reason}", remedy or f"start it, or correct {setting}; a worker waits for it")
 
 
 # PostgreSQL's and RabbitMQ's words for a user or a password that is not right.

@@ -166,8 +166,8 @@ async def _tables(engine: AsyncEngine, version: Check) -> Check:
     found = await differences(engine)
     if not found:
         return version
-    words = f"{version.found.partition(',')[0]}, and {len(found)} differences from it, the first: {found[0]}"
-    return problem("schema", words, "closeout migrate --check names them all; undo them by hand")
+    words = f"{version.found.partition(',')[0]}, and {counted(len(found), 'difference')} from it, the first: {found[0]}"
+    return problem("schema", words, "closeout migrate --check names them all; mend them as the tables' owner")
 
 
 async def _rights(conn: AsyncConnection) -> list[Check]:

@@ -19,6 +19,8 @@ class Line:
         # The next thing the server says is lost with the line: it has done what it was told, and nobody hears of it.
         self.doomed = False
         self.answers_left, self.reset = -1, True
+        # With it, the client is not told that the server is gone; that it is sets the other.
+        self.silent_end, self.ended = False, asyncio.Event()
 
     async def pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         """Carry bytes until an end closes, only while the line flows."""
@@ -33,7 +35,9 @@ class Line:
                 await sink.drain()
         if self.doomed or self.answers_left == 0:
             self.cut() if self.reset else self.client.close()
-        sink.close()
+        self.ended.set()
+        if not self.silent_end:
+            sink.close()
 
     def cut(self) -> None:
         for end in (self.client, self.server):

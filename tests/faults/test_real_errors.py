@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import asyncpg
 import pytest
 import uvloop
 from aiormq import spec
@@ -86,6 +87,24 @@ async def ended_between_statements(engine: AsyncEngine, scene: Scene) -> None:
         pid = (await conn.execute(text("SELECT pg_backend_pid()"))).scalar_one()
         await scene.sql(f"SELECT pg_terminate_backend({pid}, 10_000)")  # returns once it has ended
         await _say(conn, "SELECT 1")
+
+
+async def ended_and_the_line_s_end_is_not_seen_yet(engine: AsyncEngine, scene: Scene) -> None:
+    """For some microseconds in life: the driver has read that its session is ended, and not yet that the line is."""
+    async with engine.connect() as conn:
+        driver = (await conn.get_raw_connection()).driver_connection
+        assert driver is not None
+        (line,) = scene.database_line.lines
+        line.silent_end = True
+        await scene.sql(f"SELECT pg_terminate_backend({driver.get_server_pid()}, 10_000)")
+        await asyncio.wait_for(line.ended.wait(), 10)
+        await asyncio.sleep(0.1)  # for the loop to hand it to the driver
+        try:
+            with pytest.raises(asyncpg.InternalClientError) as caught:
+                await driver.fetch("SELECT 1", timeout=5)
+        finally:
+            line.cut()
+        raise caught.value
 
 
 async def ended_in_a_statement(engine: AsyncEngine, scene: Scene) -> None:
@@ -218,6 +237,7 @@ MOMENTS: list[tuple[Errors, str | None]] = [
     (lock_timeout, "55P03"),
     (idle_in_transaction, None),
     (ended_between_statements, None),
+    (ended_and_the_line_s_end_is_not_seen_yet, None),
     (ended_in_a_statement, "08003"),  # asyncpg's own; the server's 57P01 comes with the end of the line
     (cancelled_by_an_operator, "57014"),
     (too_many_connections, "53300"),

@@ -193,6 +193,35 @@ async def test_what_a_runner_wrote_cannot_act_on_the_terminal(engine, database_u
     assert "more lines (--json has all)" in done.stdout
 
 
+async def test_a_run_is_found_by_its_id_alone_without_reading_the_table_and_of_several_tenants_one_is_asked_for(
+    engine, database_url
+):
+    async with engine.begin() as conn:
+        await conn.execute(MANY_RUNS)
+        await conn.execute(text("ANALYZE governance.run_completions"))
+        run_id, scans = (await conn.execute(ONE_OF_THEM)).one()
+
+    done = await closeout("runs", "show", str(run_id), DATABASE_URL=database_url)
+
+    assert done.returncode == 2
+    assert done.stderr == f"several tenants have a run {run_id}: t1, t2; name one with --tenant\n"
+    async with engine.begin() as conn:
+        assert (await conn.execute(ONE_OF_THEM)).one() == (run_id, scans)
+
+
+# Of ten tenants, and t2 has a run of the same id as one of t1's.
+MANY_RUNS = text(
+    """
+    INSERT INTO governance.run_completions (tenant_id, run_id, status, phase, mode, payload_digest, started_at,
+           completed_at, is_synthetic, metadata, received_at, committed_at)
+    SELECT 't' || number % 10, md5((number - (number = 12)::int)::text)::uuid, 'succeeded', 'COMMITTED', 'atomic', '',
+           now(), now(), false, '{}', now(), now()
+      FROM generate_series(1, 20000) AS number
+    """
+)
+ONE_OF_THEM = text("SELECT md5('11')::uuid, seq_scan FROM pg_stat_user_tables WHERE relname = 'run_completions'")
+
+
 LONG = "a-tenant-with-a-rather-long-name.eu-central-1"
 
 
@@ -230,6 +259,18 @@ async def test_on_80_columns_nothing_is_cut_and_on_200_the_same_is_said(engine, 
         assert [word for word in said if word not in _HEADINGS] == [], narrow
         for identity in set(re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", wide)):
             assert identity in narrow, (identity, narrow)
+
+
+async def test_on_40_columns_the_words_and_numbers_of_each_step_are_there(engine, database_url):
+    run = runs.run()
+    await create_transaction_coordinator(engine=engine).execute(run)
+
+    _, narrow = await on_a_terminal(
+        "runs", "show", f"{run.tenant_id}/{run.run_id}", columns=40, DATABASE_URL=database_url
+    )
+
+    assert "…" not in narrow
+    assert "0 search: succeeded, 120 ms, " in " ".join(narrow.split())
 
 
 # Of tables that have no heading where there is no room for it.

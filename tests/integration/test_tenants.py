@@ -98,7 +98,8 @@ async def test_one_run_id_of_two_tenants_is_two_runs_in_every_table_event_and_pa
         for secret in (KNOWS[other], f"agent-of-{other}"):
             assert secret not in pages[tenant].body
             assert secret not in pages["nobody"].body
-        (kept,) = await read_run(engine, twins.run_id, tenant=tenant)
+        kept = await read_run(engine, twins.run_id, tenant=tenant)
+        assert kept is not None
         assert (kept.completion["tenant_id"], kept.completion["agent_id"]) == (tenant, f"agent-of-{tenant}")
         assert kept.trace is not None
         assert kept.trace["agent_id"] == f"agent-of-{tenant}"
@@ -120,12 +121,12 @@ async def test_a_conflict_is_the_tenant_s_own_and_tells_nothing_of_another_s_run
         await eventually(engine, published_runs(), 2)
         await publish(broker, twins.body("acme", status="succeeded", error_code=None, error_message=None))
         (message,) = await parked(broker, 1)
-        before = await read_run(engine, twins.run_id, tenant="globex")
+        kept = await read_run(engine, twins.run_id, tenant="globex")
+        assert kept is not None
     headers = headers_of(message)
     assert headers["x-closeout-reason"] == "conflicting_duplicate"
     assert json.loads(message.body)["tenant_id"] == "acme"
     assert not any("globex" in str(value) or KNOWS["globex"] in str(value) for value in headers.values())
-    (kept,) = before
     assert kept.incident is not None
     assert kept.incident["error_message"] == KNOWS["globex"]
     assert kept.completion["status"] == "failed"
@@ -182,7 +183,8 @@ async def test_what_fails_for_one_tenant_is_rolled_back_found_and_named_for_that
         await eventually(engine, published_runs(), 2)
     assert json.loads(message.body)["tenant_id"] == "acme"
     assert [row["tenant_id"] for row in await rows(engine, "run_completions")] == ["globex", "zeta"]
-    (kept,) = await read_run(engine, twins.run_id, tenant="globex")
+    kept = await read_run(engine, twins.run_id, tenant="globex")
+    assert kept is not None
     assert len(kept.rollbacks) == 1, "they did not share a batch"
     assert KNOWS["acme"] not in str(kept)
     errors = [row["error"] for row in await rows(engine, "rollbacks") if row["tenant_id"] == "acme"]

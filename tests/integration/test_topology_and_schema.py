@@ -1,6 +1,7 @@
 """What must stand before a worker can work: the database's schema and the broker's topology."""
 
 import asyncio
+import re
 
 import pytest
 from sqlalchemy import text
@@ -10,6 +11,8 @@ from consumer.database import create_engine
 from consumer.topology import TOPOLOGY, TopologyMismatchError, declare
 from domains.migrate import differences, migrate, newest
 from domains.tables import metadata
+
+TO_DO = "; (?:to mend it|unless it is meant): "
 
 
 async def test_several_migrators_at_once_leave_one_schema(empty_database_url):
@@ -22,14 +25,62 @@ async def test_several_migrators_at_once_leave_one_schema(empty_database_url):
     await asyncio.gather(*(engine.dispose() for engine in engines))
 
 
-async def test_the_migrated_schema_and_the_tables_agree_and_a_difference_is_seen(engine):
+async def test_the_migrated_schema_and_the_tables_agree_and_each_difference_is_said_in_words_with_what_mends_it(engine):
     assert await differences(engine) == []
+    changes = (
+        "DROP TABLE governance.traces",
+        "CREATE TABLE governance.ours (a int)",
+        "ALTER TABLE governance.incidents DROP COLUMN title",
+        "ALTER TABLE governance.incidents ADD COLUMN note text",
+        "ALTER TABLE governance.incidents ADD CONSTRAINT loose UNIQUE (tenant_id, agent_id)",
+        "ALTER TABLE governance.policies DROP CONSTRAINT policies_tenant_id_name_version_key",
+        "ALTER TABLE governance.run_completions ALTER COLUMN cost_usd TYPE float, ALTER COLUMN model SET NOT NULL",
+        "ALTER TABLE governance.outbox_events ALTER COLUMN created_at DROP DEFAULT",
+        "DROP INDEX governance.rollbacks_by_run",
+        "DROP INDEX governance.outbox_events_last_of_run",
+        "CREATE INDEX outbox_events_last_of_run ON governance.outbox_events (created_at, sequence)",
+        "CREATE INDEX our_index ON governance.incidents (agent_id)",
+        "COMMENT ON TABLE governance.rollbacks IS NULL",
+    )
     async with engine.begin() as conn:
-        await conn.execute(text("ALTER TABLE governance.incidents DROP COLUMN title"))
-        await conn.execute(text("DROP INDEX governance.rollbacks_by_run"))
-    found = " ".join(await differences(engine))
-    assert "title" in found
-    assert "rollbacks_by_run" in found
+        for change in changes:
+            await conn.execute(text(change))
+
+    found = await differences(engine)
+
+    assert [re.split(TO_DO, line)[0] for line in found] == [
+        "table ours is surplus",
+        "table traces is missing, and with it what it held",
+        "column incidents.note is surplus",
+        "column incidents.title is missing, and with it what it held",
+        "column outbox_events.created_at is different: its default",
+        "column run_completions.cost_usd is different: its type is DOUBLE PRECISION, not NUMERIC",
+        "column run_completions.model is different: it takes no null",
+        "constraint loose of incidents is surplus",
+        "constraint policies_tenant_id_name_version_key of policies is missing",
+        "index our_index on incidents is surplus",
+        "index outbox_events_last_of_run on outbox_events is different",
+        "index rollbacks_by_run on rollbacks is missing",
+        "the comment on table rollbacks is different",
+    ]
+    async with engine.connect() as conn:
+        each = await conn.execution_options(isolation_level="AUTOCOMMIT")
+        for line in found:
+            for statement in filter(None, re.split(r"; ?(?=[A-Z]|$)", re.split(TO_DO, line)[1])):
+                await each.execute(text(statement))
+    assert await differences(engine) == []
+
+
+async def test_of_a_schema_of_another_version_it_is_said_which_it_is_and_what_brings_it_here(engine):
+    said = {}
+    async with engine.begin() as conn:
+        await conn.execute(text("ALTER TABLE governance.incidents ADD COLUMN note text"))
+    for version in ("0001", "9999"):
+        async with engine.begin() as conn:
+            await conn.execute(text("UPDATE governance.schema_version SET version_num = :v"), {"v": version})
+        (said[version],) = await differences(engine)
+    assert said["0001"] == f"it is at 0001, behind this version's {newest()}: run closeout migrate"
+    assert said["9999"].startswith(f"it is at 9999, which this version ({newest()}) does not know: ")
 
 
 async def test_every_table_and_every_index_of_ours_says_its_purpose_in_the_database(connection):

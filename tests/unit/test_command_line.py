@@ -5,6 +5,7 @@ import json
 import shlex
 from collections.abc import Iterator
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import typer.main
@@ -53,6 +54,8 @@ def test_every_commands_help_has_an_example_of_that_command_and_fits_80_columns(
     example = told.stdout.partition("Example: ")[2]
     assert f"closeout {name}" in " ".join(example.split()), told.stdout
     assert all(len(line) <= 80 for line in told.stdout.splitlines())
+    assert "<bool>" not in told.stdout
+    assert "--no-" not in told.stdout
     # Where a terminal would break a line once more, a word is left alone on the next one.
     assert all(len(line) <= 78 for line in inspect.cleandoc(ALL[name].help).partition("\n\n")[2].splitlines())
 
@@ -74,6 +77,13 @@ def test_a_command_that_is_used_wrongly_ends_with_2():
     wrong = (["nonsense"], ["runs", "show"], ["publish"], ["parked", "list", "--limit", "none"])
     for arguments in (*wrong, ["runs", "list", "--status", "fail"]):
         assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+def test_a_run_of_one_tenant_that_is_asked_for_as_another_s_is_used_wrongly():
+    told = CliRunner().invoke(app, ["runs", "show", "--tenant", "acme", f"globex/{uuid4()}"])
+
+    assert told.exit_code == 2
+    assert told.stderr == "--tenant: found 'acme', and RUN_ID names 'globex'; expected one of them, or both the same\n"
 
 
 def test_what_ends_publish_early_is_told_to_machines_too_and_a_file_that_cannot_be_read_is_named(tmp_path):

@@ -1,5 +1,6 @@
 """What the console makes of counters and rows: pure."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -26,6 +27,7 @@ from consumer.console.history import (
 )
 from consumer.console.overview import Picture, by_reason
 from consumer.console.readings import Reading
+from consumer.console.rendering import Rendering
 from consumer.console.troubles import troubles_of
 from consumer.inspection import RunFile
 from consumer.metrics import Metrics
@@ -194,6 +196,9 @@ def test_events_that_wait_longer_than_the_relay_takes_are_an_alarm():
     assert "1,234 committed runs" in told
     assert "5 min" in told
     assert "Events of 1 committed run are not" in words(waiting=Reading(Waiting(1, 300.0), NOW))[0][1]
+    assert (
+        "Events of 10,000 committed runs or more are not" in words(waiting=Reading(Waiting(10_000, 300.0), NOW))[0][1]
+    )
     # What is only the last known state of a server that is away is not told as news.
     assert [told for _, told in words(waiting=Reading(Waiting(1, 300.0), NOW, "away"))] == ["away"]
 
@@ -274,3 +279,13 @@ def test_events_wait_or_are_confirmed_and_there_are_none_before_the_last_write()
     ]  # fmt: skip
     assert one_run.events(run_file(committed_at=None, phase="INCIDENT_CREATED")) == []
     assert one_run.events(run_file(prevention_record={"created_at": NOW}))[0].type == "incident.suppressed"
+
+
+async def test_what_is_counted_no_further_is_shown_to_be_as_much_or_more():
+    async def shown(runs: int, waiting: int) -> list[str]:
+        seen = picture(pace=Reading(Pace(runs, 0.1, 0.2), NOW), waiting=Reading(Waiting(waiting, 1.0), NOW))
+        page = await Rendering().text("live.html", picture=seen, troubles=[])
+        return re.findall(r'<b class="figure">([\d,+]+)<', page)
+
+    assert {"4,999", "9,999"} < set(await shown(49_990, 9_999))
+    assert {"5,000+", "10,000+"} < set(await shown(50_000, 10_000))

@@ -72,6 +72,15 @@ def test_what_would_be_written_is_said(drafts, status, record, by):
         assert writes.severity == ("HIGH" if status == "failed" else "NONE")
 
 
+def test_two_policies_of_one_name_in_shadow_are_both_told_the_tenant_s_own_as_such():
+    ours = draft("dear", tenant_id="acme", mode="shadow", effect="suppress_incident")
+    theirs = draft("dear", tenant_id="globex", mode="shadow")
+
+    told = try_policies([ours, draft("dear", mode="shadow"), theirs], runs.run())
+
+    assert told.shadow == {"acme/dear": "suppress_incident", "dear": "flag"}
+
+
 def test_a_suppressing_policy_in_shadow_counts_nothing_where_it_would_suppress_nothing():
     shadow = draft(effect="suppress_incident", mode="shadow")
     assert try_policies([shadow], runs.run(status="succeeded")).shadow == {}
