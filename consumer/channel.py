@@ -1,9 +1,9 @@
 """The client's channel, leaner where a frame comes with every message.
 
 The client makes a task of each delivery, and for a confirm of many messages it looks at every message that is still
-unconfirmed and puts a call of its own into the loop for each that is meant. Without both a
-run took a fifth less of the worker's CPU, with a backlog. And what waits on it is never cancelled by a lost line. The
-rest of the channel is the client's, unchanged.
+unconfirmed and puts a call of its own into the loop for each that is meant. Without both a run took a fifth less of the
+worker's CPU, with a backlog. And what waits on it is never cancelled by a lost line. The rest of the channel is the
+client's, unchanged.
 """
 
 import asyncio

@@ -56,7 +56,7 @@ class RunCompletionTransaction:
         tracing: Tracing | None = None,
     ) -> None:
         self._engine = engine
-        # The mark is one statement: with BEGIN and COMMIT around it, it would be three round trips.
+        # BEGIN and COMMIT are said to the driver; the mark, one statement, would be three round trips with them.
         self._sessions = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._policies = policies
         self._publisher = publisher
