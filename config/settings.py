@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_core import PydanticUndefined
 
-from config.faults import in_words
 from config.secrets import read_secret
+from config.setting_errors import in_words
 from config.urls import CHECKING_MODES, checked_amqp_url, checked_database_url, parameters
 
 _SECRETS = ("database_url", "amqp_url")
@@ -68,7 +68,7 @@ class Settings(BaseModel):
     batch_max_runs: int = Field(200, ge=1, le=5_000, description="runs a transaction, at most")
     # Each holds a connection, and PostgreSQL has 100 unless told otherwise.
     max_concurrent_transactions: int = Field(2, ge=1, le=100, description="transactions at once")
-    # Ten seconds apart (consumer/topology.py): 1,000 tries are three hours.
+    # Ten seconds apart (consumer/amqp/topology.py): 1,000 tries are three hours.
     delivery_max_attempts: int = Field(
         5, ge=1, le=1_000, description="tries at a message that fails for a reason of its own, before it is parked"
     )

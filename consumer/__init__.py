@@ -1,10 +1,10 @@
 """Closes out agent runs: incident, policy evaluation and trace in one transaction, events after the commit."""
 
 from consumer.assembly import create_transaction_coordinator, get_transaction_coordinator
-from consumer.attempt import TransactionResult
+from consumer.closeout.attempt import TransactionResult
+from consumer.closeout.transaction import RunCompletionTransaction
 from consumer.errors import TransactionFailed
 from consumer.phases import TransactionPhase
-from consumer.transaction import RunCompletionTransaction
 from domains.result import DomainResult
 
 __all__ = [

@@ -14,28 +14,28 @@ from prometheus_client import ProcessCollector
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from config.settings import Settings, load_settings
-from consumer.backlog import watch_outbox
-from consumer.broker import BrokerConnection
-from consumer.console.pages import Console
-from consumer.console.parked_lately import ParkedLately, RememberingChannel
-from consumer.database import Url, create_engine
-from consumer.dispatch import Dispatcher, Rollout
+from consumer.amqp.connection import BrokerConnection
+from consumer.closeout.dispatcher import Dispatcher, Rollout
+from consumer.closeout.inbox import Arrival
+from consumer.closeout.legacy import LegacyCloseOut
+from consumer.closeout.shadows import count_shadows
+from consumer.closeout.transaction import RunCompletionTransaction
+from consumer.console.app import Console
+from consumer.console.recently_parked import ParkedLately, RememberingChannel
+from consumer.contract.run_message import decode
+from consumer.contract.trace_context import context_in
+from consumer.delivery.intake import Delivery, Intake
+from consumer.delivery.settler import Settler
+from consumer.delivery.worker import Worker
 from consumer.health import Health
-from consumer.http import HttpService, application
-from consumer.inbox import Arrival
-from consumer.intake import Delivery, Intake
-from consumer.legacy import LegacyCloseOut
-from consumer.message import decode
+from consumer.http_server import HttpService, application
 from consumer.metrics import Metrics, installed_version
-from consumer.publisher import ConfirmedChannel, EventPublisher
-from consumer.relay import Relay
-from consumer.rights import probe_rights
-from consumer.settling import Settler
-from consumer.shadows import count_shadows
-from consumer.traceparent import context_in
-from consumer.tracing import NoTracing, Tracing
-from consumer.transaction import RunCompletionTransaction
-from consumer.worker import Worker
+from consumer.outbox.backlog import watch_outbox
+from consumer.outbox.publisher import ConfirmedChannel, EventPublisher
+from consumer.outbox.relay import Relay
+from consumer.postgres.engine import Url, create_engine
+from consumer.postgres.rights import probe_rights
+from consumer.tracing.interface import NoTracing, Tracing
 from domains.policies.book import PolicyBook
 
 log = structlog.get_logger(__name__)
@@ -169,7 +169,7 @@ def build_service(settings: Settings, *, tracing: Tracing | None = None) -> Serv
 
 
 def decode_delivery(delivery: Delivery, *, settings: Settings, publishing: BrokerConnection) -> Arrival:
-    """Return the arrival in *delivery*; raise ``MessageRefusedError`` as :func:`consumer.message.decode` does.
+    """Return the arrival in *delivery*; raise ``MessageRefusedError`` as ``decode`` does.
 
     A copy that came back from the retry queue was published by this worker's own user, which the broker verified.
     """

@@ -4,10 +4,11 @@ from typing import Annotated
 
 import typer
 
-from consumer.commands import doctor, outbox, parked, policies, prune, publish, reconcile, runs, schema
-from consumer.commands.application import Application
+from consumer.commands import doctor, outbox, parked, prune, publish, reconcile, runs, schema
 from consumer.commands.output import fail, print_json
+from consumer.commands.policies import app as policies
 from consumer.commands.session import end_after, in_words, settings_for, with_database
+from consumer.commands.typer_app import Application
 from consumer.errors import one_line
 from consumer.metrics import installed_version
 
@@ -54,9 +55,9 @@ def worker() -> None:
 
     import uvloop
 
-    from config.telemetry import span_exporters
+    from config.otel import span_exporters
     from consumer.assembly import build_service
-    from consumer.tracing import load_tracing
+    from consumer.tracing.interface import load_tracing
 
     settings = settings_for()
 
@@ -87,7 +88,7 @@ def migrate(
 
     Example: closeout migrate --check
     """
-    from domains.migrate import MigrationBlockedError, PooledConnectionError, differences, migrate
+    from domains.migrations.upgrade import MigrationBlockedError, PooledConnectionError, differences, migrate
 
     if check:
         found = with_database(differences)
@@ -116,8 +117,8 @@ def topology(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON
 
     Example: closeout topology
     """
-    from consumer.broker import BrokerConnection
-    from consumer.topology import TopologyMismatchError, declare
+    from consumer.amqp.connection import BrokerConnection
+    from consumer.amqp.topology import TopologyMismatchError, declare
 
     settings = settings_for(need_database=False)
 

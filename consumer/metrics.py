@@ -12,8 +12,8 @@ from typing import NamedTuple, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from consumer.contract.events import EventType
 from consumer.errors import ParkReason
-from consumer.events import EventType
 from consumer.phases import LEGAL_MOVES, TransactionPhase
 
 # Seconds, from half of what an idle worker was measured at to the timeout that bounds them, each step about double.

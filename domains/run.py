@@ -2,7 +2,7 @@
 
 These types are the single source of the message contract: they decode the wire format, they generate its
 JSON Schema, and the domains read them. Only shape and single-field limits stand here; rules that relate two
-fields, and the words of a refusal, are in ``consumer/message.py``.
+fields, and the words of a refusal, are in ``consumer/contract/run_message.py``.
 """
 
 from datetime import datetime, timedelta

@@ -1,9 +1,9 @@
-"""All tables, so that importing this module completes :data:`domains.schema.metadata`."""
+"""All tables, so that importing this module completes :data:`domains.database.schema.metadata`."""
 
 from domains.completions import outbox_events, rollbacks, run_completions
+from domains.database.schema import metadata
 from domains.incidents.tables import incidents, prevention_records
 from domains.policies.tables import policies, policy_evaluations
-from domains.schema import metadata
 from domains.traces.tables import traces
 
 __all__ = [

@@ -11,11 +11,11 @@ import pytest
 from servers import PostgresServer, RabbitServer, start_all
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from consumer.broker import BrokerConnection
-from consumer.database import create_engine
+from consumer.amqp.connection import BrokerConnection
+from consumer.amqp.topology import declare
 from consumer.metrics import Metrics
-from consumer.topology import declare
-from tests.roles import OPERATOR_USER, WORKER_USER, add_users, migrated_by_the_owner, permit
+from consumer.postgres.engine import create_engine
+from tests.support.roles import OPERATOR_USER, WORKER_USER, add_users, migrated_by_the_owner, permit
 
 _numbers = itertools.count(1)
 _TEMPLATE = "migrated"

@@ -11,14 +11,14 @@ from rich.text import Text
 
 from config.logs import configure_logs
 from config.settings import Settings, examine_settings
-from consumer.broker import BrokerConnection
+from consumer.amqp.connection import BrokerConnection
 from consumer.commands.output import out, print_json, say
-from consumer.counts import counted
-from consumer.database import create_engine
 from consumer.diagnosis.broker import examine_broker
 from consumer.diagnosis.check import Check, State
 from consumer.diagnosis.configuration import examine_configuration
 from consumer.diagnosis.database import examine_database
+from consumer.postgres.engine import create_engine
+from consumer.wording import counted
 
 _COLOURS = {State.OK: "green", State.WARNING: "yellow", State.PROBLEM: "red"}
 

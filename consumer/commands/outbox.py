@@ -12,19 +12,19 @@ from rich.text import Text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from config.settings import Settings
-from consumer.broker import BrokerConnection
-from consumer.commands.ages import age
-from consumer.commands.application import Application
+from consumer.amqp.connection import BrokerConnection
+from consumer.commands.durations import age
 from consumer.commands.output import err, fail, hanging, out, print_json, say
 from consumer.commands.session import in_words, settings_for, with_database
-from consumer.counts import counted
-from consumer.database import create_engine
-from consumer.drain import Drained, drain
+from consumer.commands.typer_app import Application
 from consumer.durations import spoken
 from consumer.metrics import Metrics
-from consumer.publisher import ConfirmedChannel, EventPublisher
-from consumer.waiting import Share, State, Waiting, waiting
-from consumer.waiting import in_words as explain
+from consumer.outbox.drain import Drained, drain
+from consumer.outbox.publisher import ConfirmedChannel, EventPublisher
+from consumer.outbox.waiting import Share, State, Waiting, waiting
+from consumer.outbox.waiting import in_words as explain
+from consumer.postgres.engine import create_engine
+from consumer.wording import counted
 
 app = Application(help="Events that are committed and not yet confirmed by RabbitMQ.", no_args_is_help=True)
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -11,16 +11,16 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from consumer.broker import BrokerConnection
-from consumer.commands import parked_screen as screen
-from consumer.commands.ages import age
-from consumer.commands.application import Application
+from consumer.amqp.connection import BrokerConnection
+from consumer.commands import parked_view as screen
+from consumer.commands.durations import age
 from consumer.commands.output import EXIT_USAGE, err, fail, out
 from consumer.commands.session import in_words, settings_for
-from consumer.counts import counted
+from consumer.commands.typer_app import Application
 from consumer.errors import ParkReason
-from consumer.parked import Filters, Report, discard, look, replay
-from consumer.parked_queue import Held
+from consumer.parked.operations import Filters, Report, discard, look, replay
+from consumer.parked.scan import Held
+from consumer.wording import counted
 
 app = Application(help="Look at parked messages, send them back, throw them away.", no_args_is_help=True)
 # Messages that are named after a replay or discard; the others are counted.

@@ -6,14 +6,14 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from consumer.commands.ages import age
+from consumer.commands.durations import age
 from consumer.commands.output import EXIT_USAGE, err, fail, print_json
 from consumer.commands.session import database_words, in_words, settings_for
-from consumer.counts import counted
-from consumer.database import DATABASE_ERRORS, create_engine
 from consumer.errors import UnavailableError
-from consumer.pruning import BATCH_RUNS, SAFE_AGE, Pruned, Scope, cutoff
-from consumer.pruning import prune as remove
+from consumer.maintenance.prune import BATCH_RUNS, SAFE_AGE, Pruned, Scope, cutoff
+from consumer.maintenance.prune import prune as remove
+from consumer.postgres.engine import DATABASE_ERRORS, create_engine
+from consumer.wording import counted
 
 
 def prune(

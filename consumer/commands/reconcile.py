@@ -7,14 +7,14 @@ from rich.text import Text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from config.settings import Settings
-from consumer.commands.ages import age
+from consumer.commands.durations import age
 from consumer.commands.outbox import drained_by
 from consumer.commands.output import hanging, out, print_json, say
 from consumer.commands.session import in_words, settings_for
-from consumer.counts import counted
-from consumer.database import create_engine
-from consumer.reconcile import Finding
-from consumer.reconcile import reconcile as check
+from consumer.maintenance.reconcile import Finding
+from consumer.maintenance.reconcile import reconcile as check
+from consumer.postgres.engine import create_engine
+from consumer.wording import counted
 
 
 def reconcile(

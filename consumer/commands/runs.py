@@ -11,17 +11,17 @@ from rich.text import Text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from config.settings import examine_settings
-from consumer.broker import BrokerConnection
-from consumer.commands import parked_screen as screen
-from consumer.commands.application import Application
+from consumer.amqp.connection import BrokerConnection
+from consumer.commands import parked_view as screen
 from consumer.commands.output import EXIT_USAGE, fail, out, print_json
-from consumer.commands.run_story import moment, print_story
+from consumer.commands.run_view import moment, print_story
 from consumer.commands.session import with_database
-from consumer.counts import counted
+from consumer.commands.typer_app import Application
 from consumer.errors import UnavailableError
-from consumer.inspection import RunFile, list_runs, owners, read_run
-from consumer.parked import Filters, Report, look
+from consumer.parked.operations import Filters, Report, look
 from consumer.phases import TransactionPhase
+from consumer.runs.lookup import RunFile, list_runs, owners, read_run
+from consumer.wording import counted
 from domains.run import RunStatus
 
 app = Application(help="Look at runs: which there are, and all that is known of one.", no_args_is_help=True)

@@ -21,8 +21,8 @@ def schema(document: Annotated[Document, typer.Argument(help="Which document to 
 
     Example: closeout schema run-completed > run-completed.schema.json
     """
-    from consumer.asyncapi import asyncapi
-    from consumer.schema import events_schema, run_completed_schema
+    from consumer.contract.asyncapi import asyncapi
+    from consumer.contract.json_schema import events_schema, run_completed_schema
 
     made = {
         Document.RUN_COMPLETED: run_completed_schema,

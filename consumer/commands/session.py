@@ -12,8 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from config.logs import configure_logs
 from config.settings import Settings, SettingsError, load_settings
 from consumer.commands.output import EXIT_USAGE, fail
-from consumer.database import COMMAND_TIMEOUT_SECONDS, DATABASE_ERRORS, create_engine
 from consumer.errors import UnavailableError, lacks_a_right, links, one_line, sqlstate_of
+from consumer.postgres.engine import COMMAND_TIMEOUT_SECONDS, DATABASE_ERRORS, create_engine
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import ceil, floor, log10
 
+from consumer.console.formatting import clock, rate, span
 from consumer.console.history import SLOT_SECONDS, Slot
-from consumer.console.words import clock, rate, span
 
 # Units of the drawing. It is stretched to the page's width, so only proportions count.
 WIDTH, HEIGHT = 1_000.0, 100.0

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse
 
-from consumer.console import words
+from consumer.console import formatting as words
 
 
 class Rendering:

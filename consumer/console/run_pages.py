@@ -10,14 +10,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from consumer.console import one_run
-from consumer.console.database import owners, read_one_run
-from consumer.console.parked_lately import ParkedLately
-from consumer.console.readings import Reading, Shared
+from consumer.console import run_view as one_run
+from consumer.console.formatting import as_run_id, is_tenant, run_path
+from consumer.console.queries import owners, read_one_run
+from consumer.console.recently_parked import ParkedLately
 from consumer.console.rendering import Rendering
-from consumer.console.words import as_run_id, is_tenant, run_path
-from consumer.inspection import TENANTS_AT_MOST, RunFile
+from consumer.console.shared_reads import Reading, Shared
 from consumer.phases import TransactionPhase
+from consumer.runs.lookup import TENANTS_AT_MOST, RunFile
 
 # Runs that are kept for a second, for all who look at them; one may hold a megabyte.
 _KEPT = 8

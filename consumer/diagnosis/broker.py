@@ -13,15 +13,15 @@ from uuid import uuid4
 from aiormq import spec
 from aiormq.channel import Channel as AmqpChannel
 
-from consumer.broker import BROKER_ERRORS, BrokerConnection
-from consumer.confirms import why_closed
-from consumer.counts import counted
+from consumer.amqp.batch_publish import why_closed
+from consumer.amqp.connection import BROKER_ERRORS, BrokerConnection
+from consumer.amqp.topology import TOPOLOGY, Exchange
+from consumer.delivery.worker import RUN_COMPLETED_QUEUE
 from consumer.diagnosis.check import Check, ok, problem, unreachable, warning
 from consumer.errors import UnavailableError, one_line
-from consumer.parking import PARKED_QUEUE, RETRY_QUEUE
-from consumer.publisher import EVENTS_EXCHANGE, INTERNAL_EXCHANGE
-from consumer.topology import TOPOLOGY, Exchange
-from consumer.worker import RUN_COMPLETED_QUEUE
+from consumer.outbox.publisher import EVENTS_EXCHANGE, INTERNAL_EXCHANGE
+from consumer.parked.copies import PARKED_QUEUE, RETRY_QUEUE
+from consumer.wording import counted
 
 # 3.10: dead letters of quorum queues are confirmed, so that a retry cannot be lost on its way back.
 OLDEST_VERSION = (3, 10)

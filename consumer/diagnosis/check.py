@@ -4,7 +4,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from consumer.errors import links, one_line
-from consumer.handshake import HandshakeError
+from consumer.tls_errors import HandshakeError
 
 
 class State(StrEnum):

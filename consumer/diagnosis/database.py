@@ -7,16 +7,16 @@ from typing import Any
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from consumer.counts import counted
-from consumer.database import DATABASE_ERRORS, WORKER_SETTINGS
 from consumer.diagnosis.check import Check, ok, problem, unreachable, warning
 from consumer.durations import spoken
 from consumer.errors import one_line
-from consumer.rights import REMEDY, missing_rights, spelled_out
-from consumer.waiting import State as OutboxState
-from consumer.waiting import in_words, waiting
-from domains.migrate import differences, known, newest
-from domains.sessions import is_pooled
+from consumer.outbox.waiting import State as OutboxState
+from consumer.outbox.waiting import in_words, waiting
+from consumer.postgres.engine import DATABASE_ERRORS, WORKER_SETTINGS
+from consumer.postgres.rights import REMEDY, missing_rights, spelled_out
+from consumer.wording import counted
+from domains.database.pooling import is_pooled
+from domains.migrations.upgrade import differences, known, newest
 
 # 15: unique constraints that count nulls as equal (policies).
 OLDEST_VERSION = 15

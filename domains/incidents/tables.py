@@ -2,7 +2,7 @@
 
 from sqlalchemy import Boolean, CheckConstraint, Column, DateTime, Table, Text, Uuid
 
-from domains.schema import metadata
+from domains.database.schema import metadata
 
 _UTC = DateTime(timezone=True)
 

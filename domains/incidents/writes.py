@@ -6,7 +6,7 @@ from operator import attrgetter
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domains.columns import Compiled, columns_of, insert_many
+from domains.database.statements import Compiled, columns_of, insert_many
 from domains.incidents.rules import Finding, Incident, Prevention
 from domains.incidents.tables import incidents, prevention_records
 from domains.result import DomainResult

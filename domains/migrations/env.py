@@ -1,9 +1,9 @@
-"""Alembic's environment: runs on the connection it is handed (``domains/migrate.py``), never on one of its own."""
+"""Alembic's environment: runs on the connection that ``upgrade.py`` passes, and opens none."""
 
 from alembic import context
 from sqlalchemy import Connection
 
-from domains.schema import SCHEMA
+from domains.database.schema import SCHEMA
 from domains.tables import metadata
 
 

@@ -6,7 +6,7 @@ from time import monotonic
 from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domains.policies.conditions import Condition, ConditionError
+from domains.policies.cel.conditions import Condition, ConditionError
 from domains.policies.rules import Policy, PolicySet
 from domains.policies.tables import policies
 

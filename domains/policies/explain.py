@@ -4,10 +4,10 @@ from typing import Any, Literal, NamedTuple
 
 from msgspec import UNSET, Struct, UnsetType
 
-from domains.policies.conditions import Condition, ConditionError, EvaluationError, Visible
-from domains.policies.parts import Part, parts_of
+from domains.policies.cel.clauses import Part, parts_of
+from domains.policies.cel.conditions import Condition, ConditionError, EvaluationError, Visible
+from domains.policies.cel.field_paths import MISSING, value_at, written
 from domains.policies.rules import error_in_words, holds
-from domains.policies.selections import MISSING, value_at, written
 
 Answer = Literal["true", "false", "error", "unknown"]
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import yaml
 from msgspec import Struct
 
-from domains.policies.conditions import Condition, ConditionError
+from domains.policies.cel.conditions import Condition, ConditionError
 from domains.policies.rules import Effect, Mode, Severity
 
 # Bytes. A thousand policies fit ten times over.

@@ -14,7 +14,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from domains.schema import metadata
+from domains.database.schema import metadata
 
 _UTC = DateTime(timezone=True)
 

@@ -6,7 +6,7 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domains.columns import Compiled, columns_of, insert_many
+from domains.database.statements import Compiled, columns_of, insert_many
 from domains.policies.rules import Evaluation, PolicyFault, Shadowed, Violation
 from domains.policies.tables import policy_evaluations
 from domains.result import DomainResult

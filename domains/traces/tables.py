@@ -3,7 +3,7 @@
 from sqlalchemy import CheckConstraint, Column, DateTime, Table, Text, UniqueConstraint, Uuid
 from sqlalchemy.dialects.postgresql import JSONB
 
-from domains.schema import metadata
+from domains.database.schema import metadata
 
 _UTC = DateTime(timezone=True)
 

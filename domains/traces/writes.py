@@ -7,7 +7,7 @@ import msgspec
 from sqlalchemy import Executable, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domains.columns import Compiled, columns_of, given_value, insert_many, unnest
+from domains.database.statements import Compiled, columns_of, given_value, insert_many, unnest
 from domains.result import DomainResult
 from domains.run import CompletedRun, RunKey
 from domains.traces.rules import STATUS_OF

@@ -17,8 +17,8 @@ from statistics import median
 
 from rich.console import Console
 from servers import PostgresServer, RabbitServer, start_all
-from servers.pair import end_on_signals
 from servers.process import ServerError
+from servers.service_pair import end_on_signals
 
 from benchmarks import floor, growth, latency, pgbench, pooler, report
 from benchmarks.arena import SETTINGS, Arena
@@ -29,7 +29,7 @@ OURS = "Closeout"
 FLOOR = "aio-pika alone: no database"
 PGBENCH = "pgbench, one transaction a run"
 PGBENCH_MARK = "pgbench, and the mark in a second one"
-POLICIES = Path(__file__).parent.parent / "demonstration" / "policies.yaml"
+POLICIES = Path(__file__).parent.parent / "demo_run" / "policies.yaml"
 
 console = Console(highlight=False, soft_wrap=True, width=160)
 

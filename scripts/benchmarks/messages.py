@@ -5,11 +5,11 @@ import json
 from collections.abc import Sequence
 
 from aiormq import spec
-from demonstration.runs import realistic_runs
+from demo_run.runs import realistic_runs
 
-from consumer.broker import BrokerConnection
-from consumer.publisher import ConfirmedChannel
-from consumer.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
+from consumer.amqp.connection import BrokerConnection
+from consumer.amqp.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
+from consumer.outbox.publisher import ConfirmedChannel
 
 STEPS = 5
 # Messages on their way at once while a backlog is made.

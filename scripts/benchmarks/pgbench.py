@@ -7,13 +7,13 @@ import tempfile
 from datetime import UTC, datetime
 
 import msgspec
-from servers.postgres_binaries import find_postgres
+from servers.binaries.postgres import find_postgres
 from servers.process import ServerError
 
 from benchmarks.arena import Arena
 from benchmarks.messages import bodies
-from consumer.events import events_for
-from consumer.message import decode
+from consumer.contract.events import events_for
+from consumer.contract.run_message import decode
 from domains.incidents.rules import finding_for
 from domains.policies.rules import PolicySet, evaluate
 

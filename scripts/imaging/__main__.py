@@ -12,8 +12,8 @@ from pathlib import Path
 
 from benchmarks.messages import bodies, fill
 from servers import PostgresServer, ServerError
-from servers.pair import DATABASE, end_on_signals, running_pair
 from servers.ports import Port
+from servers.service_pair import DATABASE, end_on_signals, running_pair
 
 from imaging.building import StepError, carry_out, make_context
 from imaging.dockerfile import DockerfileError, read_dockerfile

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from servers.apt import PrivateApt, archive_of, unpack
+from servers.binaries.apt import PrivateApt, archive_of, unpack
 
 RELEASE = "trixie"  # Debian 13, as both stages of deploy/Dockerfile
 # What distroless unpacks into its Python image, by its build files: a C library, the C++ one, and Python's own needs.

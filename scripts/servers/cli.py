@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from servers import background, foreground
-from servers.kubectl_binaries import find_kubectl
-from servers.pair import end_on_signals
-from servers.pgbouncer_binaries import find_pgbouncer, version_of
-from servers.postgres_binaries import find_postgres
+from servers import run as foreground
+from servers import up as background
+from servers.binaries.kubectl import find_kubectl
+from servers.binaries.pgbouncer import find_pgbouncer, version_of
+from servers.binaries.postgres import find_postgres
+from servers.binaries.prometheus import find_prometheus
+from servers.binaries.rabbitmq import Version, find_rabbitmq
 from servers.process import ServerError
-from servers.prometheus_binaries import find_prometheus
-from servers.rabbitmq_binaries import Version, find_rabbitmq
+from servers.service_pair import end_on_signals
 
 NOT_RUNNING = 3  # as service managers say it
 EXAMPLES = """\

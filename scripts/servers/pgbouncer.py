@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from servers import wire
-from servers.pgbouncer_binaries import find_pgbouncer
+from servers.binaries.pgbouncer import find_pgbouncer
 from servers.ports import Port
 from servers.postgres import SUPERUSER, UNPRIVILEGED
 from servers.process import Command

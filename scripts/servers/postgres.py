@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from servers import wire
+from servers.binaries.postgres import find_postgres
 from servers.ports import Port
-from servers.postgres_binaries import find_postgres
 from servers.process import Command, ServerError
+from servers.rabbitmq_tls import Certificate
 from servers.server import POLL_SECONDS, Server
-from servers.tls import Certificate
 
 SUPERUSER = "postgres"
 RELOAD_SECONDS = 10.0  # it takes milliseconds

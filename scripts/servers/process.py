@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from servers import keeper
+from servers import subreaper as keeper
 
 KEEPER_SECONDS = 30.0  # it only waits for killed processes to leave the kernel
 STOPPED, GONE = "T", "ZX"  # state letters of /proc/PID/stat

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from servers.binaries.prometheus import find_prometheus
 from servers.ports import Port
 from servers.process import Command, ServerError
-from servers.prometheus_binaries import find_prometheus
 from servers.server import Server
 
 ANSWER_SECONDS = 10.0

@@ -12,12 +12,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 from servers import wire
+from servers.binaries.rabbitmq import Installation, Version, find_rabbitmq
+from servers.binaries.rabbitmq_home import link_home
 from servers.ports import Port
 from servers.process import Command, ServerError
-from servers.rabbitmq_binaries import Installation, Version, find_rabbitmq
-from servers.rabbitmq_home import link_home
+from servers.rabbitmq_tls import Certificate
 from servers.server import Server
-from servers.tls import Certificate
 from servers.tls_listener import TlsListener
 
 USER = "closeout"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from servers.ports import Port
-from servers.tls import Certificate
+from servers.rabbitmq_tls import Certificate
 
 
 class TlsListener:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests import roles
+from tests.support import roles
 
 CHECKOUT = Path(__file__).parents[2]
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from servers import PostgresServer, RabbitServer
 
-from tests import roles
-from tests.acceptance import parts
-from tests.acceptance.reader import LISTED, PARKED, ROOT, Reader
-from tests.acceptance.readme import README, Block, as_shown, blocks, has_shape
-from tests.unit.test_command_line import ALL
+from tests.acceptance import roles_of_commands as parts
+from tests.acceptance.readme_blocks import README, Block, as_shown, blocks, has_shape
+from tests.acceptance.readme_reader import LISTED, PARKED, ROOT, Reader
+from tests.support import roles
+from tests.unit.commands.test_command_line import ALL
 
 TEXT = README.read_text()
 BLOCKS = blocks(TEXT)
@@ -26,7 +26,7 @@ NOT_RUN = {
     "scripts/demo ": "the demonstration and the suite itself, with servers of their own; CI is the second",
     "docker build": "needs an engine and a cluster; tests/deploy/test_deployment_walk.py reads it",
     "      - TRANSACTION_COORDINATOR_ENABLED": "lines of a kustomization; tests/deploy has them in an overlay",
-    "psql -v ON_ERROR_STOP": "an administrator's, once; tests/roles.py does it",
+    "psql -v ON_ERROR_STOP": "an administrator's, once; tests/support/roles.py does it",
     "DATABASE_URL='postgresql://worker": "names hosts; test_tls.py uses such URLs",
     'psql "$WORKERS_URL': "an administrator's, once; test_pgbouncer.py does it",
     "pip install --require-hashes -r deploy/requirements.txt": (

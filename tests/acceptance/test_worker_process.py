@@ -20,9 +20,10 @@ import pytest
 from servers import PostgresServer, RabbitServer
 from servers.ports import Port
 
-from tests import roles, runs
-from tests.acceptance import parts
-from tests.acceptance.parts import Part, part_of
+from tests.acceptance import roles_of_commands as parts
+from tests.acceptance.roles_of_commands import Part, part_of
+from tests.support import roles
+from tests.support import run_messages as runs
 
 CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
 

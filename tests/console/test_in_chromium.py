@@ -8,16 +8,16 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from browsing import ARGUMENTS, find_chromium
+from chromium import ARGUMENTS, find_chromium
 from playwright.async_api import Browser, Page, Request, async_playwright, expect
 
 from consumer.assembly import Service
 from domains.policies.apply import apply_policies
 from domains.policies.files import PolicyDraft
-from tests import runs
-from tests.console.site import HOSTILE, ask, close_out, hostile_run, path_of
-from tests.integration.faults import break_writes_to, mend_writes
-from tests.integration.traffic import publish, worker
+from tests.support import run_messages as runs
+from tests.support.broken_writes import break_writes_to, mend_writes
+from tests.support.console_site import HOSTILE, ask, close_out, hostile_run, path_of
+from tests.support.traffic import publish, worker
 
 # Reports into the page itself what the content security policy had to stop; a listener of the page's own.
 WATCH = "window.stopped = []; addEventListener('securitypolicyviolation', e => stopped.push(e.violatedDirective))"

@@ -12,19 +12,19 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
 from consumer.assembly import Service
-from consumer.console import database
-from consumer.console.answers import CONTENT_SECURITY_POLICY
-from consumer.console.database import APPLICATION_NAME, SESSIONS, create_console_engine
-from consumer.console.pages import Console
-from consumer.console.parked_lately import ParkedLately
+from consumer.console import queries as database
+from consumer.console.app import Console
+from consumer.console.queries import APPLICATION_NAME, SESSIONS, create_console_engine
+from consumer.console.recently_parked import ParkedLately
+from consumer.console.responses import CONTENT_SECURITY_POLICY
 from consumer.errors import UnavailableError
 from consumer.health import Health
 from consumer.metrics import Metrics
-from tests import runs
-from tests.console.site import Answer, ask, close_out, path_of
-from tests.faults.proxy import Proxy
-from tests.integration.faults import break_writes_to, mend_writes
-from tests.integration.traffic import eventually, publish, worker
+from tests.support import run_messages as runs
+from tests.support.broken_writes import break_writes_to, mend_writes
+from tests.support.console_site import Answer, ask, close_out, path_of
+from tests.support.proxy import Proxy
+from tests.support.traffic import eventually, publish, worker
 
 RUN = "01890a5d-ac96-774b-bcce-b302099a8057"
 
@@ -205,7 +205,7 @@ async def test_fifty_viewers_cost_the_database_and_the_broker_what_one_does(
 ):
     now = 1_000.0
     # Time passes when we say so: a busy machine may need longer for a hundred answers than a reading is fresh.
-    monkeypatch.setattr("consumer.console.readings.monotonic", lambda: now)
+    monkeypatch.setattr("consumer.console.shared_reads.monotonic", lambda: now)
     body = runs.body()
     async with worker(database_url, amqp_url) as service:
         await close_out(broker, engine, body)
@@ -241,7 +241,7 @@ async def test_the_console_asks_no_server_while_nobody_looks_and_lets_go_of_both
         await _until(service, "/", "All is well")
         queues = service.console._overview._queues._connection
         assert queues.is_open
-        monkeypatch.setattr("consumer.console.pages._IDLE_SECONDS", 1.0)
+        monkeypatch.setattr("consumer.console.app._IDLE_SECONDS", 1.0)
         await eventually(engine, sessions, 0)
         async with asyncio.timeout(10):
             while queues.is_open:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from servers.prometheus_binaries import find_prometheus
+from servers.binaries.prometheus import find_prometheus
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "closeout.rules.yaml"

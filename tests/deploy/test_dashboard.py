@@ -1,4 +1,4 @@
-"""The Grafana dashboard as a file; its queries are run in tests/integration/test_monitoring.py."""
+"""The Grafana dashboard as a file; its queries are run in tests/integration/telemetry/test_monitoring.py."""
 
 import json
 import re

@@ -10,9 +10,9 @@ from imaging.dockerfile import read_dockerfile
 
 from config.settings import load_settings
 from consumer.metrics import Metrics
-from tests.deploy.manifests import ROOT, component_of, container, environment, one, overlay, pods
 from tests.deploy.test_alerts import ALERTS
-from tests.roles import DEFINITIONS, OWNER, TOPOLOGY_USER, WORKER, WORKER_USER
+from tests.support.manifests import ROOT, component_of, container, environment, one, overlay, pods
+from tests.support.roles import DEFINITIONS, OWNER, TOPOLOGY_USER, WORKER, WORKER_USER
 
 README = (ROOT / "README.md").read_text()
 SECTION = README.partition("\n## Deploying to Kubernetes\n")[2].partition("\n## ")[0]

@@ -10,7 +10,7 @@ from imaging.building import make_context
 from imaging.dockerfile import DockerfileError, Stage, read_dockerfile
 
 from config.settings import Settings
-from tests.deploy.manifests import ROOT, container, overlay, pods
+from tests.support.manifests import ROOT, container, overlay, pods
 
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
 

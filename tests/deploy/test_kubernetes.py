@@ -11,9 +11,10 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 from servers import ServerError
-from servers.kubectl_binaries import find_kubectl
+from servers.binaries.kubectl import find_kubectl
 
-from tests.deploy.manifests import (
+from tests.deploy.test_alerts import RULES
+from tests.support.manifests import (
     COMPONENTS,
     KUBERNETES,
     OVERLAYS,
@@ -25,7 +26,6 @@ from tests.deploy.manifests import (
     overlay,
     pods,
 )
-from tests.deploy.test_alerts import RULES
 
 # The oldest that the base says it needs, and the newest that there are schemas of.
 VERSIONS = ("1.31", "1.37")

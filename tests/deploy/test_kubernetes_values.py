@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from config.settings import Settings, describe, load_settings
 from consumer.assembly import SPARE_CONNECTIONS
 from consumer.cli import app
-from consumer.worker import RUN_COMPLETED_QUEUE
-from tests.deploy.manifests import OVERLAYS, ROOT, Object, container, environment, one, overlay, pods
+from consumer.delivery.worker import RUN_COMPLETED_QUEUE
+from tests.support.manifests import OVERLAYS, ROOT, Object, container, environment, one, overlay, pods
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 URLS = {"DATABASE_URL_FILE": "postgresql://u:p@db.example/closeout", "AMQP_URL_FILE": "amqps://u:p@mq.example/v"}

@@ -1,6 +1,6 @@
 """RabbitMQ's topology is written down three times; here the three are one.
 
-``consumer/topology.py`` declares it, ``deploy/rabbitmq/definitions.json`` is imported, and the Topology Operator's
+``consumer/amqp/topology.py`` declares it, ``deploy/rabbitmq/definitions.json`` is imported, and the Topology Operator's
 resources (rabbitmq.com/v1beta1) are applied. Field names are those of the operator's Go types, ``api/v1beta1``.
 """
 
@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from consumer.topology import TOPOLOGY, UNREACHABLE_DELIVERY_LIMIT
-from tests.deploy.manifests import changed, component_of
-from tests.roles import DEFINITIONS, DEPLOY
+from consumer.amqp.topology import TOPOLOGY, UNREACHABLE_DELIVERY_LIMIT
+from tests.support.manifests import changed, component_of
+from tests.support.roles import DEFINITIONS, DEPLOY
 
 COMPONENT = DEPLOY / "kubernetes/components/topology-operator"
 VHOST = "closeout"

@@ -10,7 +10,7 @@ import pytest
 from imaging.building import make_context
 from licensing import LISTING, licence_of, listing, pinned
 
-from tests.deploy.manifests import ROOT
+from tests.support.manifests import ROOT
 
 DEPLOY = ROOT / "deploy"
 # None of them asks for the source of what is built with them.

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from servers import PostgresServer, RabbitServer, start_all
 
-from tests.faults.scene import Scene
-from tests.roles import add_users, migrated_by_the_owner
+from tests.support.fault_scenario import Scene
+from tests.support.roles import add_users, migrated_by_the_owner
 
 _TEMPLATE = "migrated"
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from servers import PostgresServer
-from servers.cluster import RabbitCluster, RabbitNode
+from servers.rabbitmq_cluster import RabbitCluster, RabbitNode
 
-from consumer.broker import BrokerConnection
-from consumer.topology import declare
-from consumer.worker import RUN_COMPLETED_QUEUE
-from tests.faults.proxy import Proxy
-from tests.faults.scene import Scene
+from consumer.amqp.connection import BrokerConnection
+from consumer.amqp.topology import declare
+from consumer.delivery.worker import RUN_COMPLETED_QUEUE
+from tests.support.fault_scenario import Scene
+from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from consumer import create_transaction_coordinator
-from consumer.database import create_engine
-from consumer.message import decode
-from tests import runs
-from tests.faults.hold import table_locked, trigger_held, waiting, waiting_ports
-from tests.faults.scene import Running, Scene
+from consumer.contract.run_message import decode
+from consumer.postgres.engine import create_engine
+from tests.support import run_messages as runs
+from tests.support.database_locks import table_locked, trigger_held, waiting, waiting_ports
+from tests.support.fault_scenario import Running, Scene
 
 pytestmark = pytest.mark.timeout(60)
 

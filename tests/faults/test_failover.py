@@ -1,14 +1,14 @@
 """A PostgreSQL primary dies under load and its streaming standby takes over; the worker knows both by one URL."""
 
 import pytest
-from servers.standby import PostgresStandby
+from servers.postgres_standby import PostgresStandby
 
 from consumer import TransactionFailed, create_transaction_coordinator
-from consumer.database import create_engine, probe
 from consumer.errors import Fault, UnavailableError, fault_of
-from tests import runs
-from tests.faults.endurance import endure
-from tests.faults.scene import Scene
+from consumer.postgres.engine import create_engine, probe
+from tests.support import run_messages as runs
+from tests.support.endurance import endure
+from tests.support.fault_scenario import Scene
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -6,10 +6,10 @@ from time import monotonic
 
 import pytest
 
-from consumer.worker import RUN_COMPLETED_QUEUE
-from tests import runs
-from tests.faults.hold import table_locked, waiting
-from tests.faults.scene import Running, Scene
+from consumer.delivery.worker import RUN_COMPLETED_QUEUE
+from tests.support import run_messages as runs
+from tests.support.database_locks import table_locked, waiting
+from tests.support.fault_scenario import Running, Scene
 
 pytestmark = pytest.mark.timeout(90)
 

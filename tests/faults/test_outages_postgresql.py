@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from tests.faults.endurance import endure
-from tests.faults.scene import Running, Scene
+from tests.support.endurance import endure
+from tests.support.fault_scenario import Running, Scene
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -6,13 +6,13 @@ from functools import partial
 
 import pytest
 
-from consumer.publisher import EVENTS_EXCHANGE
-from consumer.topology import declare
-from consumer.worker import RUN_COMPLETED_QUEUE
-from tests import runs
-from tests.faults.endurance import RESUME_SECONDS, endure
-from tests.faults.scene import Running, Scene
-from tests.roles import WORKER_USER, permit
+from consumer.amqp.topology import declare
+from consumer.delivery.worker import RUN_COMPLETED_QUEUE
+from consumer.outbox.publisher import EVENTS_EXCHANGE
+from tests.support import run_messages as runs
+from tests.support.endurance import RESUME_SECONDS, endure
+from tests.support.fault_scenario import Running, Scene
+from tests.support.roles import WORKER_USER, permit
 
 pytestmark = pytest.mark.timeout(180)
 

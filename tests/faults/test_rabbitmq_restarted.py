@@ -6,8 +6,8 @@ in another vhost ended in INTERNAL_ERROR on RabbitMQ 3.10 after it was killed.
 
 import pytest
 
-from tests.faults.endurance import endure
-from tests.faults.scene import Scene
+from tests.support.endurance import endure
+from tests.support.fault_scenario import Scene
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -5,8 +5,8 @@ from typing import get_args
 
 from prometheus_client import generate_latest
 
+from consumer.contract.events import EventType
 from consumer.errors import ParkReason
-from consumer.events import EventType
 from consumer.health import Health
 from consumer.metrics import Metrics
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from servers import PostgresServer, RabbitServer
 
-from consumer.database import create_engine
-from tests.faults.scene import Scene
-from tests.upgrades.schemas import bring_to
+from consumer.postgres.engine import create_engine
+from tests.support.fault_scenario import Scene
+from tests.support.schemas import bring_to
 
 # Code that knows schema 0001 only: `git archive` of consumer, domains and config at commit 9cf7bbd, the last one before
 # 0002. Kept as a file, for a clone without history, or with another one, must not have to leave these tests out.

@@ -12,7 +12,7 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from alembic.script import Script, ScriptDirectory
 
-from domains.migrate import config
+from domains.migrations.upgrade import config
 
 SQUAWK = str(Path(sys.executable).with_name("squawk"))
 OLDEST_POSTGRESQL = "15"

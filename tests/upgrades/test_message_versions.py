@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 import consumer.assembly
-from consumer.message import Decoded, decode
-from consumer.parking import PARKED_QUEUE
-from tests import runs
-from tests.faults.scene import Running, Scene
-from tests.integration.command_line import closeout
-from tests.upgrades.work import FEW, works
+from consumer.contract.run_message import Decoded, decode
+from consumer.parked.copies import PARKED_QUEUE
+from tests.support import run_messages as runs
+from tests.support.command_line import closeout
+from tests.support.fault_scenario import Running, Scene
+from tests.support.upgrade_load import FEW, works
 
 pytestmark = pytest.mark.timeout(90)
 

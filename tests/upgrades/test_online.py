@@ -12,10 +12,10 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-import domains.migrate
-from consumer.database import create_engine
-from domains.migrate import config, migrate, newest
-from tests.upgrades.schemas import bring_to
+import domains.migrations.upgrade
+from consumer.postgres.engine import create_engine
+from domains.migrations.upgrade import config, migrate, newest
+from tests.support.schemas import bring_to
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -126,11 +126,11 @@ async def test_writers_do_not_feel_a_migration_of_a_million_rows_nor_an_index_th
 
     def with_tomorrow(connection=None):
         made = config(connection)
-        ours = Path(domains.migrate.__file__).parent / "migrations/versions"
+        ours = Path(domains.migrations.upgrade.__file__).parent / "versions"
         made.set_main_option("version_locations", f"{ours}{os.pathsep}{tmp_path}")
         return made
 
-    monkeypatch.setattr(domains.migrate, "config", with_tomorrow)
+    monkeypatch.setattr(domains.migrations.upgrade, "config", with_tomorrow)
     async with writers(large) as took:
         # The second one waits for its turn, and must not be what the index waits for.
         done = await asyncio.gather(migrate(large), migrate(large))

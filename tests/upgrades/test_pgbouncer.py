@@ -15,15 +15,15 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from consumer import create_transaction_coordinator
-from consumer.console.database import _SERVER_SETTINGS as CONSOLE_SETTINGS
-from consumer.database import WORKER_SETTINGS, create_engine, probe
+from consumer.console.queries import _SERVER_SETTINGS as CONSOLE_SETTINGS
 from consumer.diagnosis.check import Check, ok
 from consumer.diagnosis.database import examine_database
-from domains.migrate import PooledConnectionError, migrate
-from domains.sessions import STATEMENT_PREFIX
-from tests import runs
-from tests.faults.endurance import endure
-from tests.faults.scene import Scene
+from consumer.postgres.engine import WORKER_SETTINGS, create_engine, probe
+from domains.database.pooling import STATEMENT_PREFIX
+from domains.migrations.upgrade import PooledConnectionError, migrate
+from tests.support import run_messages as runs
+from tests.support.endurance import endure
+from tests.support.fault_scenario import Scene
 
 pytestmark = pytest.mark.timeout(90)
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from consumer.database import create_engine, probe
 from consumer.errors import UnavailableError
-from domains.fitness import OLDEST_SCHEMA
-from domains.migrate import Migrated, migrate, newest
-from tests.faults.scene import Running, Scene
+from consumer.postgres.engine import create_engine, probe
+from domains.migrations.compatibility import OLDEST_SCHEMA
+from domains.migrations.upgrade import Migrated, migrate, newest
+from tests.support.fault_scenario import Running, Scene
+from tests.support.schemas import bring_to, revisions
+from tests.support.upgrade_load import COMMITTED, FEW, works
 from tests.upgrades.conftest import RUN_OLDER
-from tests.upgrades.schemas import bring_to, revisions
-from tests.upgrades.work import COMMITTED, FEW, works
 
 pytestmark = pytest.mark.timeout(90)
 

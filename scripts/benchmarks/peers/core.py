@@ -9,7 +9,7 @@ from aio_pika.abc import AbstractExchange, AbstractIncomingMessage
 
 from benchmarks.peers import storing
 from benchmarks.peers.work import AT_ONCE, CONTENT_TYPE, EXCHANGE, QUEUE, Rows, rows_for
-from consumer.events import OutboxEvent
+from consumer.contract.events import OutboxEvent
 
 
 async def main() -> None:

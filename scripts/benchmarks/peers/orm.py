@@ -8,8 +8,8 @@ from sqlalchemy.orm import DeclarativeBase, Session
 
 from benchmarks.peers.storing import EVENT
 from benchmarks.peers.work import Rows
+from domains.database.schema import metadata as the_metadata
 from domains.run import RunKey
-from domains.schema import metadata as the_metadata
 from domains.tables import incidents, outbox_events, policy_evaluations, prevention_records, run_completions, traces
 
 

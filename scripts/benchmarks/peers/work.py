@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from consumer.events import OutboxEvent, events_for
-from consumer.message import decode
+from consumer.contract.events import OutboxEvent, events_for
+from consumer.contract.run_message import decode
 from domains.incidents.rules import Incident, finding_for
 from domains.policies.book import compiled
 from domains.policies.rules import Policy, PolicySet, evaluate

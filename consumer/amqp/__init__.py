@@ -1,0 +1,1 @@
+"""RabbitMQ: connections, channels, acks, frames and topology; imports ``contract``, ``errors`` and ``metrics``."""

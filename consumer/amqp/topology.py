@@ -1,0 +1,168 @@
+"""What must exist at the broker: exchanges, queues, bindings. Contract sections 1, 4 and 5.
+
+``deploy/rabbitmq/definitions.json`` says the same, and who may do what with it, for those who import it.
+
+Declared by ``closeout topology`` as a user who may configure; the worker may not, and declares nothing.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from aiormq.channel import Channel as AmqpChannel
+from aiormq.exceptions import AMQPChannelError
+
+from consumer.amqp.connection import BROKER_ERRORS, BrokerConnection
+from consumer.delivery.worker import RUN_COMPLETED_QUEUE
+from consumer.errors import UnavailableError, one_line
+from consumer.outbox.publisher import EVENTS_EXCHANGE, INTERNAL_EXCHANGE
+from consumer.parked.copies import PARKED_QUEUE, RETRY_QUEUE
+
+RUNS_EXCHANGE = "runs"
+RUN_COMPLETED_KEY = "run.completed"
+
+# Milliseconds between two tries at a run that fails for a reason of its own.
+RETRY_DELAY_MS = 10_000
+# A quorum queue counts deliveries, also those that only a lost connection brought back, and RabbitMQ 4 drops a message
+# after 20 unless told otherwise: an outage would park good messages. Attempts are counted by us (parked/copies.py),
+# so the broker's limit is set out of reach, and what it would drop all the same goes to the parked queue.
+UNREACHABLE_DELIVERY_LIMIT = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A durable exchange to declare."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue to declare."""
+
+    name: str
+    arguments: MappingProxyType[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Everything this project needs at the broker."""
+
+    exchanges: tuple[Exchange, ...]
+    queues: tuple[Queue, ...]
+    bindings: tuple[tuple[str, str, str], ...] = field(default=())  # queue, exchange, routing key
+
+
+def _quorum(name: str, **arguments: str | int) -> Queue:
+    # On every queue: looking at the parked ones counts as delivering them, and they have nowhere else to go.
+    arguments["delivery_limit"] = UNREACHABLE_DELIVERY_LIMIT
+    named = {f"x-{key.replace('_', '-')}": value for key, value in arguments.items()}
+    return Queue(name, MappingProxyType({"x-queue-type": "quorum", **named}))
+
+
+TOPOLOGY = Topology(
+    exchanges=(
+        Exchange(RUNS_EXCHANGE, "topic"),
+        Exchange(EVENTS_EXCHANGE, "topic"),
+        # By which the worker reaches its own two queues, without the right to write every queue there is.
+        Exchange(INTERNAL_EXCHANGE, "direct"),
+    ),
+    queues=(
+        _quorum(PARKED_QUEUE),
+        _quorum(
+            RUN_COMPLETED_QUEUE,
+            dead_letter_exchange="",
+            dead_letter_routing_key=PARKED_QUEUE,
+            # Dead letters are confirmed like any publish; this asks for overflow to refuse rather than drop.
+            dead_letter_strategy="at-least-once",
+            overflow="reject-publish",
+        ),
+        _quorum(
+            RETRY_QUEUE,
+            message_ttl=RETRY_DELAY_MS,
+            dead_letter_exchange="",
+            dead_letter_routing_key=RUN_COMPLETED_QUEUE,
+            dead_letter_strategy="at-least-once",
+            overflow="reject-publish",
+        ),
+    ),
+    bindings=(
+        (RUN_COMPLETED_QUEUE, RUNS_EXCHANGE, RUN_COMPLETED_KEY),
+        (PARKED_QUEUE, INTERNAL_EXCHANGE, PARKED_QUEUE),
+        (RETRY_QUEUE, INTERNAL_EXCHANGE, RETRY_QUEUE),
+    ),
+)
+
+
+class TopologyMismatchError(Exception):
+    """Something of the name exists and differs; the text says what, and what to do."""
+
+
+async def declare(connection: BrokerConnection, topology: Topology = TOPOLOGY) -> list[str]:
+    """Declare *topology*, which may be there already; return a line for each thing that stands now.
+
+    Raises :class:`TopologyMismatchError` naming everything that exists with other properties, and
+    :class:`UnavailableError` if the broker is away or refuses for another reason.
+    """
+    done: list[str] = []
+    faults: list[str] = []
+    for exchange in topology.exchanges:
+        await _declare_one(connection, f"exchange {exchange.name}", done, faults, _exchange(exchange))
+    for queue in topology.queues:
+        await _declare_one(connection, f"queue {queue.name}", done, faults, _queue(queue))
+    if faults:
+        raise TopologyMismatchError("\n".join(faults))
+    for binding in topology.bindings:
+        queue_name, exchange_name, key = binding
+        what = f"binding {exchange_name} --{key}--> {queue_name}"
+        await _declare_one(connection, what, done, faults, _binding(*binding))
+    return done
+
+
+_Declare = Callable[[AmqpChannel], Awaitable[object]]
+
+
+def _exchange(exchange: Exchange) -> _Declare:
+    return lambda channel: channel.exchange_declare(exchange.name, exchange_type=exchange.type, durable=True)
+
+
+def _queue(queue: Queue) -> _Declare:
+    return lambda channel: channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
+
+
+def _binding(queue: str, exchange: str, key: str) -> _Declare:
+    return lambda channel: channel.queue_bind(queue, exchange, routing_key=key)
+
+
+async def _declare_one(
+    connection: BrokerConnection,
+    what: str,
+    done: list[str],
+    faults: list[str],
+    declare_it: _Declare,
+) -> None:
+    # A channel each: the broker closes the one on which a declaration did not match.
+    channel: AmqpChannel = await connection.channel(confirms=False)
+    try:
+        await declare_it(channel)
+    except AMQPChannelError as error:
+        words = one_line(error)
+        if "inequivalent" not in words:
+            raise UnavailableError(f"{what}: RabbitMQ refused: {words}") from error
+        faults.append(_in_words(what, words))
+    except BROKER_ERRORS as error:
+        raise UnavailableError(f"{what}: {one_line(error)}") from error
+    else:
+        done.append(what)
+        await channel.close()
+
+
+def _in_words(what: str, complaint: str) -> str:
+    """Turn ``inequivalent arg 'x-queue-type' for ...: received 'quorum' but current is 'classic'`` into advice."""
+    details = complaint.rpartition("inequivalent arg ")[2]
+    return (
+        f"{what} exists with other properties: {details}. Either keep it and change closeout's topology, or drain it, "
+        f"delete it and run closeout topology again."
+    )

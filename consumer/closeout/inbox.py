@@ -1,0 +1,150 @@
+"""The claim: the one place that decides whether a run is new. Contract section 3, ``run_completions``."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from enum import Enum
+from hashlib import sha256
+from typing import NamedTuple
+
+import msgspec
+from sqlalchemy import Text, func, literal, null, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from consumer.contract.trace_context import TraceContext
+from consumer.errors import UnavailableError
+from consumer.phases import TransactionPhase
+from domains.completions import run_completions
+from domains.database.statements import Compiled, columns_of, given_rows, unnest
+from domains.run import CompletedRun, RunKey
+
+_json = msgspec.json.Encoder(order="sorted", decimal_format="number")
+
+_FROM_RUN = (
+    "tenant_id", "run_id", "agent_id", "status", "error_code", "payload_digest", "message_id", "model", "cost_usd",
+    "input_tokens", "output_tokens", "started_at", "completed_at", "is_synthetic", "synthetic_scenario_id",
+    "metadata", "received_at",
+)  # fmt: skip
+
+
+class Arrival(NamedTuple):
+    """A run as it arrived: what the claim stores beside the run's own fields, and the trace that it belongs to."""
+
+    run: CompletedRun
+    digest: bytes
+    received_at: datetime
+    message_id: str | None = None
+    trace: TraceContext | None = None  # what is done for the run, and its events, belong under it
+
+    @classmethod
+    def of(cls, run: CompletedRun) -> "Arrival":
+        """Return *run* as if it arrived now, for callers that have no message; the digest is of the run itself."""
+        return cls(run, sha256(_json.encode(run)).digest(), datetime.now(UTC))
+
+    @property
+    def key(self) -> RunKey:
+        """The run's identity."""
+        return self.run.key
+
+
+class ClaimState(Enum):
+    """What the inbox says about an arrival."""
+
+    NEW = "new"
+    DUPLICATE = "duplicate"
+    CONFLICT = "conflict"
+    UNFINISHED = "unfinished"  # a legacy close-out stopped half-way
+
+
+class Claim(NamedTuple):
+    """The claim on one run: whether it is new, and the phase and digest that are stored for it."""
+
+    new: bool
+    phase: TransactionPhase
+    digest: bytes
+    finished: bool = True
+
+    def state_of(self, arrival: Arrival) -> ClaimState:
+        """Say what the inbox makes of *arrival*; for one that is :attr:`new`, the one that was claimed."""
+        if arrival.digest != self.digest:
+            return ClaimState.CONFLICT
+        if self.new:
+            return ClaimState.NEW
+        return ClaimState.DUPLICATE if self.finished else ClaimState.UNFINISHED
+
+
+def _claim_statement(phase: TransactionPhase, mode: str, *, finished: bool) -> Compiled:
+    committed_at = func.clock_timestamp() if finished else null()
+    rows = given_rows(run_completions, _FROM_RUN).add_columns(
+        literal(phase.value, Text), literal(mode, Text), committed_at
+    )
+    return Compiled(
+        insert(run_completions)
+        .from_select([*_FROM_RUN, "phase", "mode", "committed_at"], rows)
+        .on_conflict_do_nothing()
+        .returning(run_completions.c.tenant_id, run_completions.c.run_id)
+    )
+
+
+# The row is written as COMMITTED at once: nobody can see it before the COMMIT, and an update would be a second version.
+_CLAIM_ATOMIC = _claim_statement(TransactionPhase.COMMITTED, "atomic", finished=True)
+_CLAIM_LEGACY = _claim_statement(TransactionPhase.NOT_STARTED, "legacy", finished=False)
+
+_KEYS = ("tenant_id", "run_id")
+_given = unnest(run_completions, _KEYS)
+_STANDING = Compiled(
+    select(
+        run_completions.c.tenant_id,
+        run_completions.c.run_id,
+        run_completions.c.payload_digest,
+        run_completions.c.phase,
+        run_completions.c.committed_at.is_not(None).label("finished"),
+    ).join(
+        _given,
+        (run_completions.c.tenant_id == _given.c.tenant_id) & (run_completions.c.run_id == _given.c.run_id),
+    )
+)
+
+
+async def claim(conn: AsyncConnection, arrivals: Sequence[Arrival], *, legacy: bool = False) -> dict[RunKey, Claim]:
+    """Claim each of *arrivals*, whose keys must differ, and say which are new.
+
+    Waits for another transaction that holds the same key, so two workers cannot both find a run new. Keys are
+    claimed in order, so that two batches cannot wait for each other.
+    """
+    ordered = sorted(arrivals, key=_key_of)
+    statement = _CLAIM_LEGACY if legacy else _CLAIM_ATOMIC
+    inserted = await statement.execute(conn, columns_of(_FROM_RUN, map(_row, ordered)))
+    digests = {arrival.key: arrival.digest for arrival in ordered}
+    new = {RunKey(*row) for row in inserted}
+    claims = {key: Claim(True, TransactionPhase.NOT_STARTED, digests[key]) for key in new}
+    others = [key for key in digests if key not in new]
+    if others:
+        claims.update(await _standing(conn, others))
+    return claims
+
+
+async def _standing(conn: AsyncConnection, keys: Sequence[RunKey]) -> dict[RunKey, Claim]:
+    found = await _STANDING.execute(conn, columns_of(_KEYS, keys))
+    claims = {
+        RunKey(tenant_id, run_id): Claim(False, TransactionPhase(phase), digest, finished)
+        for tenant_id, run_id, digest, phase, finished in found
+    }
+    if len(claims) < len(keys):
+        # Deleted between the two statements, by pruning: the next attempt finds it new.
+        raise UnavailableError("a claimed run vanished while it was looked at; trying again")
+    return claims
+
+
+def _key_of(arrival: Arrival) -> tuple[str, bytes]:
+    return arrival.run.tenant_id, arrival.run.run_id.bytes
+
+
+def _row(arrival: Arrival) -> tuple[object, ...]:
+    run = arrival.run
+    return (
+        run.tenant_id, run.run_id, run.agent_id, run.status, run.error_code, arrival.digest, arrival.message_id,
+        run.model, run.usage.cost_usd, run.usage.input_tokens, run.usage.output_tokens, run.started_at,
+        run.completed_at, run.is_synthetic, run.synthetic_scenario_id, _json.encode(run.metadata).decode(),
+        arrival.received_at,
+    )  # fmt: skip

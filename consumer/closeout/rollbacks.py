@@ -1,0 +1,60 @@
+"""The durable record of an attempt that was rolled back."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import msgspec
+from sqlalchemy import Integer, cast, func, select
+from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.ext.asyncio import AsyncEngine
+from uuid_utils.compat import uuid7
+
+from consumer.errors import lies_in_data, one_line
+from consumer.phases import TransactionPhase
+from domains.completions import rollbacks
+from domains.database.statements import columns_of, unnest
+from domains.run import RunKey
+
+_OF_ANOTHER = "a run of this batch could not be written; each is tried again by itself, and the one at fault says why"
+_COLUMNS = (
+    "tenant_id", "rollback_id", "run_id", "phase_reached", "operations", "error_type", "error", "occurred_at",
+)  # fmt: skip
+_given = unnest(rollbacks, _COLUMNS)
+# The attempt is counted over all workers: rollbacks of the run so far, and this one.
+_attempt = cast(
+    1
+    + select(func.count())
+    .select_from(rollbacks)
+    .where(rollbacks.c.tenant_id == _given.c.tenant_id, rollbacks.c.run_id == _given.c.run_id)
+    .scalar_subquery(),
+    Integer,
+)
+_INSERT = insert(rollbacks).from_select(
+    [*_COLUMNS, "attempt"],
+    select(*[cast(c, JSONB) if c.key == "operations" else c for c in _given.c], _attempt),
+)
+
+
+async def record_rollbacks(
+    engine: AsyncEngine,
+    keys: Sequence[RunKey],
+    *,
+    phase: TransactionPhase,
+    operations: Sequence[str],
+    error: BaseException,
+) -> None:
+    """Write one row for each of *keys*, in a transaction of its own, after the rollback.
+
+    *operations* is the rollback stack, last first. Raises what the database raises; the caller must not let that
+    hide the first error. Where the error lies in one run's data and *keys* are of several tenants, its text is left
+    out, for PostgreSQL quotes rows: the run at fault is tried again by itself, and its own record then has it.
+    """
+    done = msgspec.json.encode(list(operations)).decode()
+    kind = type(getattr(error, "orig", None) or error).__name__
+    # PostgreSQL's text cannot hold a NUL that the error may quote.
+    shared = lies_in_data(error) and len({key.tenant_id for key in keys}) > 1
+    words = _OF_ANOTHER if shared else one_line(error, 2000).replace("\x00", "\\u0000")
+    now = datetime.now(UTC)
+    rows = [(key.tenant_id, uuid7(), key.run_id, phase.value, done, kind, words, now) for key in keys]
+    async with engine.begin() as conn:
+        await conn.execute(_INSERT, columns_of(_COLUMNS, rows))

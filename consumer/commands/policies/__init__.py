@@ -1,0 +1,1 @@
+"""``closeout policies``: list, apply, test, backtest and shadow."""

@@ -1,0 +1,212 @@
+"""A run explained: what happened and when, what each domain recorded, what went out and what waits."""
+
+import json
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.table import Column, Table
+from rich.text import Text
+
+from consumer.commands.output import out, say
+from consumer.commands.parked_view import printable
+from consumer.phases import TransactionPhase
+from consumer.runs.lookup import Row, RunFile
+from consumer.wording import counted
+from domains.completions import EVENTS_PER_RUN
+
+Line = tuple[str, str]
+_STEP = ("index", "skill", "status", "duration_ms", "cost_usd", "error_code")
+# Columns from which on the table of steps is read at a glance; below it words would be broken, or cut.
+_TABLE_WIDTH = 80
+# Lines of one text that a screen gets; --json has all of it.
+_LINES = 12
+
+
+def print_story(run: RunFile) -> None:
+    """Print all that is known of *run*, for a person; 80 columns are enough."""
+    done = run.completion
+    out.print(Text(printable(f"Run {done['tenant_id']}/{done['run_id']}"), style="bold"), soft_wrap=True)
+    say(printable(_summary(run)))
+    out.print()
+    _section("what happened (UTC)", _history(run))
+    _section("what was recorded", _records(run))
+    if run.trace is not None and run.trace["steps"]:
+        out.print(_steps(run.trace["steps"]) if out.width >= _TABLE_WIDTH else _steps_in_lines(run.trace["steps"]))
+        out.print()
+    _section("events", _events(run))
+    _section("the run", [(n.replace("_", " "), _plain(done[n])) for n in _FIELDS if done[n] not in _UNSAID])
+
+
+_FIELDS = ("agent_id", "model", "cost_usd", "input_tokens", "output_tokens", "message_id", "is_synthetic",
+           "synthetic_scenario_id", "metadata")  # fmt: skip
+
+
+# What goes without saying.
+_UNSAID: tuple[object, ...] = (None, False, {})
+
+
+def moment(at: datetime | None) -> str:
+    """Return *at* in UTC, to the millisecond."""
+    return "-" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3]
+
+
+def _summary(run: RunFile) -> str:
+    done = run.completion
+    seconds = (done["completed_at"] - done["started_at"]).total_seconds()
+    told = f"It {done['status']} after {seconds:g} s"
+    told += f" with {done['error_code']}" if done["error_code"] else ""
+    if run.incident is not None:
+        told += f"; its incident is {run.incident['severity']} and {run.incident['status']}"
+    elif run.prevention_record is not None:
+        told += "; a policy kept an incident from being raised"
+    told += f". It is at {done['phase']}: "
+    if done["committed_at"] is None:
+        return (
+            told
+            + "its close-out, one write at a time, stopped there; its message goes on from there if it comes again."
+        )
+    if run.outbox:
+        events = f"of its {EVENTS_PER_RUN} events"
+        return f"{told}{counted(len(run.outbox), f'{events} waits', f'{events} wait')} for RabbitMQ's confirm."
+    return told + "all is recorded and its events are confirmed."
+
+
+def _history(run: RunFile) -> list[Line]:
+    done = run.completion
+    ended = f"it {done['status']}" + (f" with {done['error_code']}" if done["error_code"] else "")
+    happened: list[tuple[datetime | None, str]] = [
+        (done["started_at"], "the run started, by its runner's clock"),
+        (done["completed_at"], f"{ended}, by its runner's clock"),
+        (done["received_at"], "its message was delivered to a worker"),
+        (done["committed_at"], _COMMITTED[done["mode"]]),
+        (done["events_published_at"], "RabbitMQ had confirmed every event"),
+    ]
+    if done["mode"] == "legacy":
+        for row, name, words in (
+            (run.incident or run.prevention_record, "created_at", "the first write: incident or prevention record"),
+            (run.policy_evaluation, "evaluated_at", "the second write: the policies' evaluation"),
+        ):
+            happened.append((row[name] if row else None, words))
+    happened += [
+        (r["occurred_at"], f"attempt {r['attempt']} was rolled back at {r['phase_reached']}: {r['error_type']}: "
+         f"{r['error']}" + (f" (undone: {', '.join(r['operations'])})" if r["operations"] else ""))
+        for r in run.rollbacks
+    ]  # fmt: skip
+    # What came in one transaction has one time, and stays in this order.
+    return [(moment(at), words) for at, words in sorted(((a, w) for a, w in happened if a), key=lambda pair: pair[0])]
+
+
+_COMMITTED = {
+    "atomic": "incident, evaluation, trace and events were committed in one transaction",
+    "legacy": "the last of its separate writes was committed (legacy, not atomic)",
+}
+
+
+def _records(run: RunFile) -> Iterator[Line]:
+    reached = list(TransactionPhase).index(TransactionPhase(run.completion["phase"]))
+    if run.incident is not None:
+        yield "incident", "{severity}, {category}, {status}: {title}".format(**run.incident)
+        if run.incident["error_message"]:
+            yield "", f"the runner said: {run.incident['error_message']}"
+        yield "", f"id {run.incident['incident_id']}"
+    elif run.prevention_record is not None:
+        yield "no incident", _why_suppressed(run.suppressing_policy, run.prevention_record)
+        yield "", f"prevention record {run.prevention_record['prevention_record_id']}"
+    else:
+        yield "incident", "none yet" if run.completion["committed_at"] is None else "MISSING: see closeout reconcile"
+    yield from _evaluation(run.policy_evaluation)
+    if run.trace is not None:
+        yield "trace", f"{run.trace['status']}, {counted(len(run.trace['steps']), 'step')}, id {run.trace['trace_id']}"
+    elif reached >= list(TransactionPhase).index(TransactionPhase.TRACE_COMPLETED):
+        yield "trace", "none: the run was not traced, or another run holds the trace that it named"
+    else:
+        yield "trace", "none yet"
+
+
+def _why_suppressed(policy: Row | None, record: Row) -> str:
+    if policy is None:
+        return f"suppressed by policy {record['policy_id']}, which is not stored any more"
+    owner = f"tenant {policy['tenant_id']}" if policy["tenant_id"] else "all tenants"
+    now = "in force still" if policy["enabled"] else "not in force any more"
+    condition = " ".join(policy["condition"].split())
+    return (
+        f"suppressed by policy {policy['name']} (version {policy['version']}, for {owner}, {now}), "
+        f"whose condition was true of this run: {condition}"
+    )
+
+
+def _evaluation(evaluation: Row | None) -> Iterator[Line]:
+    if evaluation is None:
+        yield "policies", "not evaluated yet"
+        return
+    yield "policies", f"{evaluation['policies_checked']} checked: {_OUTCOMES[evaluation['outcome']]}"
+    for violated in evaluation["violations"]:
+        yield "", "violated: {name} (version {version}), {severity}".format(**violated)
+    for failed in evaluation["errors"]:
+        yield "", "could not be evaluated: {name} (version {version}): {error}".format(**failed)
+    for tried in evaluation["shadow"] or ():
+        yield "", "in shadow, deciding nothing: {name} (version {version}) is counted as {result}".format(**tried)
+    yield "", f"id {evaluation['policy_evaluation_id']}"
+
+
+_OUTCOMES = {
+    "no_violation": "none was violated",
+    "violation": "violated",
+    "evaluation_error": "not all could be evaluated",
+}
+
+
+def _events(run: RunFile) -> list[Line]:
+    if run.completion["committed_at"] is None:
+        return [("none yet", "events go out after the last write")]
+    waiting = {event["type"]: event for event in run.outbox}
+    finding = "incident.suppressed" if run.prevention_record else "incident.created"
+    published = run.completion["events_published_at"]
+    confirmed = f"confirmed by {moment(published)}" if published else "confirmed"
+    return [
+        (kind, _waits(waiting[kind]) if kind in waiting else confirmed)
+        for kind in (finding, "policy.evaluated", "run.finalized")
+    ]
+
+
+def _waits(event: Row) -> str:
+    return f"waits since {moment(event['created_at'])} to go out as {event['routing_key']}, id {event['event_id']}"
+
+
+def _steps(steps: Iterable[Row]) -> Table:
+    step, ms, cost = (Column(name, justify="right", no_wrap=True) for name in ("step", "ms", "cost"))
+    skill, error = Column("skill", overflow="fold"), Column("error", overflow="fold")
+    status = Column("status", no_wrap=True)
+    table = Table(step, skill, status, ms, cost, error, box=None, padding=(0, 2, 0, 2))
+    for row in steps:
+        table.add_row(*(Text(_plain(row.get(name))) for name in _STEP))
+    return table
+
+
+def _steps_in_lines(steps: Iterable[Row]) -> Table:
+    table = Table(Column(justify="right", no_wrap=True), Column(overflow="fold"), box=None, show_header=False)
+    for step in steps:
+        said = [f"{step['skill']}: {step['status']}"]
+        said += [f"{step['duration_ms']} ms"] if step.get("duration_ms") is not None else []
+        said += [f"{step['cost_usd']} USD"] if step.get("cost_usd") is not None else []
+        said += [step["error_code"]] if step.get("error_code") else []
+        table.add_row(f"  {step['index']}", Text(printable(", ".join(said))))
+    return table
+
+
+def _section(title: str, lines: Iterable[Line]) -> None:
+    out.print(Text(title, style="bold"))
+    table = Table(Column(no_wrap=True), Column(overflow="fold"), box=None, show_header=False, padding=(0, 2, 0, 2))
+    for name, words in lines:
+        shown = words.split("\n")
+        more = [f"… and {len(shown) - _LINES} more lines (--json has all)"] if len(shown) > _LINES else []
+        table.add_row(name, Text("\n".join(map(printable, shown[:_LINES] + more))))
+    out.print(table)
+    out.print()
+
+
+def _plain(value: Any) -> str:  # noqa: ANN401 - whatever a row or a step holds
+    if isinstance(value, dict):
+        return printable(json.dumps(value, ensure_ascii=False))
+    return "-" if value is None else printable("yes" if value is True else str(value))

@@ -1,0 +1,66 @@
+"""How many messages lie in the worker's queues, without touching one.
+
+A passive declaration counts them and needs no permission. What is in them is not looked at: a queue can only be read
+by taking from it, which would reorder the parked messages and hide them from ``closeout parked``.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+from aiormq.channel import Channel as AmqpChannel
+from aiormq.exceptions import AMQPChannelError
+
+from consumer.amqp.connection import BROKER_ERRORS, BrokerConnection
+from consumer.delivery.worker import RUN_COMPLETED_QUEUE
+from consumer.errors import UnavailableError, one_line
+from consumer.parked.copies import PARKED_QUEUE, RETRY_QUEUE
+
+# Seconds for one answer; the broker gives it in a millisecond.
+_ANSWER_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Depths:
+    """Messages ready in each queue, over all workers, and the workers that consume."""
+
+    queued: int
+    retrying: int
+    parked: int
+    consumers: int
+
+
+class QueueDepths:
+    """Asks the broker over a connection of its own, which an alarm never blocks, for it never publishes."""
+
+    def __init__(self, connection: BrokerConnection) -> None:
+        self._connection = connection
+        self._channel: AmqpChannel | None = None
+
+    async def read(self) -> Depths:
+        """Return the depths; raise :class:`UnavailableError`, which names the queue that is missing if one is."""
+        try:
+            if self._channel is None or self._channel.is_closed:
+                self._channel = await self._connection.channel(confirms=False)
+            queued, consumers = await self._ask(self._channel, RUN_COMPLETED_QUEUE)
+            retrying, _ = await self._ask(self._channel, RETRY_QUEUE)
+            parked, _ = await self._ask(self._channel, PARKED_QUEUE)
+        except AMQPChannelError as error:
+            raise UnavailableError(f"RabbitMQ: {one_line(error)}; run closeout topology") from error
+        except BROKER_ERRORS as error:
+            await self.close()
+            raise UnavailableError(f"RabbitMQ is not available: {one_line(error)}") from error
+        except asyncio.CancelledError as error:
+            # aiormq rejects what waits on a closing channel with CancelledError; only ours may pass as one.
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+            raise UnavailableError("RabbitMQ is not available: the channel was closed") from error
+        return Depths(queued, retrying, parked, consumers)
+
+    async def close(self) -> None:
+        """Close the connection; the next :meth:`read` opens another."""
+        self._channel = None
+        await self._connection.close()
+
+    async def _ask(self, channel: AmqpChannel, queue: str) -> tuple[int, int]:
+        told = await channel.queue_declare(queue, passive=True, timeout=_ANSWER_SECONDS)
+        return told.message_count or 0, told.consumer_count or 0

@@ -1,0 +1,96 @@
+"""What this worker parked lately, remembered as it goes out, for reading the parked queue would disturb it."""
+
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from aiormq import spec
+
+from consumer.amqp.connection import BrokerConnection
+from consumer.outbox.publisher import ConfirmedChannel
+from consumer.parked.copies import ATTEMPTS, ERROR, PARKED_QUEUE, REASON
+
+# Messages that are remembered: more than anybody reads on a page.
+_REMEMBERED = 20
+# Bytes of a body that are searched for tenant and run: most runs are shorter, and this is done in the worker's loop.
+_SEARCHED_BYTES = 256 * 1024
+# Characters of what the sender wrote; they are cut again when they are shown.
+_KEPT = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParkedMessage:
+    """A message that was parked, without its body; ``tenant_id`` and ``run_id`` are its own words, if it has any."""
+
+    at: datetime
+    reason: str
+    error: str
+    attempts: int
+    size: int
+    message_id: str | None
+    tenant_id: str | None
+    run_id: str | None
+
+
+class ParkedLately:
+    """The last messages that this worker parked, newest first."""
+
+    def __init__(self) -> None:
+        self._messages: deque[ParkedMessage] = deque(maxlen=_REMEMBERED)
+
+    def newest(self) -> Sequence[ParkedMessage]:
+        """Return what is remembered, newest first."""
+        return list(reversed(self._messages))
+
+    def remember(self, body: bytes, properties: spec.Basic.Properties) -> None:
+        """Remember a copy that the parked queue has confirmed."""
+        headers = properties.headers or {}
+        tenant, run = _run_in(body)
+        attempts, message_id = headers.get(ATTEMPTS), properties.message_id
+        self._messages.append(
+            ParkedMessage(
+                at=datetime.now(UTC),
+                reason=str(headers.get(REASON)),
+                error=str(headers.get(ERROR))[:_KEPT],
+                attempts=attempts if isinstance(attempts, int) else 0,
+                size=len(body),
+                message_id=None if message_id is None else str(message_id)[:_KEPT],
+                tenant_id=tenant,
+                run_id=run,
+            )
+        )
+
+
+class RememberingChannel(ConfirmedChannel):
+    """The settler's channel, on which only copies go out: what is parked on it is remembered."""
+
+    def __init__(self, connection: BrokerConnection, lately: ParkedLately) -> None:
+        super().__init__(connection)
+        self._lately = lately
+
+    async def send(self, *, exchange: str, routing_key: str, body: bytes, properties: spec.Basic.Properties) -> None:
+        """Publish as :meth:`ConfirmedChannel.send` does, and remember what was parked, once it is confirmed."""
+        await super().send(exchange=exchange, routing_key=routing_key, body=body, properties=properties)
+        if routing_key == PARKED_QUEUE:  # of whichever exchange; events have a channel of their own
+            self._lately.remember(body, properties)
+
+
+class _Named(msgspec.Struct):
+    tenant_id: Any = None
+    run_id: Any = None
+
+
+_named = msgspec.json.Decoder(_Named)
+
+
+def _run_in(body: bytes) -> tuple[str | None, str | None]:
+    if len(body) <= _SEARCHED_BYTES:
+        with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            named = _named.decode(body)
+            tenant, run = (v[:_KEPT] if isinstance(v, str) else None for v in (named.tenant_id, named.run_id))
+            return tenant, run
+    return None, None

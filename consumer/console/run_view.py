@@ -1,0 +1,134 @@
+"""One run as its page shows it: its moments on a line, where the time went, and its steps end to end. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from consumer.phases import TransactionPhase
+from consumer.runs.lookup import RunFile
+
+# Units of a drawing; it is stretched to the page's width.
+WIDTH = 1_000.0
+# Units. What took no time worth drawing is still there.
+_SLIVER = 3.0
+# Steps in sight; the others are one click away.
+STEPS_IN_SIGHT = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A moment of the run: when it was, or a word where no row tells, or not yet."""
+
+    name: str
+    at: datetime | None
+    is_reached: bool
+    words: str = ""
+    is_other_day: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A length of time between two moments, and its place in the drawing."""
+
+    kind: str
+    name: str
+    seconds: float
+    x: float
+    width: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepBar:
+    """A step and its place in the drawing; the message tells how long it took, not when it began."""
+
+    step: dict[str, Any]
+    x: float
+    width: float
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One of the run's three events: when it was staged, if it still waits."""
+
+    type: str
+    is_confirmed: bool
+    waits_since: datetime | None
+
+
+def marks(run: RunFile) -> list[Mark]:
+    """Return the run's moments in order, those not reached included."""
+    done = run.completion
+    reached = dict(run.phases())
+    day = done["started_at"].astimezone(UTC).date()
+
+    def mark(name: str, at: datetime | None, *, is_reached: bool = True, words: str = "") -> Mark:
+        return Mark(name, at, is_reached, words, at is not None and at.astimezone(UTC).date() != day)
+
+    found = [mark("run started", done["started_at"]), mark("run ended", done["completed_at"])]
+    for phase in (p for p in TransactionPhase if p not in {TransactionPhase.ROLLED_BACK, TransactionPhase.FAILED}):
+        name, words = _NAMES[phase], ""
+        if phase is TransactionPhase.INCIDENT_CREATED and run.prevention_record is not None:
+            name = "prevention recorded"
+        if phase is TransactionPhase.TRACE_COMPLETED:
+            words = "in the same transaction" if run.trace is not None else "the run was not traced"
+        found.append(mark(name, reached.get(phase.value), is_reached=phase.value in reached, words=words))
+    return found
+
+
+_NAMES = {
+    TransactionPhase.NOT_STARTED: "received",
+    TransactionPhase.INCIDENT_CREATED: "incident created",
+    TransactionPhase.POLICY_EVALUATED: "policies evaluated",
+    TransactionPhase.TRACE_COMPLETED: "trace completed",
+    TransactionPhase.COMMITTED: "committed",
+    TransactionPhase.EVENTS_PUBLISHED: "events published",
+}
+
+
+def stretches(run: RunFile) -> list[Stretch]:
+    """Return where the time between the run's end and its last event went; clocks of three machines tell it."""
+    done = run.completion
+    moments = [
+        ("waited", "from its end to a worker", done["completed_at"], done["received_at"]),
+        ("closed-out", "to the commit", done["received_at"], done["committed_at"]),
+        ("published", "to the last confirm", done["committed_at"], done["events_published_at"]),
+    ]
+    lengths = [
+        (kind, name, max(0.0, (end - start).total_seconds()))
+        for kind, name, start, end in moments
+        if start is not None and end is not None
+    ]
+    return [
+        Stretch(kind, name, seconds, x, width)
+        for (kind, name, seconds), (x, width) in zip(lengths, _placed([s for *_, s in lengths]), strict=True)
+    ]
+
+
+def step_bars(run: RunFile) -> list[StepBar]:
+    """Return the trace's steps in order, drawn one behind the other."""
+    steps = sorted(run.trace["steps"] if run.trace else [], key=lambda step: step["index"])
+    places = _placed([float(step["duration_ms"] or 0) for step in steps])
+    return [StepBar(step, x, width) for step, (x, width) in zip(steps, places, strict=True)]
+
+
+def events(run: RunFile) -> list[Event]:
+    """Return the run's events in the order in which they go out; none before the last write."""
+    if run.completion["committed_at"] is None:
+        return []
+    waiting = {event["type"]: event["created_at"] for event in run.outbox}
+    finding = "incident.suppressed" if run.prevention_record else "incident.created"
+    return [
+        Event(kind, kind not in waiting, waiting.get(kind)) for kind in (finding, "policy.evaluated", "run.finalized")
+    ]
+
+
+def _placed(lengths: Sequence[float]) -> list[tuple[float, float]]:
+    """Return place and width of each of *lengths*, end to end over the drawing; what is short can still be seen."""
+    total = sum(lengths) or 1.0
+    room = WIDTH - _SLIVER
+    at, places = 0.0, []
+    for length in lengths:
+        places.append((round(min(at, 1.0) * room, 1), round(max(_SLIVER, length / total * room), 1)))
+        at += length / total
+    return places

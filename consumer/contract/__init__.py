@@ -1,0 +1,1 @@
+"""What runners and subscribers program against: names, messages, events and their schemas; imports only ``domains``."""

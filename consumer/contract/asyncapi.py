@@ -1,0 +1,136 @@
+"""The AsyncAPI 3 document of what this service receives and sends, on the schemas of ``schema.py``."""
+
+from typing import get_args
+
+from config.settings import Settings
+from consumer.amqp.frames import PERSISTENT
+from consumer.amqp.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
+from consumer.contract.events import CONTENT_TYPE, EventType
+from consumer.contract.json_schema import KINDS, Schema, definitions_of, envelope_of
+from consumer.contract.run_message import CONTENT_TYPE as JSON
+from consumer.contract.trace_context import TRACEPARENT, TRACEPARENT_PATTERN, TRACESTATE, TRACESTATE_CHARACTERS_MAX
+from consumer.delivery.worker import RUN_COMPLETED_QUEUE
+from consumer.errors import ParkReason
+from consumer.metrics import installed_version
+from consumer.outbox.publisher import EVENTS_EXCHANGE
+from consumer.parked import copies as parking
+from domains.run import CompletedRun
+
+# The version of AsyncAPI's AMQP bindings.
+_BINDING = {"bindingVersion": "0.3.0"}
+
+
+def asyncapi() -> Schema:
+    """Return the AsyncAPI 3 document of what this service receives and sends."""
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "Closeout",
+            "version": installed_version(),
+            "description": "Closes out agent runs: incident, policy evaluation and trace in one transaction, events "
+            "after the commit.",
+            "license": {"name": "MIT"},
+        },
+        "defaultContentType": JSON,
+        "channels": _channels(),
+        "operations": _operations(),
+        "components": {
+            "messages": _messages(),
+            "schemas": definitions_of([CompletedRun, *map(envelope_of, KINDS)], "#/components/schemas/"),
+        },
+    }
+
+
+def _channels() -> Schema:
+    channels: Schema = {"runs": _channel(RUN_COMPLETED_KEY, RUNS_EXCHANGE, "runCompleted")}
+    for kind in KINDS:
+        channel = _channel(f"{kind.name}.{{{kind.parameter}}}", EVENTS_EXCHANGE, _camel(kind.name))
+        channel["parameters"] = {kind.parameter: {"enum": [word.lower() for word in kind.words]}}
+        channels[_camel(kind.name)] = channel
+    bound = f"A quorum queue, bound to exchange {RUNS_EXCHANGE} with routing key {RUN_COMPLETED_KEY}."
+    channels["runCompletedQueue"] = _queue(RUN_COMPLETED_QUEUE, "runCompleted", bound)
+    channels["parkedQueue"] = _queue(parking.PARKED_QUEUE, "parked", "A quorum queue for what nobody can process.")
+    return channels
+
+
+def _channel(address: str, exchange: str, message: str) -> Schema:
+    described = {"name": exchange, "type": "topic", "durable": True, "autoDelete": False}
+    return _bound(address, message, {"is": "routingKey", "exchange": described})
+
+
+def _queue(name: str, message: str, words: str) -> Schema:
+    described = {"name": name, "durable": True, "exclusive": False, "autoDelete": False}
+    return {"description": words, **_bound(name, message, {"is": "queue", "queue": described})}
+
+
+def _bound(address: str, message: str, amqp: Schema) -> Schema:
+    messages = {message: {"$ref": f"#/components/messages/{message}"}}
+    return {"address": address, "messages": messages, "bindings": {"amqp": {**amqp, **_BINDING}}}
+
+
+def _operations() -> Schema:
+    sent = {"deliveryMode": PERSISTENT, "mandatory": True}
+
+    def operation(action: str, channel: str, amqp: Schema) -> Schema:
+        bindings = {"amqp": {**amqp, **_BINDING}}
+        return {"action": action, "channel": {"$ref": f"#/channels/{channel}"}, "bindings": bindings}
+
+    operations = {"closeOut": operation("receive", "runCompletedQueue", {"ack": True})}
+    for name in map(_camel, get_args(EventType)):
+        operations[f"send{name[0].upper()}{name[1:]}"] = operation("send", name, sent)
+    return {**operations, "park": operation("send", "parkedQueue", sent)}
+
+
+def _messages() -> Schema:
+    limit = Settings.model_fields["message_max_bytes"].default
+    run_completed = {
+        "title": "Run completed",
+        "summary": f"At most {limit:,} bytes, unless MESSAGE_MAX_BYTES says otherwise. Properties message_id and "
+        "user_id are optional, the latter unless TRUSTED_PUBLISHERS is set.",
+        "contentType": JSON,
+        "headers": _trace_headers(
+            "W3C: the runner's span. The run's events belong under it; one that is not valid is left out"
+        ),
+        "payload": {"$ref": "#/components/schemas/CompletedRun"},
+    }
+    events = {
+        _camel(kind.name): {
+            "title": kind.name,
+            "summary": "Property message_id is the event's id, correlation_id the run's.",
+            "contentType": CONTENT_TYPE,
+            "correlationId": {"location": "$message.payload#/data/run_id"},
+            "headers": _trace_headers("the attribute of the same name, where the event has it"),
+            "payload": {"$ref": f"#/components/schemas/{kind.envelope}"},
+            "bindings": {"amqp": {"messageType": kind.name, **_BINDING}},
+        }
+        for kind in KINDS
+    }
+    return {"runCompleted": run_completed, **events, "parked": _parked_message()}
+
+
+def _trace_headers(words: str) -> Schema:
+    traceparent = {"type": "string", "pattern": TRACEPARENT_PATTERN, "description": words}
+    tracestate = {"type": "string", "maxLength": TRACESTATE_CHARACTERS_MAX, "description": "W3C, beside traceparent"}
+    return {"type": "object", "properties": {TRACEPARENT: traceparent, TRACESTATE: tracestate}}
+
+
+def _parked_message() -> Schema:
+    headers: Schema = {
+        parking.REASON: {"enum": list(get_args(ParkReason))},
+        parking.ERROR: {"type": "string", "description": "what is wrong, and where"},
+        parking.ATTEMPTS: {"type": "integer", "minimum": 0},
+        parking.PARKED_AT: {"type": "string", "format": "date-time"},
+        parking.EXCHANGE: {"type": "string", "description": "where it was published"},
+        parking.ROUTING_KEY: {"type": "string", "description": "under which key"},
+    }
+    return {
+        "title": "A message that nobody can process, whole",
+        "summary": "Body, content type, properties and headers as they came, and these headers.",
+        "headers": {"type": "object", "properties": headers, "required": list(headers)},
+        "payload": {"description": "the body as it came, valid or not"},
+    }
+
+
+def _camel(kind: str) -> str:
+    first, second = kind.split(".")
+    return first + second.capitalize()

@@ -1,0 +1,134 @@
+"""The contract's JSON Schemas (2020-12), generated from the types that decode and encode."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Literal, NamedTuple, get_args, get_type_hints
+
+import msgspec
+from msgspec import UNSET, Struct
+
+from consumer.contract.events import (
+    CloudEvent,
+    EventType,
+    IncidentCreated,
+    IncidentSuppressed,
+    PolicyEvaluated,
+    RunFinalized,
+)
+from consumer.contract.run_message import MAX_COST_DECIMALS, MAX_COST_USD, SCHEMA_VERSION
+from consumer.contract.trace_context import TRACE
+from domains.incidents.rules import Severity
+from domains.policies.rules import Outcome
+from domains.run import CompletedRun, RunStatus
+
+Schema = dict[str, Any]
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+# What the types cannot say, in words: consumer/contract/run_message.py holds these rules.
+_RULES = (
+    " completed_at is not before started_at; each step's index is unique; no text holds NUL or half a surrogate pair; "
+    f"whole numbers have no point and no exponent; costs are below {MAX_COST_USD:,} US dollars, with at most "
+    f"{MAX_COST_DECIMALS} digits after the point. A missing optional field is null or its default, others ignored."
+)
+# Validators may take a format for a remark only; a time without its offset must not pass them.
+_PATTERNS = {
+    "date-time": r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[Tt]([01][0-9]|2[0-3])(:[0-5][0-9]){2}(\.[0-9]+)?"
+    r"([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$",
+    "uuid": "^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$",
+}
+_ENVELOPE_WORDS = {
+    "id": "The same however often the event is published.",
+    "subject": "<tenant_id>/<run_id>",
+    "time": "When the run was closed out.",
+}
+
+
+class Kind(NamedTuple):
+    """One type of event: its data, and what its routing key's last word is called and can be."""
+
+    name: EventType
+    data: type[Struct]
+    parameter: str
+    words: tuple[str, ...]
+
+    @property
+    def envelope(self) -> str:
+        """The name of its schema."""
+        return f"{self.data.__name__}Event"
+
+
+KINDS = (
+    Kind("incident.created", IncidentCreated, "severity", get_args(Severity)),
+    Kind("incident.suppressed", IncidentSuppressed, "severity", get_args(Severity)),
+    Kind("policy.evaluated", PolicyEvaluated, "outcome", get_args(Outcome)),
+    Kind("run.finalized", RunFinalized, "status", get_args(RunStatus)),
+)
+
+
+def run_completed_schema() -> Schema:
+    """Return the schema of a run-completed message's body."""
+    definitions = definitions_of([CompletedRun], "#/$defs/")
+    run = definitions.pop("CompletedRun")
+    identity = {"$schema": _DIALECT, "$id": f"urn:closeout:run-completed:{SCHEMA_VERSION}"}
+    return {**identity, **run, "title": "Run completed", "$defs": definitions}
+
+
+def events_schema() -> Schema:
+    """Return the schema of an event's body: a CloudEvent with one of the four types of data."""
+    return {
+        "$schema": _DIALECT,
+        "$id": "urn:closeout:events:1",
+        "title": "Closeout event",
+        "description": "A CloudEvent 1.0 in structured JSON. Delivery is at least once; remember the id.",
+        "oneOf": [{"$ref": f"#/$defs/{kind.envelope}"} for kind in KINDS],
+        "$defs": definitions_of([envelope_of(kind) for kind in KINDS], "#/$defs/"),
+    }
+
+
+def envelope_of(kind: Kind) -> type[Struct]:
+    """Return CloudEvent narrowed to *kind*: msgspec has no schema for its union, whose members carry no tag.
+
+    Nothing else than what :data:`TRACE` names has a default: all other fields are written always.
+    """
+    hints = get_type_hints(CloudEvent, include_extras=True) | {"type": Literal[kind.name], "data": kind.data}
+    fields = [(name, hint, UNSET) if name in TRACE else (name, hint) for name, hint in hints.items()]
+    return msgspec.defstruct(kind.envelope, fields, namespace={"__doc__": kind.data.__doc__}, kw_only=True)
+
+
+def definitions_of(types: Sequence[type[Struct]], prefix: str) -> Schema:
+    """Return the schemas of *types* and of all they hold, by name; they refer to each other by *prefix* and name."""
+    _, generated = msgspec.json.schema_components(types, ref_template=prefix + "{name}")
+    definitions: Schema = {name: _as_on_the_wire(schema) for name, schema in generated.items()}
+    for struct in (*types, *(kind.data for kind in KINDS)):
+        properties = definitions.get(struct.__name__, {}).get("properties", {})
+        for field in msgspec.structs.fields(struct):
+            # msgspec calls a plain datetime a string; ours are aware, so they are written with their offset.
+            if field.type is datetime and field.name in properties:
+                properties[field.name] |= _as_on_the_wire({"format": "date-time"})
+            if field.name in _ENVELOPE_WORDS and field.name in properties:
+                properties[field.name]["description"] = _ENVELOPE_WORDS[field.name]
+    if CompletedRun in types:
+        definitions["CompletedRun"]["description"] += _RULES
+    return definitions
+
+
+def _as_on_the_wire(schema: Any) -> Any:  # noqa: ANN401 - any part of a schema
+    """Say what msgspec's output leaves out: decimals may be numbers; and what it says in Python's way: regexes."""
+    if isinstance(schema, list):
+        return [_as_on_the_wire(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: _as_on_the_wire(value) for key, value in schema.items()}
+    if made.get("format") == "decimal":
+        del made["format"], made["type"]
+        digits = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?$"}
+        return {**made, "anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": int(MAX_COST_USD)}, digits]}
+    if made.get("format") in _PATTERNS:
+        made["pattern"] = _PATTERNS[made["format"]]
+    if isinstance(pattern := made.get("pattern"), str):
+        made["pattern"] = pattern.replace(r"\Z", "$")  # ECMA-262 has no \Z, and its $ is the very end
+    if isinstance(choices := made.get("enum"), list) and len(choices) == 1:
+        made["const"] = made.pop("enum")[0]
+    if isinstance(words := made.get("description"), str):
+        made["description"] = words.replace("``", "`")
+    return made

@@ -1,0 +1,96 @@
+"""Deliveries that have arrived and wait for a transaction: natural batches, never a wait for more."""
+
+import asyncio
+from collections import deque
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from aiormq.abc import DeliveredMessage
+
+from consumer.amqp.acks import Acks
+from consumer.metrics import Metrics
+
+# Bytes of bodies. A decoded message takes several times its body, so a batch must not be as large as its messages are.
+BATCH_MAX_BYTES = 16 * 1024 * 1024
+
+
+class Delivery(NamedTuple):
+    """A message as the broker handed it over, when, and where its ack goes."""
+
+    message: DeliveredMessage
+    received_at: datetime
+    acks: Acks
+
+    @property
+    def tag(self) -> int:
+        """The delivery tag; the broker gives one to whatever it delivers."""
+        return self.message.delivery_tag or 0
+
+
+class Intake:
+    """A queue between the consumer's callback and the transactions; bounded by the broker's prefetch."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._waiting: deque[Delivery] = deque()
+        self._arrived = asyncio.Event()
+        self._taken = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed = False
+        # Asked for when it is scraped, not told with every message.
+        metrics.inflight.set_function(lambda: len(self._waiting) + self._taken)
+
+    def put(self, message: DeliveredMessage, acks: Acks) -> None:
+        """Take in one delivery."""
+        self._waiting.append(Delivery(message, datetime.now(UTC), acks))
+        self._arrived.set()
+        self._changed()
+
+    async def take(self, at_most: int) -> list[Delivery]:
+        """Wait for the first delivery and return it with what else is there; empty once closed and drained.
+
+        At most ``BATCH_MAX_BYTES`` of bodies, but always one message. Every batch that is taken must be
+        :meth:`settled`.
+        """
+        while not self._waiting:
+            if self._closed:
+                return []
+            self._arrived.clear()
+            await self._arrived.wait()
+        batch = [self._waiting.popleft()]
+        size = len(batch[0].message.body)
+        while self._waiting and len(batch) < at_most:
+            size += len(self._waiting[0].message.body)
+            if size > BATCH_MAX_BYTES:
+                break
+            batch.append(self._waiting.popleft())
+        self._taken += len(batch)
+        self._changed()
+        return batch
+
+    def settled(self, batch: list[Delivery]) -> None:
+        """Say that a batch which was taken is done with, however it went."""
+        self._taken -= len(batch)
+        self._changed()
+
+    def give_back(self) -> list[Delivery]:
+        """Return, and forget, what waits and was not taken."""
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        self._changed()
+        return waiting
+
+    async def idle(self) -> None:
+        """Wait until nothing waits and nothing is being worked on."""
+        await self._idle.wait()
+
+    def close(self) -> None:
+        """Let every :meth:`take` end once nothing waits any more."""
+        self._closed = True
+        self._arrived.set()
+
+    def _changed(self) -> None:
+        if self._waiting or self._taken:
+            self._idle.clear()
+        else:
+            self._idle.set()

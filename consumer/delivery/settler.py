@@ -1,0 +1,116 @@
+"""Carrying out settlements: ack, park, retry later, give back. The order is what makes it safe: copy, confirm, ack."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from time import monotonic
+from typing import assert_never
+
+import structlog
+from aiormq.abc import DeliveredMessage
+
+from consumer.delivery.intake import Delivery
+from consumer.delivery.settlement import Ack, Failed, Outcome, Park, PauseAndRequeue, RetryLater, Settlement, settle
+from consumer.errors import UnavailableError, one_line
+from consumer.metrics import Metrics
+from consumer.outbox.publisher import ConfirmedChannel
+from consumer.parked.copies import attempts_of, park, retry_later
+
+log = structlog.get_logger(__name__)
+
+# One line a second under load, not one a message.
+_REPORT_EVERY_SECONDS = 1.0
+
+
+class Settler:
+    """Settles deliveries on the channel each came on."""
+
+    def __init__(self, *, channel: ConfirmedChannel, metrics: Metrics, max_attempts: int) -> None:
+        self._channel = channel
+        self._metrics = metrics
+        self._max_attempts = max_attempts
+        self._unreported: Counter[str] = Counter()
+        self._reported_at = float("-inf")
+        self._cannot_publish = False
+        self._report_due: asyncio.TimerHandle | None = None
+
+    async def settle_all(self, outcomes: Sequence[tuple[Delivery, Outcome]]) -> str | None:
+        """Settle each delivery by its outcome; return why the worker must pause, if it must.
+
+        A delivery whose channel is gone cannot be settled; the broker delivers it again, and the claim finds it.
+        """
+        trouble: str | None = None
+        counts: Counter[str] = Counter()
+        for delivery, outcome in outcomes:
+            attempts = attempts_of(delivery.message)
+            settlement = settle(outcome, attempts=attempts, max_attempts=self._max_attempts)
+            try:
+                counts[await self._carry_out(delivery, settlement, outcome)] += 1
+                if isinstance(settlement, PauseAndRequeue):
+                    trouble = trouble or settlement.why
+            except UnavailableError as error:
+                # No copy, no ack: the delivery goes back whole.
+                self._cannot_publish = True
+                trouble = trouble or one_line(error)
+                await delivery.acks.requeue(delivery.tag)
+                counts["requeued"] += 1
+        for acks in {delivery.acks for delivery, _ in outcomes}:
+            await acks.flush()
+        for result, count in counts.items():
+            self._metrics.deliveries.labels(result).inc(count)
+        self._unreported.update(counts)
+        if self._report_due is None:
+            wait = self._reported_at + _REPORT_EVERY_SECONDS - monotonic()
+            self._report_due = asyncio.get_running_loop().call_later(max(0.0, wait), self.report)
+        return trouble
+
+    async def ready(self) -> None:
+        """Return unless a copy could not be published and still cannot be; raise ``UnavailableError`` then.
+
+        Without it a message that must be parked would come again every second of an alarm.
+        """
+        if self._cannot_publish:
+            await self._channel.opened()
+            self._cannot_publish = False
+
+    def report(self) -> None:
+        """Log what was settled since the last report, if anything was."""
+        if self._unreported:
+            log.info("deliveries settled", **self._unreported)
+        self._unreported.clear()
+        self._report_due = None
+        self._reported_at = monotonic()
+
+    async def _carry_out(self, delivery: Delivery, settlement: Settlement, outcome: Outcome) -> str:
+        message = delivery.message
+        match settlement:
+            case Ack(result):
+                delivery.acks.ack(delivery.tag)
+                return result
+            case Park(reason, error, attempts):
+                await park(self._channel, message, reason=reason, error=error, attempts=attempts)
+                delivery.acks.ack(delivery.tag)
+                self._metrics.parked.labels(reason).inc()
+                # The error may quote the message; it is in the parked message's header, not here.
+                log.warning("message parked", reason=reason, **_about(message))
+                return "parked"
+            case RetryLater(attempts, error):
+                await retry_later(self._channel, message, attempts=attempts, error=error)
+                delivery.acks.ack(delivery.tag)
+                failure = outcome.error if isinstance(outcome, Failed) else None
+                log.warning("run will be tried again", attempts=attempts, exc_info=failure, **_about(message))
+                return "retried"
+            case PauseAndRequeue():
+                await delivery.acks.requeue(delivery.tag)
+                return "requeued"
+            case _:
+                assert_never(settlement)
+
+    def requeue(self, deliveries: Sequence[Delivery]) -> None:
+        """Count *deliveries* that go back with their channel; closing it is what returns them."""
+        if deliveries:
+            self._metrics.deliveries.labels("requeued").inc(len(deliveries))
+
+
+def _about(message: DeliveredMessage) -> dict[str, object]:
+    return {"message_id": message.header.properties.message_id, "body_bytes": len(message.body)}

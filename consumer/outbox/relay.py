@@ -1,0 +1,97 @@
+"""What the publisher left behind: events that a crash, a restart or an alarm kept from going out.
+
+Runs in every worker. Relays never fight, because each locks the runs it takes and passes over the others'; a dead
+worker's locks end with its connection.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime
+from time import monotonic
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from consumer.errors import UnavailableError, one_line
+from consumer.metrics import Metrics
+from consumer.outbox import store as outbox
+from consumer.outbox.publisher import EventPublisher, Published
+from consumer.phases import TransactionPhase
+from domains.run import RunKey
+
+log = structlog.get_logger(__name__)
+
+# Seconds that the fast path has for itself. Above a confirm timeout, or a slow publish would be sent twice.
+GRACE_SECONDS = 11.0
+# Seconds between two looks. Grace and interval make the longest wait for a dead worker's events: 13 s.
+INTERVAL_SECONDS = 2.0
+LONGEST_INTERVAL_SECONDS = 5.0
+# Runs a sweep: 600 events are confirmed well within the time a lock may be held.
+RUNS_A_SWEEP = 200
+
+
+async def publish_left_behind(
+    conn: AsyncConnection, publisher: EventPublisher, keys: Sequence[RunKey]
+) -> tuple[Published, set[RunKey]]:
+    """Publish and mark what the outbox holds of *keys*, locked by *conn*'s transaction; return also the runs now told.
+
+    The lock is held while the confirms come, never over a pause: their timeout bounds it.
+    """
+    outcome = await publisher.publish(await outbox.unpublished(conn, keys))
+    return outcome, await outbox.mark(conn, outcome.confirmed) if outcome.confirmed else set()
+
+
+class Relay:
+    """Publishes and marks what has stayed in the outbox longer than a grace period."""
+
+    def __init__(
+        self,
+        *,
+        engine: AsyncEngine,
+        publisher: EventPublisher,
+        metrics: Metrics,
+        grace_seconds: float = GRACE_SECONDS,
+    ) -> None:
+        self._engine = engine
+        self._publisher = publisher
+        self._metrics = metrics
+        self._grace = grace_seconds
+        self._failures = 0
+        self._after: datetime | None = None
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Sweep until *stopping* is set, less often while nothing can be published."""
+        while not stopping.is_set():
+            pause = INTERVAL_SECONDS
+            try:
+                if await self.sweep() == RUNS_A_SWEEP:
+                    pause = 0.0
+                self._failures = 0
+            except Exception as error:  # noqa: BLE001 - an outage is waited out, whatever it is called
+                self._failures += 1
+                pause = min(INTERVAL_SECONDS * 2**self._failures, LONGEST_INTERVAL_SECONDS)
+                log.warning("relay waits", seconds=pause, error=one_line(error))
+            try:
+                await asyncio.wait_for(stopping.wait(), pause)
+            except TimeoutError:
+                continue
+
+    async def sweep(self) -> int:
+        """Publish the events of up to ``RUNS_A_SWEEP`` runs left behind; return how many it looked at."""
+        started = monotonic()
+        async with self._engine.begin() as conn:
+            found = list(await conn.execute(outbox.left_behind(self._grace, RUNS_A_SWEEP, after=self._after)))
+            keys = [RunKey(row.tenant_id, row.run_id) for row in found]
+            # Events that nobody takes must not keep the later ones waiting: go on behind them, then start over.
+            self._after = found[-1].created_at if len(found) == RUNS_A_SWEEP else None
+            if not keys:
+                return 0
+            outcome, done = await publish_left_behind(conn, self._publisher, keys)
+        self._metrics.phase_entered.labels(TransactionPhase.EVENTS_PUBLISHED.value).inc(len(done))
+        log.info(
+            "relay published what was left behind",
+            runs=len(done), of=len(keys), seconds=round(monotonic() - started, 3), error=outcome.failure,
+        )  # fmt: skip
+        if outcome.failure and not outcome.confirmed:
+            raise UnavailableError(outcome.failure)
+        return len(keys)

@@ -1,0 +1,133 @@
+"""What nobody can process, kept whole; and what must be tried again later. Contract section 5.
+
+Both are copies of a delivery, published confirmed before the delivery is acked: never lost, never looping.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from aiormq import spec
+from aiormq.abc import DeliveredMessage
+from pamqp import encode
+
+from consumer.amqp.frames import PERSISTENT
+from consumer.amqp.lenient_codec import writable
+from consumer.errors import ParkReason
+from consumer.outbox.publisher import ConfirmedChannel
+
+PARKED_QUEUE = "closeout.parked"
+RETRY_QUEUE = "closeout.run-completed.retry"
+
+REASON = "x-closeout-reason"
+ERROR = "x-closeout-error"
+ATTEMPTS = "x-closeout-attempts"
+PARKED_AT = "x-closeout-parked-at"
+FIRST_SEEN = "x-closeout-first-seen"
+EXCHANGE = "x-closeout-exchange"
+ROUTING_KEY = "x-closeout-routing-key"
+DROPPED = "x-closeout-dropped-headers"
+
+# Properties that the broker acts on. A copy that carried them would be refused (user_id is checked against the
+# connection), expire (expiration) or fan out (CC, BCC), so they travel as headers of these names instead.
+_SET_ASIDE = {"user_id": "x-closeout-user-id", "expiration": "x-closeout-expiration"}
+_SET_ASIDE_HEADERS = {"CC": "x-closeout-cc", "BCC": "x-closeout-bcc"}
+
+# Bytes that a frame may hold where the broker sets no limit (frame_max = 0): as much as where nobody has set one.
+_FRAME_BYTES = 131_064
+# Bytes of a header's frame beside those properties: class, size of the body, flags, and the worker's own user.
+_HEADER_FRAME_BYTES = 300
+
+
+def attempts_of(message: DeliveredMessage) -> int:
+    """Return how often the message has failed for a reason of its own; 0 where nothing, or nonsense, is said."""
+    attempts = headers_of(message).get(ATTEMPTS)
+    return attempts if isinstance(attempts, int) and not isinstance(attempts, bool) and attempts > 0 else 0
+
+
+def headers_of(message: DeliveredMessage) -> dict[str, Any]:
+    """Return the message's headers, empty where there are none."""
+    return dict(message.header.properties.headers or {})
+
+
+async def park(
+    channel: ConfirmedChannel, message: DeliveredMessage, *, reason: ParkReason, error: str, attempts: int
+) -> None:
+    """Publish a copy of *message* to the parked queue; raise ``UnavailableError`` unless it is confirmed."""
+    headers: dict[str, str | int] = {
+        REASON: reason,
+        ERROR: error.replace("\x00", "\\u0000"),
+        ATTEMPTS: attempts,
+        PARKED_AT: datetime.now(UTC).isoformat(),
+    }
+    await _copy(channel, message, PARKED_QUEUE, headers)
+
+
+async def retry_later(channel: ConfirmedChannel, message: DeliveredMessage, *, attempts: int, error: str) -> None:
+    """Publish a copy of *message* to the retry queue, which hands it back after its delay; raises as :func:`park`."""
+    first_seen = headers_of(message).get(FIRST_SEEN, datetime.now(UTC).isoformat())
+    headers: dict[str, str | int] = {
+        ATTEMPTS: attempts,
+        FIRST_SEEN: str(first_seen)[:64],
+        ERROR: error.replace("\x00", "\\u0000"),
+    }
+    # Vouches for the copy where only trusted publishers are taken: the broker verifies it.
+    await _copy(channel, message, RETRY_QUEUE, headers, user_id=channel.user)
+
+
+async def _copy(
+    channel: ConfirmedChannel,
+    message: DeliveredMessage,
+    queue: str,
+    ours: dict[str, str | int],
+    *,
+    user_id: str | None = None,
+) -> None:
+    frame_bytes = (await channel.opened()).max_content_size
+    properties = _copied_properties(message, ours, frame_bytes)
+    properties.user_id = user_id
+    await channel.send_to_queue(queue, body=message.body, properties=properties)
+
+
+def _copied_properties(
+    message: DeliveredMessage, ours: dict[str, str | int], frame_bytes: int
+) -> spec.Basic.Properties:
+    original = message.header.properties
+    kept = {name: getattr(original, name) for name in spec.Basic.Properties.attributes()}
+    kept["cluster_id"] = ""  # AMQP has no use for it, and the client refuses to write it
+    headers: dict[str, Any] = writable(headers_of(message))
+    for name, header in _SET_ASIDE.items():
+        if kept[name] is not None:
+            headers.setdefault(header, kept[name])  # of a copy that came back, the sender's own is there already
+            kept[name] = None
+    for name, header in _SET_ASIDE_HEADERS.items():
+        if name in headers:
+            headers[header] = headers.pop(name)
+    # A message that comes back from the retry queue, through no exchange, says where it first came from.
+    if message.exchange or EXCHANGE not in headers:
+        headers |= {EXCHANGE: message.exchange or "", ROUTING_KEY: message.routing_key or ""}
+    headers.update(ours)
+    kept |= {"headers": None, "delivery_mode": PERSISTENT}
+    others = len(spec.Basic.Properties(**kept).marshal()) + _HEADER_FRAME_BYTES
+    kept["headers"] = _fitted(headers, ours, (frame_bytes if frame_bytes > 0 else _FRAME_BYTES) - others)
+    return spec.Basic.Properties(**kept)
+
+
+def _fitted(headers: dict[str, Any], ours: dict[str, str | int], room: int) -> dict[str, Any]:
+    """Leave out the sender's largest headers where ours would no longer fit into *room* bytes, and name them.
+
+    A copy with too large a frame closes the connection, and the message would come back and do so again.
+    """
+    sizes = {name: _size(name, value) for name, value in headers.items()}
+    dropped: list[str] = []
+    for name in sorted(set(headers) - set(ours), key=sizes.__getitem__, reverse=True):
+        if sum(sizes.values()) <= room:
+            break
+        del headers[name], sizes[name]
+        dropped.append(name)
+        headers[DROPPED] = ", ".join(dropped)[:1000]
+        sizes[DROPPED] = _size(DROPPED, headers[DROPPED])
+    return headers
+
+
+def _size(name: str, value: object) -> int:
+    return len(encode.field_table({name: value}))  # type: ignore[dict-item]

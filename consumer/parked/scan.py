@@ -1,0 +1,194 @@
+"""Walking the parked queue: every message shown once, in order, and none lost. Contract section 5.
+
+A quorum queue cannot be read without taking from it. A walk therefore takes every message that was there when it
+began, unacked, on one channel; it acks those that may go and gives the others back in their order. Whatever ends the
+process gives back what it had not acked.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import msgspec
+from aiormq.abc import DeliveredMessage
+from aiormq.channel import Channel as AmqpChannel
+from aiormq.exceptions import AMQPChannelError
+
+from consumer.amqp.connection import BROKER_ERRORS, BrokerConnection
+from consumer.errors import UnavailableError, one_line
+from consumer.parked.copies import ERROR, PARKED_AT, PARKED_QUEUE, REASON, attempts_of, headers_of
+
+# Messages whose bodies are held at once: 32 MiB, if each is as large as MESSAGE_MAX_BYTES allows by default.
+_BATCH = 32
+# Seconds. What was given back, or another walk's consumers, are gone from the broker's counts after milliseconds.
+_COUNTS_SETTLE_SECONDS = 3.0
+# Bytes of a body that are searched for tenant and run; what is larger was parked as too large.
+_SEARCHED_BYTES = 16 * 1024 * 1024
+
+
+class Parked(NamedTuple):
+    """One parked message without its body; whatever could not be read is ``None``."""
+
+    position: int
+    parked_at: datetime | None
+    reason: str | None
+    tenant_id: str | None
+    run_id: str | None
+    message_id: str | None
+    attempts: int
+    size: int
+    error: str
+    fingerprint: bytes
+
+
+@dataclass(slots=True)
+class Walk:
+    """How far a walk came, and why it ended early, if it did."""
+
+    looked_at: int = 0
+    expected: int = 0
+    failure: str | None = None
+
+
+Held = tuple[Parked, DeliveredMessage]
+Visit = Callable[[Sequence[Held]], Awaitable[Sequence[DeliveredMessage]]]
+Progress = Callable[[int, int], None]
+
+
+async def walk(connection: BrokerConnection, visit: Visit, report: Walk, progress: Progress | None = None) -> None:
+    """Show *visit* each message once, in order and in batches; ack what it returns and give the rest back in order.
+
+    Raises :class:`UnavailableError` if nothing could be looked at; a later failure is in *report*.
+    """
+    channel = await connection.channel(confirms=False)
+    given_back: list[int] = []  # the last tag of each batch that stays
+    kept = 0
+    try:
+        report.expected = await _ready(channel)
+        while report.looked_at < report.expected:
+            batch = await _take(channel, report.looked_at, min(_BATCH, report.expected - report.looked_at))
+            if not batch:
+                break
+            removed = {m.delivery_tag for m in await visit([(_parked(m, position), m) for position, m in batch])}
+            for tag in removed:
+                await channel.basic_ack(tag or 0, wait=False)
+            if stays := [m.delivery_tag or 0 for _, m in batch if m.delivery_tag not in removed]:
+                given_back.append(stays[-1])
+                kept += len(stays)
+            report.looked_at += len(batch)
+            if progress is not None:
+                progress(report.looked_at, report.expected)
+        for tag in given_back:
+            await channel.basic_nack(tag, multiple=True, requeue=True)
+        await _until_ready(channel, kept)
+    except (*BROKER_ERRORS, UnavailableError) as error:
+        _interrupted(report, one_line(error), error)
+    except asyncio.CancelledError as error:
+        # aiormq rejects what waits on a closing channel with CancelledError; only ours may pass as one.
+        if (task := asyncio.current_task()) and task.cancelling():
+            raise
+        _interrupted(report, "the channel was closed", error)
+    finally:
+        with suppress(*BROKER_ERRORS):
+            await channel.close()
+
+
+def _interrupted(report: Walk, why: str, error: BaseException) -> None:
+    report.failure = report.failure or f"RabbitMQ: {why}"
+    if not report.looked_at:
+        raise UnavailableError(report.failure) from error
+
+
+async def _ready(channel: AmqpChannel) -> int:
+    """Return how many messages wait, once nobody else reads; another reader would hide some from this walk."""
+    async with asyncio.timeout(_COUNTS_SETTLE_SECONDS + 10):
+        for _ in range(int(_COUNTS_SETTLE_SECONDS * 20)):
+            try:
+                told = await channel.queue_declare(PARKED_QUEUE, passive=True)
+            except AMQPChannelError as error:
+                raise UnavailableError(f"{one_line(error)}; run closeout topology") from error
+            if not told.consumer_count:
+                return told.message_count or 0
+            await asyncio.sleep(0.05)
+    raise UnavailableError(f"somebody else is reading {PARKED_QUEUE}; try again when they are done")
+
+
+async def _until_ready(channel: AmqpChannel, expected: int) -> None:
+    """Wait until what was given back is counted, so that the next walk begins with all of it."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_COUNTS_SETTLE_SECONDS):
+            while ((await channel.queue_declare(PARKED_QUEUE, passive=True)).message_count or 0) < expected:
+                await asyncio.sleep(0.02)
+
+
+async def _take(channel: AmqpChannel, seen: int, number: int) -> list[tuple[int, DeliveredMessage]]:
+    """Take the next *number* messages, unacked; fewer if the queue has no more.
+
+    A consumer with that prefetch gets so many and stops, which bounds memory; basic.get would be a round trip each.
+    """
+    came: asyncio.Queue[DeliveredMessage] = asyncio.Queue()
+    await channel.basic_qos(prefetch_count=number)
+    tag = (await channel.basic_consume(PARKED_QUEUE, came.put, consumer_tag=f"closeout-parked-{seen:09}")).consumer_tag
+    batch: list[DeliveredMessage] = []
+    while len(batch) < number:
+        try:
+            async with asyncio.timeout(1):
+                batch.append(await came.get())
+        except TimeoutError:
+            if not (await channel.queue_declare(PARKED_QUEUE, passive=True)).message_count and came.empty():
+                break
+    await channel.basic_cancel(tag or "")
+    batch.extend(came.get_nowait() for _ in range(came.qsize()))
+    batch.sort(key=lambda message: message.delivery_tag or 0)
+    return list(enumerate(batch, start=seen + 1))
+
+
+class _Named(msgspec.Struct):
+    tenant_id: Any = None
+    run_id: Any = None
+
+
+_named = msgspec.json.Decoder(_Named)
+
+
+def _parked(message: DeliveredMessage, position: int) -> Parked:
+    headers, properties = headers_of(message), message.header.properties
+    tenant, run = _run_in(message.body)
+    deaths = headers.get("x-death")
+    death = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
+    at = _moment(headers.get(PARKED_AT) or death.get("time"))
+    error = headers.get(ERROR)
+    if error is None and REASON not in headers:
+        error = f"RabbitMQ put it here itself: {death.get('reason', 'nothing says why')}"
+    reason = headers.get(REASON)
+    unique = blake2b(f"{headers.get(PARKED_AT)} {reason} {properties.message_id}\n".encode(errors="replace"))
+    unique.update(message.body)
+    return Parked(
+        position=position, parked_at=at, reason=reason if isinstance(reason, str) else None,
+        tenant_id=tenant, run_id=run, message_id=properties.message_id, attempts=attempts_of(message),
+        size=len(message.body), error=str(error), fingerprint=unique.digest()[:16],
+    )  # fmt: skip
+
+
+def _run_in(body: bytes) -> tuple[str | None, str | None]:
+    if len(body) > _SEARCHED_BYTES:
+        return None, None
+    try:
+        named = _named.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None, None
+    tenant, run = (value if isinstance(value, str) else None for value in (named.tenant_id, named.run_id))
+    return tenant, run.lower() if run else run
+
+
+def _moment(value: object) -> datetime | None:
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = datetime.fromisoformat(value)
+    if not isinstance(value, datetime):
+        return None
+    return value if value.tzinfo else value.replace(tzinfo=UTC)

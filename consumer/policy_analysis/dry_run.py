@@ -1,0 +1,183 @@
+"""What policies of a file would make of one run, and why; nothing is read from a database and nothing is written."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+from uuid import UUID
+
+from msgspec import Struct
+from uuid_utils.compat import uuid7
+
+from domains.incidents.rules import Incident, finding_for
+from domains.policies.cel.conditions import Condition, Visible
+from domains.policies.explain import Explained, Value, ask, explain, values_read
+from domains.policies.files import PolicyDraft
+from domains.policies.rules import (
+    Effect,
+    Evaluation,
+    Mode,
+    Outcome,
+    Policy,
+    PolicySet,
+    Severity,
+    acts_on,
+    evaluate,
+)
+from domains.run import CompletedRun
+
+Result = Literal["holds", "does_not_hold", "error", "unknown", "other_tenant", "off"]
+_RESULTS: dict[str, Result] = {
+    "true": "holds", "false": "does_not_hold", "error": "error", "unknown": "unknown",
+}  # fmt: skip
+
+
+class Verdict(Struct, frozen=True, kw_only=True):
+    """What one policy says of the run. ``parts`` and ``values`` are why; null and empty where it was not asked."""
+
+    name: str
+    tenant_id: str | None
+    effect: Effect
+    severity: Severity
+    mode: Mode
+    result: Result
+    error: str | None
+    parts: Explained | None
+    values: list[Value]
+
+
+class Written(Struct, frozen=True, kw_only=True):
+    """What would stand in the database: an incident, or the prevention record of the policy *by*."""
+
+    record: Literal["incident", "prevention_record"]
+    by: str | None = None
+    severity: str | None = None
+    category: str | None = None
+
+
+class Trial(Struct, frozen=True, kw_only=True):
+    """What the policies of a file would make of a run.
+
+    ``outcome`` and ``writes`` are null if they depend on fields of a stored run that are not stored, ``unknown``.
+    """
+
+    tenant_id: str
+    run_id: UUID
+    status: str
+    error_code: str | None
+    unknown: list[str]
+    policies: list[Verdict]
+    policies_checked: int
+    outcome: Outcome | None
+    violations: list[str]
+    errors: list[str]
+    shadow: dict[str, str]
+    writes: Written | None
+
+
+def policies_of(drafts: Sequence[PolicyDraft]) -> list[tuple[PolicyDraft, Policy, Condition]]:
+    """Return the policies that *drafts* would put into force, or in shadow, compiled; what is off is left out."""
+    return [
+        (
+            draft,
+            Policy(
+                policy_id=uuid7(),
+                tenant_id=draft.tenant_id,
+                name=draft.name,
+                version=0,
+                effect=draft.effect,
+                severity=draft.severity,
+                condition=draft.condition,
+                shadow=draft.mode == "shadow",
+            ),
+            Condition(draft.condition),
+        )
+        for draft in drafts
+        if draft.enabled
+    ]
+
+
+def try_policies(drafts: Sequence[PolicyDraft], run: CompletedRun, *, unknown: frozenset[str] = frozenset()) -> Trial:
+    """Hold the policies of a file against *run*, as if they alone were in force; *unknown* of its fields are not known.
+
+    The outcome is the worker's own, of the same function.
+    """
+    entries = policies_of(drafts)
+    visible = Visible(run, unknown=unknown)
+    asked = {id(draft): _verdict(draft, condition, visible) for draft, _, condition in entries if _applies(draft, run)}
+    verdicts = [asked.get(id(draft)) or _about(draft, _why_not(draft)) for draft in drafts]
+    evaluation = evaluate(run, PolicySet((policy, condition) for _, policy, condition in entries))
+    open_question = any(_is(verdict, "unknown") for verdict in verdicts)
+    names = {policy.policy_id: policy.name for _, policy, _ in entries}
+    return Trial(
+        tenant_id=run.tenant_id,
+        run_id=run.run_id,
+        status=run.status,
+        error_code=run.error_code,
+        unknown=sorted(unknown),
+        policies=verdicts,
+        policies_checked=evaluation.policies_checked,
+        outcome=None if open_question else evaluation.outcome,
+        violations=[one.name for one in verdicts if _is(one, "holds") and one.effect == "flag"],
+        errors=[one.name for one in verdicts if _is(one, "error")],
+        shadow=_shadow(verdicts, run),
+        writes=None if open_question else _written(run, evaluation, names),
+    )
+
+
+def _applies(draft: PolicyDraft, run: CompletedRun) -> bool:
+    return draft.tenant_id in {None, run.tenant_id}
+
+
+def _verdict(draft: PolicyDraft, condition: Condition, visible: Visible) -> Verdict:
+    answer, error = ask(condition, visible)
+    parts, values = explain(condition, visible), values_read(condition, visible)
+    return _about(draft, _RESULTS[answer], error=error, parts=parts, values=values)
+
+
+def _about(
+    draft: PolicyDraft,
+    result: Result,
+    *,
+    error: str | None = None,
+    parts: Explained | None = None,
+    values: Sequence[Value] = (),
+) -> Verdict:
+    return Verdict(
+        name=draft.name,
+        tenant_id=draft.tenant_id,
+        effect=draft.effect,
+        severity=draft.severity,
+        mode=draft.mode,
+        result=result,
+        error=error,
+        parts=parts,
+        values=list(values),
+    )
+
+
+def _why_not(draft: PolicyDraft) -> Result:
+    return "other_tenant" if draft.enabled else "off"
+
+
+def _is(verdict: Verdict, result: Result) -> bool:
+    return verdict.result == result and verdict.mode == "enforce"
+
+
+def _shadow(verdicts: Sequence[Verdict], run: CompletedRun) -> dict[str, str]:
+    """Return what would be counted of each policy in shadow; of one name that two have, the tenant's is TENANT/NAME."""
+    names = Counter(verdict.name for verdict in verdicts if verdict.mode == "shadow")
+    found: dict[str, str] = {}
+    for verdict in verdicts:
+        name = f"{verdict.tenant_id}/{verdict.name}" if names[verdict.name] > 1 and verdict.tenant_id else verdict.name
+        if verdict.mode == "shadow" and verdict.result == "holds" and acts_on(verdict.effect, run):
+            found[name] = verdict.effect
+        elif verdict.mode == "shadow" and verdict.result == "error":
+            found[name] = "error"
+    return found
+
+
+def _written(run: CompletedRun, evaluation: Evaluation, names: dict[UUID, str]) -> Written:
+    finding = finding_for(run, suppressed_by=evaluation.suppressed_by, now=evaluation.evaluated_at)
+    if isinstance(finding, Incident):
+        return Written(record="incident", severity=finding.severity, category=finding.category)
+    return Written(record="prevention_record", by=names[finding.policy_id])

@@ -1,0 +1,143 @@
+"""Runs as they are stored, put together again as conditions saw them; nothing here writes.
+
+Of a message everything is kept but these: the error message of a run whose incident was suppressed, the trace id and
+the steps of a run that was not traced, the offsets of its times (a time's text is in UTC), and of metadata's numbers
+from 10^16 on whether they were fractions. Texts are read as far as conditions see them. A trace that the runner
+completed itself stands with the steps that it has.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import msgspec
+from sqlalchemy import ColumnElement, RowMapping, Text, cast, func, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from domains.database.statements import columns_of, unnest
+from domains.policies.cel.conditions import VISIBLE_MAX
+from domains.run import CompletedRun, RunKey, Scalar, Step, Usage
+from domains.tables import incidents, policy_evaluations, prevention_records, run_completions, traces
+
+_NO_TRACE = frozenset({"trace_id", "steps"})
+_NO_STEPS = frozenset({"steps"})
+_NO_INCIDENT = frozenset({"error_message"})
+
+_metadata = msgspec.json.Decoder(dict[str, Scalar])
+_steps = msgspec.json.Decoder(tuple[Step, ...])
+
+# Keys are looked up one by one however many there are: a hash join would read whole tables again for each part.
+_SETTINGS = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
+
+
+class StoredRun(NamedTuple):
+    """A run, which of its fields are not stored, and what the policies made of it when it was closed out."""
+
+    run: CompletedRun
+    unknown: frozenset[str]
+    outcome: str | None
+    violations: Sequence[UUID]
+    prevented_by: UUID | None
+    shadow: Sequence[dict[str, Any]]
+
+
+@asynccontextmanager
+async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Give a connection that can only read; who uses it ends its transaction after each statement.
+
+    No transaction, and so no snapshot, lives longer than a statement: a snapshot keeps vacuum from the outbox.
+    """
+    async with engine.connect() as opened:
+        conn = await opened.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        for name, value in _SETTINGS.items():
+            await conn.execute(text("SELECT set_config(:name, :value, false)"), {"name": name, "value": value})
+        await conn.commit()
+        try:
+            yield conn
+        finally:
+            await conn.invalidate()  # its settings must not reach the pool
+
+
+async def read_runs(conn: AsyncConnection, keys: Sequence[RunKey]) -> list[StoredRun]:
+    """Return those of *keys* that are stored and closed out, in one statement and no order."""
+    rows = (await conn.execute(_STORED, columns_of(_KEYS, keys))).mappings().all()
+    await conn.commit()
+    return [_put_together(row) for row in rows]
+
+
+_KEYS = ("tenant_id", "run_id")
+_PLAIN = (
+    "tenant_id", "run_id", "status", "error_code", "cost_usd", "input_tokens", "output_tokens", "started_at",
+    "completed_at", "is_synthetic",
+)  # fmt: skip
+_TEXTS = ("agent_id", "model", "synthetic_scenario_id")
+
+
+def _visible(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    return func.left(column, VISIBLE_MAX).label(getattr(column, "key", None))
+
+
+def _stored() -> Any:  # noqa: ANN401 - a statement of many columns
+    run, given = run_completions.c, unnest(run_completions, _KEYS)
+
+    def same(table: Any) -> Any:  # noqa: ANN401 - a table or an alias, and a condition
+        return (table.c.tenant_id == given.c.tenant_id) & (table.c.run_id == given.c.run_id)
+
+    return (
+        select(
+            *(run[name] for name in _PLAIN),
+            *(_visible(run[name]) for name in _TEXTS),
+            cast(run.metadata, Text).label("metadata"),
+            incidents.c.incident_id,
+            _visible(incidents.c.error_message),
+            traces.c.trace_id,
+            cast(traces.c.steps, Text).label("steps"),
+            policy_evaluations.c.outcome,
+            policy_evaluations.c.violations,
+            policy_evaluations.c.shadow,
+            prevention_records.c.policy_id,
+        )
+        .select_from(given)
+        .join(run_completions, same(run_completions))
+        .outerjoin(incidents, same(incidents))
+        .outerjoin(prevention_records, same(prevention_records))
+        .outerjoin(policy_evaluations, same(policy_evaluations))
+        .outerjoin(traces, same(traces) & (traces.c.status != "running"))
+        .where(run.committed_at.is_not(None))
+    )
+
+
+_STORED = _stored()
+
+
+def _put_together(row: RowMapping) -> StoredRun:
+    unknown = frozenset[str]() if row["incident_id"] else _NO_INCIDENT
+    steps: tuple[Step, ...] = ()
+    if row["trace_id"] is None:
+        unknown |= _NO_TRACE
+    else:
+        unknown |= _NO_STEPS
+        # A trace that the runner completed may hold steps of its own kind.
+        with suppress(msgspec.ValidationError):
+            steps, unknown = _steps.decode(row["steps"]), unknown - _NO_STEPS
+    run = CompletedRun(
+        schema_version=1,
+        tenant_id=row["tenant_id"],
+        run_id=row["run_id"],
+        agent_id=row["agent_id"],
+        status=row["status"],
+        error_code=row["error_code"],
+        error_message=row["error_message"],
+        trace_id=row["trace_id"],
+        started_at=row["started_at"],
+        completed_at=row["completed_at"],
+        usage=Usage(cost_usd=row["cost_usd"], input_tokens=row["input_tokens"], output_tokens=row["output_tokens"]),
+        model=row["model"],
+        steps=steps,
+        is_synthetic=row["is_synthetic"],
+        synthetic_scenario_id=row["synthetic_scenario_id"],
+        metadata=_metadata.decode(row["metadata"]),
+    )
+    violations = [UUID(found["policy_id"]) for found in row["violations"] or ()]
+    return StoredRun(run, unknown, row["outcome"], violations, row["policy_id"], row["shadow"] or ())

@@ -1,0 +1,1 @@
+"""Spans of a run's way, if OpenTelemetry is installed and configured."""

@@ -1,0 +1,77 @@
+"""Where spans go: the SDK's provider, set up from the standard OTEL_* variables. Imports OpenTelemetry.
+
+Sampling, limits, queue, endpoint, headers and time-outs are read by the SDK and the exporters themselves. What is
+exported waits in a bounded queue for a thread of the SDK's; a collector that is away costs the spans, not the runs.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from threading import Thread
+
+import structlog
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+
+from consumer.metrics import installed_version
+from consumer.tracing.interface import NoTracing, Tracing
+from consumer.tracing.spans import Spans
+
+log = structlog.get_logger(__name__)
+
+# Seconds for what is not yet sent when the worker ends. A collector takes milliseconds; one that is away must not use
+# up the grace period.
+FLUSH_SECONDS = 1.0
+
+
+def exported_spans(exporters: Sequence[str], *, amqp_url: str) -> Tracing:
+    """Return tracing that sends its spans to *exporters*, by the names they are installed under; never raises."""
+    made = [exporter for name in exporters if (exporter := _exporter(name)) is not None]
+    if not made:
+        return NoTracing()
+    # It knows the keys of W3C's first edition only, and warns of each message's tracestate that has others: any runner
+    # could fill the log.
+    logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)
+    provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
+    for exporter in made:
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+    log.info("spans are exported", exporters=list(exporters))
+    return Spans(provider, amqp_url=amqp_url, close=lambda: _within(FLUSH_SECONDS, provider.shutdown))
+
+
+def _exporter(name: str) -> SpanExporter | None:
+    installed = entry_points(group="opentelemetry_traces_exporter")
+    try:
+        if name not in installed.names:
+            raise LookupError("not installed")  # noqa: TRY301 - one place says that there are no spans, and why
+        made: SpanExporter = installed[name].load()()
+    except Exception as error:  # noqa: BLE001 - whatever an exporter finds wrong with its variables, runs are closed out
+        names = ", ".join(sorted(installed.names))
+        log.warning("no spans are exported", exporter=name, installed=names, error=f"{type(error).__name__}: {error}")
+        return None
+    return made
+
+
+def _resource() -> Resource:
+    # What is given here wins over the variables, so the variables are asked first.
+    named = {"service.name": "closeout", "service.version": installed_version()}
+    return Resource.create({**named, **OTELResourceDetector().detect().attributes})
+
+
+async def _within(seconds: float, work: Callable[[], None]) -> None:
+    """Do *work* in a thread, and leave it behind after *seconds*; an executor would wait for it when the loop ends."""
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+    def run() -> None:
+        try:
+            work()
+        finally:
+            loop.call_soon_threadsafe(done.set)
+
+    Thread(target=run, name="spans", daemon=True).start()
+    try:
+        await asyncio.wait_for(done.wait(), seconds)
+    except TimeoutError:
+        log.warning("spans not exported in time", seconds=seconds)

@@ -1,0 +1,243 @@
+"""What a worker does, as spans, by OpenTelemetry's messaging conventions. Imports OpenTelemetry's API.
+
+The shape. A batch has one ``receive`` span, with a link to each message's span; a run has one ``process`` span, child
+of its message's, so that it is in the runner's trace, with a link to the batch's. What is done for a batch together,
+each transaction with its phases and the ``publish`` of its events, is below the batch's span and linked to each run's;
+where a batch is a single run, all of it is below that run's span, and a run's whole story is one trace.
+
+The messages' text stays out: tenant and run are named, and classes of errors. No error message of a
+run's is, it may quote the run.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from time import time_ns
+from urllib.parse import urlsplit
+
+from opentelemetry.trace import (
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TracerProvider,
+    set_span_in_context,
+    use_span,
+)
+
+from consumer.amqp.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
+from consumer.closeout.attempt import TransactionResult
+from consumer.closeout.inbox import Arrival
+from consumer.contract.events import OutboxEvent
+from consumer.contract.trace_context import context_in
+from consumer.delivery.intake import Delivery
+from consumer.delivery.settlement import Failed, Outcome
+from consumer.delivery.worker import RUN_COMPLETED_QUEUE
+from consumer.errors import MessageRefusedError, TransactionFailed, sqlstate_of
+from consumer.metrics import installed_version
+from consumer.outbox.publisher import EVENTS_EXCHANGE
+from consumer.phases import TransactionPhase
+from consumer.tracing.interface import CloseOut, Decode, OnFailure, OnPhase
+from consumer.tracing.span_contexts import below, links, nanoseconds, span_context, trace_of
+
+_Attributes = dict[str, str | int]
+# Exchange, key and queue, as the conventions for RabbitMQ name a consumer's destination.
+_SOURCE = f"{RUNS_EXCHANGE}:{RUN_COMPLETED_KEY}:{RUN_COMPLETED_QUEUE}"
+_FROM: _Attributes = {
+    "messaging.system": "rabbitmq",
+    "messaging.destination.name": _SOURCE,
+    "messaging.rabbitmq.destination.routing_key": RUN_COMPLETED_KEY,
+}
+_RECEIVE = _FROM | {"messaging.operation.type": "receive", "messaging.operation.name": "receive"}
+_PROCESS = _FROM | {"messaging.operation.type": "process", "messaging.operation.name": "process"}
+_PUBLISH: _Attributes = {
+    "messaging.system": "rabbitmq",
+    "messaging.destination.name": EVENTS_EXCHANGE,  # a batch's events have many routing keys
+    "messaging.operation.type": "send",
+    "messaging.operation.name": "publish",
+}
+_PORTS = {"amqp": 5672, "amqps": 5671}
+_COUNT = "messaging.batch.message_count"
+_UNDONE = {TransactionPhase.ROLLED_BACK, TransactionPhase.FAILED}
+
+
+class Spans:
+    """Tells of a run's way in spans of *provider*, and that it came from and went to the broker of *amqp_url*."""
+
+    def __init__(self, provider: TracerProvider, *, amqp_url: str, close: Callable[[], Awaitable[None]]) -> None:
+        self._tracer = provider.get_tracer("closeout", installed_version())
+        server = _server(amqp_url)
+        self._receive_attributes, self._process_attributes = _RECEIVE | server, _PROCESS | server
+        self._publish_attributes = _PUBLISH | server
+        self._close = close
+
+    async def close(self) -> None:
+        """Send what is not yet sent, for a moment only."""
+        await self._close()
+
+    def decoding(self, decode: Decode) -> Decode:
+        """Return *decode*, which also makes a span for each message that it refuses, in the sender's trace."""
+
+        def traced(delivery: Delivery) -> Arrival:
+            try:
+                return decode(delivery)
+            except Exception as error:
+                properties = delivery.message.header.properties
+                sender = span_context(context_in(properties.headers), is_remote=True)
+                span = self._tracer.start_span(
+                    f"process {_SOURCE}",
+                    context=below(sender),
+                    kind=SpanKind.CONSUMER,
+                    attributes=self._process_attributes | _message_id(properties.message_id),
+                    links=links([sender]),
+                    start_time=nanoseconds(delivery.received_at),
+                )
+                _fail(span, error)
+                span.end()
+                raise
+
+        return traced
+
+    def closing_out(self, close_out: CloseOut) -> CloseOut:
+        """Return *close_out* within a ``receive`` span a batch and a ``process`` span a run."""
+
+        async def traced(arrivals: Sequence[Arrival]) -> Sequence[Outcome]:
+            senders = [span_context(arrival.trace, is_remote=True) for arrival in arrivals]
+            received = self._receive(arrivals, senders)
+            processes = [self._process(*each, received, len(arrivals)) for each in zip(arrivals, senders, strict=True)]
+            belonging = [
+                arrival._replace(trace=trace_of(span)) for arrival, span in zip(arrivals, processes, strict=True)
+            ]
+            try:
+                with _current(processes[0] if len(processes) == 1 else received):
+                    outcomes = await close_out(belonging)
+            except BaseException as error:
+                outcomes = [Failed(error)] * len(processes)
+                raise
+            finally:
+                for span, outcome in zip(processes, outcomes, strict=True):
+                    _conclude(span, outcome)
+            return outcomes
+
+        return traced
+
+    def _receive(self, arrivals: Sequence[Arrival], senders: Sequence[SpanContext | None]) -> Span:
+        span = self._tracer.start_span(
+            f"receive {_SOURCE}",
+            context=below(senders[0] if len(senders) == 1 else None),
+            kind=SpanKind.CLIENT,
+            attributes=self._receive_attributes | {_COUNT: len(arrivals)},
+            links=links(senders),
+            start_time=nanoseconds(min(arrival.received_at for arrival in arrivals)),
+        )
+        span.end()
+        return span
+
+    def _process(self, arrival: Arrival, sender: SpanContext | None, received: Span, batch: int) -> Span:
+        batch_span = received.get_span_context()
+        return self._tracer.start_span(
+            f"process {_SOURCE}",
+            context=below(sender or (batch_span if batch == 1 else None)),
+            kind=SpanKind.CONSUMER,
+            attributes=self._process_attributes | _message_id(arrival.message_id) | _identity(arrival),
+            links=links([sender, batch_span]),
+        )
+
+    @contextmanager
+    def attempt(self, arrivals: Sequence[Arrival], *, mode: str) -> Iterator[OnPhase]:
+        """Make a span for one transaction over *arrivals*, and one for each phase that it enters, or fails to enter.
+
+        A phase's span lasts from the phase before to this one; the first begins with the wait for a connection.
+        """
+        runs = [span_context(arrival.trace, is_remote=False) for arrival in arrivals]
+        alone = runs[0] if len(runs) == 1 else None
+        span = self._tracer.start_span(
+            "close out",
+            context=below(alone) if alone else None,
+            attributes={"closeout.mode": mode, "closeout.runs": len(arrivals)},
+            links=() if alone else links(runs),
+        )
+        context, since = set_span_in_context(span), [time_ns()]
+
+        def entered(phase: TransactionPhase) -> None:
+            now = time_ns()
+            made = self._tracer.start_span(phase.value, context=context, start_time=since[0])
+            if phase in _UNDONE:
+                made.set_status(Status(StatusCode.ERROR))
+            made.end(now)
+            since[0] = now
+
+        with _ending(span):
+            yield entered
+
+    @contextmanager
+    def sending(self, events: Sequence[OutboxEvent]) -> Iterator[OnFailure]:
+        """Make a span for one write of *events* and the wait for their confirms, linked to each run's span."""
+        runs = {event.key: span_context(event.trace, is_remote=False) for event in events}
+        span = self._tracer.start_span(
+            f"publish {EVENTS_EXCHANGE}",
+            kind=SpanKind.CLIENT,  # the conventions' PRODUCER is the span that the messages name
+            attributes=self._publish_attributes | {_COUNT: len(events)},
+            links=links(runs.values()),
+        )
+
+        def failed(why: str) -> None:
+            span.set_status(Status(StatusCode.ERROR, why))
+            span.set_attribute("error.type", "unconfirmed")
+
+        with _ending(span):
+            yield failed
+
+
+def _current(span: Span) -> AbstractContextManager[Span]:
+    """Let *span* be the parent of what is begun meanwhile; an exception's text stays out of it."""
+    return use_span(span, record_exception=False, set_status_on_exception=False)
+
+
+@contextmanager
+def _ending(span: Span) -> Iterator[None]:
+    with _current(span):
+        try:
+            yield
+        except BaseException as error:
+            _fail(span, error)
+            raise
+        finally:
+            span.end()
+
+
+def _conclude(span: Span, outcome: Outcome) -> None:
+    match outcome:
+        case TransactionResult(state="committed" | "duplicate"):
+            span.set_attribute("closeout.result", outcome.state)
+            span.set_attribute("closeout.phase", outcome.phase.value)
+        case TransactionResult():
+            span.set_attribute("closeout.result", outcome.state)
+            span.set_status(Status(StatusCode.ERROR))
+            span.set_attribute("error.type", outcome.state)
+        case Failed(error):
+            _fail(span, error)
+    span.end()
+
+
+def _fail(span: Span, error: BaseException) -> None:
+    """Say that *span* failed, and by what kind of error: a refusal's reason, a SQLSTATE, or a class."""
+    words, cause = None, error
+    if isinstance(error, TransactionFailed):
+        words, cause = f"rolled back at {error.phase}", error.cause
+    kind = cause.reason if isinstance(cause, MessageRefusedError) else sqlstate_of(cause) or type(cause).__name__
+    span.set_status(Status(StatusCode.ERROR, words))
+    span.set_attribute("error.type", kind)
+
+
+def _server(amqp_url: str) -> _Attributes:
+    parts = urlsplit(amqp_url)
+    return {"server.address": parts.hostname or "", "server.port": parts.port or _PORTS[parts.scheme]}
+
+
+def _identity(arrival: Arrival) -> _Attributes:
+    return {"closeout.tenant_id": arrival.run.tenant_id, "closeout.run_id": str(arrival.run.run_id)}
+
+
+def _message_id(message_id: str | None) -> _Attributes:
+    return {"messaging.message.id": message_id} if message_id else {}

@@ -1,0 +1,1 @@
+"""The schema's name, the building blocks of statements, and what a pooler changes."""

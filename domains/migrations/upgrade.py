@@ -1,0 +1,203 @@
+"""Bringing the schema to this version, from an installed package, safe when several start it at once.
+
+Each migration is a transaction of its own, so that what one has locked is free before the next one waits. One that must
+not be in a transaction (``CREATE INDEX CONCURRENTLY``) uses ``op.get_context().autocommit_block()``.
+"""
+
+import asyncio
+from datetime import timedelta
+from typing import NamedTuple
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random
+
+from domains.database.pooling import is_pooled
+from domains.database.schema import SCHEMA
+from domains.migrations.drift import differences_in
+from domains.tables import metadata
+
+# Any number will do, as long as it is this project's own: "closeout" in ASCII.
+_LOCK_KEY = 0x636C6F73656F7574
+_VERSION_TABLE = "schema_version"
+# Seconds between two looks whether the other migrator is done. A look that waited would hold a snapshot, for whose end
+# a CREATE INDEX CONCURRENTLY of the other one would wait.
+_TURN_SECONDS = 0.2
+# Whoever comes behind a lock that is waited for waits as well: a second of that is felt by nobody, for workers wait 5.
+_LOCK_WAIT = "1s"
+# Seconds between two tries, in which those who waited go on.
+_PAUSE_SECONDS = (1.0, 3.0)
+# Seconds until somebody's long transaction is reported instead of waited for.
+GIVE_UP_AFTER_SECONDS = 120.0
+# lock_not_available, deadlock_detected
+_BLOCKED_STATES = frozenset({"55P03", "40P01"})
+_TRY_TURN = text("SELECT pg_try_advisory_lock(:key)")
+
+
+class MigrationBlockedError(Exception):
+    """Another transaction held a table all the time; the text says whose it is, and where the schema stands."""
+
+
+class PooledConnectionError(Exception):
+    """A migration needs a session of its own, and a pooler gives it another one with each transaction."""
+
+
+class Migrated(NamedTuple):
+    """The schema's version before and after; equal when there was nothing to do."""
+
+    before: str | None
+    after: str
+
+
+async def migrate(engine: AsyncEngine, *, give_up_after: float = GIVE_UP_AFTER_SECONDS) -> Migrated:
+    """Bring the schema to the newest version, a transaction a migration, waiting while another process does so.
+
+    Never waits long for a table that is in use, for others would wait behind it: it lets go, and tries again. Raises
+    :class:`MigrationBlockedError` if that does not help within *give_up_after* seconds; what was migrated by then
+    stays. Raises :class:`PooledConnectionError` behind a pooler.
+    """
+    retrying = AsyncRetrying(
+        retry=retry_if_exception(_is_blocked),
+        wait=wait_random(*_PAUSE_SECONDS),
+        stop=stop_after_delay(give_up_after),
+        reraise=True,
+    )
+    began_at: list[str | None] = []
+    try:
+        await retrying(_migrate_once, engine, began_at)
+    except DBAPIError as error:
+        if not _is_blocked(error):
+            raise
+        raise MigrationBlockedError(await _blockers(engine, give_up_after)) from error
+    return Migrated(began_at[0], newest())
+
+
+async def _migrate_once(engine: AsyncEngine, began_at: list[str | None]) -> None:
+    async with engine.connect() as conn:
+        if await is_pooled(conn):
+            raise PooledConnectionError(
+                "closeout migrate needs a session of its own, and there is a pooler before PostgreSQL: "
+                "set DATABASE_URL to the server itself"
+            )
+        await conn.execute(text("SET statement_timeout = 0"))
+        await conn.execute(text(f"SET lock_timeout = '{_LOCK_WAIT}'"))
+        await conn.commit()
+        try:
+            while not (await conn.execute(_TRY_TURN, {"key": _LOCK_KEY})).scalar_one():
+                await conn.commit()
+                await asyncio.sleep(_TURN_SECONDS)
+            # Where roles are kept apart the schema is there, and its owner may make no other: not even IF NOT EXISTS.
+            if (await conn.execute(text("SELECT to_regnamespace(:schema)"), {"schema": SCHEMA})).scalar_one() is None:
+                await conn.execute(text(f"CREATE SCHEMA {SCHEMA}"))
+            began_at.append(await conn.run_sync(_current))
+            await conn.commit()
+            await conn.run_sync(_upgrade)
+            await conn.commit()
+        finally:
+            await conn.invalidate()  # ends the turn, and its settings must not reach the pool
+
+
+def _is_blocked(error: BaseException) -> bool:
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _BLOCKED_STATES
+
+
+_HOLDERS = """
+    SELECT a.pid, a.usename, a.application_name, date_trunc('second', now() - a.xact_start) AS age,
+           string_agg(DISTINCT l.relation::regclass::text, ', ') AS tables
+      FROM pg_locks l
+      JOIN pg_class c ON c.oid = l.relation AND c.relnamespace = to_regnamespace(:schema)
+      JOIN pg_stat_activity a ON a.pid = l.pid
+     WHERE l.granted AND c.relkind = 'r' AND a.datname = current_database() AND a.pid <> pg_backend_pid()
+     GROUP BY a.pid, a.usename, a.application_name, a.xact_start
+     ORDER BY a.xact_start NULLS FIRST
+     LIMIT 3
+"""
+# A transaction of another role's has no age for who is not in pg_read_all_stats, and may be the one in the way.
+_AGES_UNTOLD = "PostgreSQL tells {} the age of other roles' transactions once it has pg_read_all_stats"
+
+
+async def _blockers(engine: AsyncEngine, seconds: float) -> str:
+    async with engine.connect() as conn:
+        found = (await conn.execute(text(_HOLDERS), {"schema": SCHEMA})).all()
+        role = (await conn.execute(text("SELECT current_user"))).scalar_one()
+        at = await conn.run_sync(_current)
+    stays = f"the schema stays {f'at {at}' if at else 'empty'}: tables were in use for {seconds:g} s."
+    holders = "; ".join(_holder(*row) for row in found)
+    if any(row.age is None for row in found):
+        return f"{stays} Transactions now, those of unknown age first: {holders}. {_AGES_UNTOLD.format(role)}"
+    return f"{stays} The longest transactions now: {holders or 'none, so try again'}"
+
+
+def _holder(pid: int, role: str | None, program: str | None, age: timedelta | None, tables: str) -> str:
+    # Autovacuum has no role.
+    who = f"pid {pid} ({role or 'PostgreSQL itself'}, {program or 'no name'})"
+    return f"{who} holds {tables}" if age is None else f"{who}, begun {age} ago, holds {tables}"
+
+
+async def differences(engine: AsyncEngine) -> list[str]:
+    """Return, in words, where the schema and the tables disagree, and what to do; empty when they agree.
+
+    Of a schema of another version that is all that is said: a migration, or a newer closeout, is what it needs.
+    """
+    async with engine.connect() as conn:
+        at = await conn.run_sync(_current)
+        if at is None:
+            return ["nothing is migrated here: run closeout migrate"]
+        if at != newest() and at in known():
+            return [f"it is at {at}, behind this version's {newest()}: run closeout migrate"]
+        found = await conn.run_sync(lambda opened: differences_in(_context(opened), metadata))
+        if found and at != newest():
+            newer = "a newer closeout migrated it; upgrade this closeout"
+            return [f"it is at {at}, which this version ({newest()}) does not know: {newer}"]
+        return found
+
+
+def newest() -> str:
+    """Return the version that this package brings the schema to."""
+    head = ScriptDirectory.from_config(config()).get_current_head()
+    if head is None:
+        raise RuntimeError("the package has no migrations")
+    return head
+
+
+def known() -> set[str]:
+    """Return every version of the schema that this package can tell."""
+    return {script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()}
+
+
+def config(connection: Connection | None = None) -> Config:
+    """Return Alembic's configuration: the scripts of this package, run on *connection*."""
+    made = Config()
+    made.set_main_option("script_location", "domains:migrations")
+    made.set_main_option("path_separator", "os")
+    made.attributes["connection"] = connection
+    return made
+
+
+def _upgrade(connection: Connection) -> None:
+    command.upgrade(config(connection), "head")
+
+
+def _context(connection: Connection) -> MigrationContext:
+    def ours_only(name: str | None, kind: str, _parents: object) -> bool:
+        return (kind != "schema" or name == SCHEMA) and (kind != "table" or name != _VERSION_TABLE)
+
+    return MigrationContext.configure(
+        connection,
+        opts={
+            "version_table": _VERSION_TABLE,
+            "version_table_schema": SCHEMA,
+            "include_schemas": True,
+            "include_name": ours_only,
+            "compare_server_default": True,
+        },
+    )
+
+
+def _current(connection: Connection) -> str | None:
+    return _context(connection).get_current_revision()

@@ -1,0 +1,1 @@
+"""CEL conditions: compiling, what they read, and what they may cost."""

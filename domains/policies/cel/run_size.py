@@ -1,0 +1,60 @@
+"""How large a run is, where that makes a condition dear, and what a condition costs over a run that large."""
+
+from operator import le
+from typing import Any, NamedTuple
+
+from domains.policies.cel import cost, sizes, syntax
+from domains.run import CompletedRun, Step, Usage
+
+# Bytes of a text that conditions see.
+TEXT_MAX_BYTES = 16_384
+
+# The fields that are texts of any length.
+TEXTS = ("error_message", "agent_id", "model", "synthetic_scenario_id")
+
+
+class Extent(NamedTuple):
+    """How large a run is, where that makes a condition dear: steps, metadata keys, and bytes of its longest texts."""
+
+    steps: int
+    metadata: int
+    message: int
+    text: int
+
+    @property
+    def is_usual(self) -> bool:
+        """A run over which every compiled condition was found cheap enough when it was compiled."""
+        return all(map(le, self, USUAL))
+
+
+LARGEST = Extent(steps=1_000, metadata=64, message=TEXT_MAX_BYTES, text=TEXT_MAX_BYTES)
+USUAL = Extent(steps=100, metadata=16, message=1_000, text=256)
+
+
+def extent_of(fields: dict[str, Any]) -> Extent:
+    """Measure a run as conditions see it."""
+    metadata, steps = fields["metadata"], fields["steps"]
+    texts = [*metadata, *metadata.values(), *(step["skill"] for step in steps), *(fields[name] for name in TEXTS[1:])]
+    longest = max(map(_bytes_of, texts))
+    return Extent(len(steps), len(metadata), _bytes_of(fields["error_message"]), longest)
+
+
+def _bytes_of(value: object) -> int:
+    # From above, without encoding it: UTF-8 has at most four bytes a character.
+    return 0 if not isinstance(value, str) else len(value) if value.isascii() else 4 * len(value)
+
+
+def milliseconds(tree: syntax.Node, extent: Extent) -> int:
+    """Return what a condition takes at most over a run of *extent*; raise :class:`cost.CostFaultError`."""
+    # Identities, codes and numbers have at most 128 characters, all ASCII.
+    text, short = sizes.text(max(128, extent.text)), sizes.text(128)
+    step = {**dict.fromkeys(Step.__struct_fields__, short), "skill": text}
+    fields = dict.fromkeys((*CompletedRun.__struct_fields__, "duration_ms"), short)
+    fields |= {
+        **dict.fromkeys(TEXTS, text),
+        "error_message": sizes.text(max(128, extent.message)),
+        "usage": sizes.of_object(dict.fromkeys(Usage.__struct_fields__, short)),
+        "steps": sizes.of_list(extent.steps, sizes.of_object(step)),
+        "metadata": sizes.of_list(extent.metadata, text),
+    }
+    return cost.nanoseconds(tree, sizes.of_object(fields)) // 1_000_000

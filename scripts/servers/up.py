@@ -1,0 +1,193 @@
+"""`up`, `down` and `status`: both servers under a supervisor that lives on after the command.
+
+The folder is the whole state. The supervisor holds a lock on the folder itself as long as it lives, so "is it up"
+needs no pid that may have become somebody else's; state.json appears, complete, once both servers answer.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from servers.binaries.rabbitmq import Version, find_rabbitmq
+from servers.process import ServerError
+from servers.service_pair import running_pair
+
+STATE, PID, LOG = "state.json", "supervisor.pid", "supervisor.log"
+WATCH_SECONDS = 1.0
+UP_SECONDS = 900.0  # the first time includes a download
+DOWN_SECONDS = 30.0
+POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class State:
+    """What runs in a folder."""
+
+    rabbitmq: str
+    environment: dict[str, str]
+
+
+def default_folder() -> Path:
+    """Return this checkout's folder for this user in the system's temporary folder."""
+    checkout = hashlib.sha256(__file__.encode()).hexdigest()[:8]
+    return Path(tempfile.gettempdir()) / f"closeout-services-{os.getuid()}-{checkout}"
+
+
+def status(folder: Path) -> State | None:
+    """Return what runs in *folder*, None if nothing does or it is still starting."""
+    with _lock(folder) as lock:
+        return _state(folder) if lock is None else None
+
+
+def up(folder: Path, version: Version, *, management: bool) -> State:
+    """Start both servers unless they run, and return once they answer.
+
+    Raises ServerError with the supervisor's last words if that fails.
+    """
+    find_rabbitmq(version)  # before the supervisor does it, so that the caller sees what takes so long
+    _claim(folder)
+    with _lock(folder) as lock:
+        supervisor = None
+        if lock is not None:
+            for old in folder.iterdir():
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+            supervisor = _start_supervisor(folder, version, lock, management=management)
+    try:
+        state = _await_state(folder, supervisor)
+    except BaseException:
+        if supervisor is not None:
+            supervisor.terminate()
+            supervisor.wait()
+        raise
+    if not f"{state.rabbitmq}.".startswith(f"{version}."):
+        raise ServerError(f"RabbitMQ {state.rabbitmq} runs in {folder}: first `scripts/services down`")
+    return state
+
+
+def down(folder: Path) -> bool:
+    """Stop what runs in *folder* and remove the folder; False if there was nothing."""
+    if not folder.is_dir():
+        return False
+    _claim(folder)
+    deadline = time.monotonic() + DOWN_SECONDS
+    asked = None
+    while True:
+        with _lock(folder) as lock:
+            if lock is not None:
+                shutil.rmtree(folder)
+                return True
+            # The lock is held, so the pid, if it is written already, is that of the supervisor and nobody else.
+            if asked is None and (asked := _supervisor(folder)) is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(asked, signal.SIGTERM)
+        if time.monotonic() > deadline:
+            raise ServerError(f"the servers in {folder} did not end within {DOWN_SECONDS:.0f} s")
+        time.sleep(POLL_SECONDS)
+
+
+def supervise(folder: Path, version: Version, *, management: bool) -> int:
+    """Be the supervisor: run both servers until a signal comes or one of them ends."""
+    (folder / PID).write_text(str(os.getpid()))
+    with running_pair(folder / "servers", version, management=management) as (postgres, rabbit, environment):
+        state = State(rabbit.full_version, environment)
+        draft = folder / f"{STATE}.draft"
+        draft.write_text(json.dumps(asdict(state)))
+        draft.rename(folder / STATE)
+        while postgres.running and rabbit.running:
+            time.sleep(WATCH_SECONDS)
+        for server in (postgres, rabbit):
+            if not server.running:
+                print(f"{server.name} has ended by itself:\n{server.log_tail()}", flush=True)
+    return 1
+
+
+def _claim(folder: Path) -> None:
+    """Make *folder* if need be; refuse one that is not ours, by owner or by content."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise ServerError(f"{folder} belongs to somebody else")
+    if any(folder.iterdir()) and not (folder / LOG).exists():
+        raise ServerError(f"{folder} holds other files; name a new folder")
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[int | None]:
+    """Try to lock *folder*: yield the descriptor that holds the lock, None if another process has it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        yield -1  # nobody can have it
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield None
+    else:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _start_supervisor(folder: Path, version: Version, lock: int, *, management: bool) -> subprocess.Popen[bytes]:
+    program = str(Path(__file__).with_name("__main__.py"))
+    words = [sys.executable, program, "supervise", "--folder", str(folder), "--rabbitmq", version]
+    with (folder / LOG).open("wb") as log:
+        return subprocess.Popen(
+            [*words, *(["--management"] if management else [])],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            start_new_session=True,  # the terminal's signals and its end do not concern it
+            pass_fds=[lock],  # it keeps the lock when we close our descriptor, and the kernel drops it at its end
+        )
+
+
+def _await_state(folder: Path, supervisor: subprocess.Popen[bytes] | None) -> State:
+    """Wait for the supervisor, ours or one that another call has just started."""
+    deadline = time.monotonic() + UP_SECONDS
+    while (state := _state(folder)) is None:
+        ended = supervisor.poll() is not None if supervisor is not None else _is_free(folder)
+        if ended and _state(folder) is None:
+            raise ServerError(f"the servers did not start:\n{_log(folder)}")
+        if time.monotonic() > deadline:
+            raise ServerError(f"the servers did not start within {UP_SECONDS:.0f} s")
+        time.sleep(POLL_SECONDS)
+    return state
+
+
+def _is_free(folder: Path) -> bool:
+    with _lock(folder) as lock:
+        return lock is not None
+
+
+def _state(folder: Path) -> State | None:
+    try:
+        return State(**json.loads((folder / STATE).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def _supervisor(folder: Path) -> int | None:
+    try:
+        return int((folder / PID).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _log(folder: Path) -> str:
+    try:
+        return (folder / LOG).read_text("utf-8", "replace").strip()
+    except FileNotFoundError:
+        return "somebody took them down"

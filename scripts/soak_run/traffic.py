@@ -1,0 +1,190 @@
+"""A runner that never gives up on a message, and a subscriber that remembers every event id."""
+
+import asyncio
+import json
+import random
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from aiormq import spec
+from aiormq.abc import DeliveredMessage
+from demo_run.runs import realistic_runs
+
+from consumer.amqp.connection import BROKER_ERRORS, BrokerConnection
+from consumer.amqp.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
+from consumer.errors import UnavailableError
+from consumer.outbox.publisher import EVENTS_EXCHANGE, ConfirmedChannel
+
+EVENTS_QUEUE = "soak.events"
+CHUNK = 100
+WINDOW = 200
+DUPLICATES = 0.02
+PAUSE_SECONDS = 0.3
+# Seconds of nothing but failures after which the runner connects anew; a pause longer than the gap ends a series.
+FAILING_SECONDS, FAILING_GAP_SECONDS = 3.0, 2.0
+# Deliveries the subscriber takes before it acks.
+EVENTS_PREFETCH = 500
+SLOT = {"incident.created": 0, "incident.suppressed": 0, "policy.evaluated": 1, "run.finalized": 2}
+
+
+@dataclass(slots=True)
+class Publishing:
+    """What was published: every run, by tenant/run; and how."""
+
+    runs: dict[str, bool] = field(default_factory=dict)  # confirmed?
+    duplicates: int = 0
+    resent: int = 0
+
+
+@dataclass(slots=True)
+class Hearing:
+    """What the subscriber heard: of each run the ids of its three events, and what must not be."""
+
+    ids: dict[str, list[str | None]] = field(default_factory=dict)
+    deliveries: int = 0
+    repeated: int = 0
+    complete: int = 0
+    out_of_order: int = 0
+    returned_late: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    def hear(self, message: DeliveredMessage) -> None:
+        """Note one delivery."""
+        self.deliveries += 1
+        event = json.loads(message.body)
+        slot, run = SLOT[event["type"]], event["subject"]
+        seen = self.ids.setdefault(run, [None, None, None])
+        if seen[slot] == event["id"]:
+            self.repeated += 1
+        elif seen[slot] is not None:
+            self.faults.append(f"{run}: {event['type']} came as {seen[slot]} and as {event['id']}")
+        else:
+            if any(later is not None for later in seen[slot + 1 :]):
+                # A broker that was killed gives a new consumer first what the old one had not got, and only then
+                # what the old one held unacked: flagged, and no fault of who published it.
+                self.returned_late += bool(message.redelivered)
+                self.out_of_order += not message.redelivered
+            seen[slot] = event["id"]
+            self.complete += None not in seen
+
+
+async def publish(url: str, seed: int, rate: float, stopping: asyncio.Event, done: Publishing) -> None:
+    """Publish made-up runs at *rate* a second until *stopping*, each until it is confirmed, some of them again."""
+    line = _Line(url)
+    source = random.Random(seed + 1)  # noqa: S311 - to be repeated
+    window = asyncio.Semaphore(WINDOW)
+    recent: deque[bytes] = deque(maxlen=1_000)
+    loop, number = asyncio.get_running_loop(), 0
+    due = loop.time()
+
+    async def send(body: bytes, run: str) -> None:
+        try:
+            while True:
+                channel = line.channel
+                try:
+                    await channel.send(
+                        exchange=RUNS_EXCHANGE,
+                        routing_key=RUN_COMPLETED_KEY,
+                        body=body,
+                        properties=spec.Basic.Properties(content_type="application/json", delivery_mode=2),
+                    )
+                except (UnavailableError, RuntimeError, *BROKER_ERRORS):  # whatever it is called, there was no confirm
+                    done.resent += 1
+                    line.suspect(channel)
+                    await asyncio.sleep(PAUSE_SECONDS)
+                else:
+                    done.runs[run] = True
+                    return
+        finally:
+            window.release()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            while not stopping.is_set():
+                for body in realistic_runs(CHUNK, seed * 1_000_003 + number):
+                    fields = json.loads(body)
+                    run = f"{fields['tenant_id']}/{fields['run_id']}"
+                    again = source.choice(recent) if recent and source.random() < DUPLICATES else None
+                    recent.append(body)
+                    done.runs[run] = False
+                    await window.acquire()
+                    group.create_task(send(body, run))
+                    if again is not None:
+                        done.duplicates += 1
+                        await window.acquire()
+                        fields = json.loads(again)
+                        group.create_task(send(again, f"{fields['tenant_id']}/{fields['run_id']}"))
+                number += 1
+                due = max(due + CHUNK / rate, loop.time() - 1)
+                await asyncio.sleep(max(0.0, due - loop.time()))
+    finally:
+        await line.close()
+
+
+class _Line:
+    """The runner's connection; one that keeps failing is thrown away, so that the product's client is not trusted."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connect()
+
+    def _connect(self) -> None:
+        self._connection = BrokerConnection(self._url, name="soak runner")
+        self.channel = ConfirmedChannel(self._connection)
+        self._failing_since: float | None = None
+        self._failed_at = 0.0
+
+    def suspect(self, channel: ConfirmedChannel) -> None:
+        """Note a failure of *channel*; connect anew once it has done nothing but fail for a while."""
+        now = asyncio.get_running_loop().time()
+        if channel is not self.channel:
+            return
+        if self._failing_since is None or now - self._failed_at > FAILING_GAP_SECONDS:
+            self._failing_since = now
+        self._failed_at = now
+        if now - self._failing_since > FAILING_SECONDS:
+            self._discarded = asyncio.ensure_future(self._connection.close())
+            self._connect()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._connection.close()
+
+
+async def declare_events_queue(url: str) -> None:
+    """Make the subscriber's queue, which keeps events while the subscriber is away."""
+    connection = BrokerConnection(url, name="soak subscriber")
+    try:
+        channel = await connection.channel(confirms=False)
+        await channel.queue_declare(EVENTS_QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
+        await channel.queue_bind(EVENTS_QUEUE, EVENTS_EXCHANGE, routing_key="#")
+    finally:
+        await connection.close()
+
+
+async def subscribe(url: str, heard: Hearing) -> None:
+    """Listen, and connect again whenever the broker goes away, until cancelled."""
+    while True:
+        connection = BrokerConnection(url, name="soak subscriber")
+        try:
+            await _listen(connection, heard)
+        except (UnavailableError, RuntimeError, *BROKER_ERRORS):
+            pass
+        finally:
+            await connection.close()
+        await asyncio.sleep(PAUSE_SECONDS)
+
+
+async def _listen(connection: BrokerConnection, heard: Hearing) -> None:
+    channel = await connection.channel(confirms=False)
+
+    async def on_event(message: DeliveredMessage) -> None:
+        heard.hear(message)
+        with suppress(*BROKER_ERRORS):
+            await channel.basic_ack(message.delivery_tag or 0, wait=False)
+
+    await channel.basic_qos(prefetch_count=EVENTS_PREFETCH, timeout=10)
+    await channel.basic_consume(EVENTS_QUEUE, on_event, timeout=10)
+    while not channel.is_closed and connection.is_open:
+        await asyncio.sleep(0.2)

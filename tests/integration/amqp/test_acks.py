@@ -1,0 +1,136 @@
+"""Acks on a real quorum queue: as few as order permits, none lost when the channel closes right behind them."""
+
+import asyncio
+
+import pytest
+from aiormq.abc import DeliveredMessage
+
+from consumer.amqp.acks import Acks
+from consumer.amqp.connection import BrokerConnection
+from tests.support.traffic import emptied, publish
+
+QUEUE = "closeout.run-completed"
+
+
+class Consumer:
+    """A channel of its own that was delivered *number* messages."""
+
+    def __init__(self, url: str) -> None:
+        self.connection = BrokerConnection(url, name="acks")
+        self.messages: list[DeliveredMessage] = []
+
+    async def open(self, number: int) -> None:
+        self.channel = await self.connection.channel(confirms=False)
+        await self.channel.basic_qos(prefetch_count=number)
+        await self.channel.basic_consume(QUEUE, self._on_message)
+        async with asyncio.timeout(15):
+            while len(self.messages) < number:
+                await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        await self.channel.close()
+        await self.connection.close()
+
+    async def _on_message(self, message: DeliveredMessage) -> None:
+        self.messages.append(message)
+
+
+async def given_back(broker: BrokerConnection) -> None:
+    """Wait until the queue knows that its consumer is gone: in that instant it takes back what was not acked."""
+    channel = await broker.channel(confirms=False)
+    async with asyncio.timeout(15):
+        while (await channel.queue_declare(QUEUE, passive=True)).consumer_count:
+            await asyncio.sleep(0.01)
+    await channel.close()
+
+
+async def left_after(amqp_url, broker, number, steps) -> list[int]:
+    """Do *steps* to the acks of a channel that got *number* messages, close it, and say what the queue then holds."""
+    await publish(broker, *[b"%d" % position for position in range(1, number + 1)])
+    consumer = Consumer(amqp_url)
+    await consumer.open(number)
+    await steps(Acks(consumer.channel, hold_back=100))
+    await consumer.close()
+    await given_back(broker)
+    return sorted(int(message.body) for message in await emptied(broker, QUEUE))
+
+
+@pytest.mark.parametrize("attempt", range(5))
+async def test_a_channel_that_closes_right_behind_its_acks_loses_none(amqp_url, broker, attempt):
+    async def steps(acks: Acks) -> None:
+        for first in range(1, 201, 50):
+            for tag in range(first, first + 50):
+                acks.ack(tag)
+            await acks.flush()
+
+    assert await left_after(amqp_url, broker, 200, steps) == []
+
+
+async def test_what_is_still_being_worked_on_is_not_acked_with_what_came_after_it(amqp_url, broker):
+    async def steps(acks: Acks) -> None:
+        for tag in (1, 2, 4, 5):
+            acks.ack(tag)
+        await acks.flush()
+
+    # 3 is unfinished: 4 and 5 wait for it, and a channel that dies now hands back all three.
+    assert await left_after(amqp_url, broker, 5, steps) == [3, 4, 5]
+
+
+async def test_what_was_held_back_is_acked_once_the_unfinished_delivery_is_done(amqp_url, broker):
+    async def steps(acks: Acks) -> None:
+        for tag in (1, 2, 4, 5):
+            acks.ack(tag)
+        await acks.flush()
+        acks.ack(3)
+        await acks.flush()
+
+    assert await left_after(amqp_url, broker, 5, steps) == []
+
+
+async def test_a_requeued_delivery_is_not_covered_by_an_ack_of_later_ones(amqp_url, broker):
+    async def steps(acks: Acks) -> None:
+        await acks.requeue(2)
+        for tag in (1, 3):
+            acks.ack(tag)
+        await acks.flush()
+
+    # 2 may have been delivered anew to this very consumer; it goes back when the channel closes.
+    assert await left_after(amqp_url, broker, 3, steps) == [2]
+
+
+async def test_before_a_channel_is_closed_under_an_unfinished_batch_the_others_are_acked(amqp_url, broker):
+    async def steps(acks: Acks) -> None:
+        for tag in (2, 3):
+            acks.ack(tag)
+        await acks.flush(everything=True)
+
+    assert await left_after(amqp_url, broker, 3, steps) == [1]
+
+
+async def test_an_unfinished_batch_holds_back_no_more_than_a_part_of_the_prefetch(amqp_url, broker):
+    async def steps(acks: Acks) -> None:
+        for tag in range(2, 103):
+            acks.ack(tag)
+        await acks.flush()
+        await asyncio.sleep(0.3)  # they went out one by one; see the module's docstring
+
+    assert await left_after(amqp_url, broker, 102, steps) == [1]
+
+
+async def test_transactions_that_flush_at_once_ack_no_tag_twice(amqp_url, broker):
+    """The second time the broker would not know it, and close the channel."""
+
+    async def steps(acks: Acks) -> None:
+        def flush(*tags: int) -> asyncio.Task[None]:
+            for tag in tags:
+                acks.ack(tag)
+            return asyncio.create_task(acks.flush())
+
+        flushes = [flush(*range(51, 201))]
+        for _ in range(3):  # it has begun to write, and waits for the connection to take more
+            await asyncio.sleep(0)
+        flushes += [flush(*range(201, 251)), flush(*range(1, 51))]
+        await asyncio.gather(*flushes)
+        await acks._channel.basic_qos(prefetch_count=1)  # an answer, so it is open
+
+    assert await left_after(amqp_url, broker, 250, steps) == []

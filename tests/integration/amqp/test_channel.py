@@ -1,0 +1,31 @@
+"""A channel whose connection ends while something waits on it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from consumer.amqp.channel import Channel
+from consumer.amqp.connection import BROKER_ERRORS, BrokerConnection
+from consumer.errors import UnavailableError
+
+Call = Callable[[BrokerConnection, Channel], Awaitable[object]]
+
+CALLS: dict[str, Call] = {
+    "opening another": lambda connection, _: connection.channel(confirms=True),
+    "cancelling a consumer": lambda _, channel: channel.basic_cancel("none", timeout=5),
+    "closing": lambda _, channel: channel.close(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+async def test_a_missed_heartbeat_is_weather_and_no_cancellation_for_what_waits_on_the_channel(bare_amqp_url, call):
+    connection = BrokerConnection(bare_amqp_url, name="heartbeat")
+    channel = await connection.channel(confirms=False)
+    waiting = asyncio.create_task(call(connection, channel))
+    for _ in range(3):  # it is written, and the answer has not been read
+        await asyncio.sleep(0)
+    channel.connection._reader_task.cancel()  # type: ignore[attr-defined] # as the client does where nothing came
+    with pytest.raises((*BROKER_ERRORS, UnavailableError)):
+        await asyncio.wait_for(asyncio.shield(waiting), 10)
+    await connection.close()

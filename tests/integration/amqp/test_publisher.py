@@ -1,0 +1,193 @@
+"""A batch of events on a real broker: written at once, each answered for itself."""
+
+import asyncio
+from uuid import uuid4
+
+import pytest
+from aiormq import spec
+
+from consumer.amqp.connection import BrokerConnection
+from consumer.amqp.topology import declare
+from consumer.contract.events import OutboxEvent
+from consumer.errors import UnavailableError
+from consumer.metrics import Metrics
+from consumer.outbox.publisher import EVENTS_EXCHANGE, ConfirmedChannel, EventPublisher
+from tests.support.proxy import Proxy
+from tests.support.traffic import listen, received
+
+
+def event(*, routing_key: str = "incident.created.HIGH", body: str = "{}") -> OutboxEvent:
+    return OutboxEvent(
+        tenant_id="acme", run_id=uuid4(), sequence=1, event_id=uuid4(), type="incident.created",
+        routing_key=routing_key, body=body,
+    )  # fmt: skip
+
+
+def publisher(broker: BrokerConnection, *, require_subscribers: bool = False) -> EventPublisher:
+    return EventPublisher(ConfirmedChannel(broker), metrics=Metrics(), require_subscribers=require_subscribers)
+
+
+async def test_a_batch_arrives_whole_in_order_and_is_confirmed(broker):
+    found = await listen(broker)
+    # The last ones need two body frames, and a hundred.
+    events = [event(body=f"{n}é") for n in range(300)] + [event(body="x" * n) for n in (131_065, 13_000_000)]
+
+    outcome = await publisher(broker).publish(events)
+
+    assert (outcome.confirmed, outcome.failure) == (events, None)
+    for sent, got in zip(events, await received(found, len(events)), strict=True):
+        properties = got.header.properties
+        assert got.body == sent.body.encode()
+        assert (properties.message_id, properties.correlation_id) == (str(sent.event_id), str(sent.run_id))
+        assert (properties.message_type, properties.delivery_mode) == ("incident.created", 2)
+        assert (properties.content_type, got.routing_key) == (
+            "application/cloudevents+json",
+            "incident.created.HIGH",
+        )
+
+
+async def test_a_batch_of_nothing_is_done_at_once(broker):
+    async with asyncio.timeout(2):
+        outcome = await publisher(broker).publish([])
+    assert (outcome.confirmed, outcome.failure) == ([], None)
+
+
+async def test_several_batches_at_once_on_one_channel_get_each_their_own_answers(broker):
+    shared = publisher(broker)
+    batches = [[event() for _ in range(40)] for _ in range(10)]
+
+    outcomes = await asyncio.gather(*(shared.publish(batch) for batch in batches))
+
+    assert [outcome.confirmed for outcome in outcomes] == batches
+
+
+async def test_of_a_batch_what_no_queue_takes_is_told_from_what_one_takes(broker):
+    channel = await broker.channel(confirms=False)
+    queue = (await channel.queue_declare("", exclusive=True)).queue or ""
+    await channel.queue_bind(queue, EVENTS_EXCHANGE, routing_key="taken")
+    events = [event(routing_key="taken" if n % 3 else "not.taken") for n in range(30)]
+
+    lenient = await publisher(broker).publish(events)
+    strict = await publisher(broker, require_subscribers=True).publish(events)
+
+    assert lenient.confirmed == events
+    assert strict.confirmed == [e for e in events if e.routing_key == "taken"]
+    assert "not.taken" in str(strict.failure)
+
+
+async def test_a_channel_that_the_broker_closes_under_a_batch_fails_it_and_the_next_goes_out_on_a_new_one(broker):
+    channel = await broker.channel(confirms=False)
+    await channel.exchange_delete(EVENTS_EXCHANGE)
+    mine = publisher(broker)
+
+    gone = await mine.publish([event() for _ in range(20)])
+    await declare(broker)
+    back = await mine.publish([event() for _ in range(20)])
+
+    assert gone.confirmed == []
+    assert "NOT_FOUND" in str(gone.failure)
+    assert (len(back.confirmed), back.failure) == (20, None)
+
+
+async def test_a_connection_that_ends_under_a_batch_fails_it(amqp_url, rabbit):
+    line = await Proxy(rabbit.port).accept()
+    other = BrokerConnection(amqp_url.replace(f":{rabbit.port}/", f":{line.port}/"), name="ends")
+    mine = publisher(other)
+    await mine.publish([event()])
+    line.stall()  # or the broker might have confirmed all of it before it closes
+    events = [event(body="x" * 1_000_000) for _ in range(5)]
+    task = asyncio.create_task(mine.publish(events))
+    await asyncio.to_thread(rabbit.eval, 'rabbit_networking:close_all_user_connections(<<"closeout">>, <<"test">>)')
+    line.flow()
+
+    outcome = await task
+
+    assert outcome.failure
+    assert outcome.confirmed == []
+    await other.close()
+    line.close()
+
+
+async def test_a_connection_that_was_lost_is_closed_before_another_takes_its_place(amqp_url, rabbit):
+    """Or the garbage collector would, in any thread, and warn of it among the worker's log lines."""
+    made = BrokerConnection(amqp_url, name="lost")
+    await made.channel(confirms=True)
+    lost = made._connection
+    assert lost is not None
+    await asyncio.to_thread(rabbit.eval, 'rabbit_networking:close_all_user_connections(<<"closeout">>, <<"test">>)')
+    async with asyncio.timeout(10):
+        while made.is_open:
+            await asyncio.sleep(0.01)
+
+    await made.channel(confirms=True)
+
+    assert made._connection is not lost
+    assert lost.is_closed
+    await made.close()
+
+
+async def test_a_batch_that_is_cancelled_leaves_the_channel_usable(broker):
+    mine = publisher(broker)
+    large = [event(body="x" * 1_000_000) for _ in range(20)]
+    task = asyncio.create_task(mine.publish(large))
+    await asyncio.sleep(0.02)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    events = [event() for _ in range(20)]
+    assert (await mine.publish(events)).confirmed == events
+
+
+@pytest.mark.parametrize(
+    ("write", "why"), [("^$", "exchange 'governance.events'"), ("^governance", "topic 'incident.created.HIGH'")]
+)
+async def test_events_that_this_user_may_not_write_say_which_right_is_missing(
+    rabbit, bare_amqp_url, broker, write, why
+):
+    vhost = bare_amqp_url.rsplit("/", 1)[1]
+    theirs = BrokerConnection(rabbit.add_user(f"mute-{vhost}", "pw", "^$", write, "^$", vhost), name="tests")
+    rabbit.permit(f"mute-{vhost}", vhost, "^$", write, "^$", topics=[(EVENTS_EXCHANGE, "^run", "^$")])
+
+    outcome = await publisher(theirs).publish([event(), event()])
+
+    assert outcome.confirmed == []
+    assert outcome.failure is not None
+    assert "ACCESS_REFUSED" in outcome.failure
+    assert why in outcome.failure
+    await theirs.close()
+
+
+async def test_of_copies_under_one_message_id_at_once_none_counts_as_taken_that_no_queue_took(broker):
+    """The id is the sender's: two messages that are parked at once may have the same, and each is acked for its own."""
+    channel = ConfirmedChannel(broker)
+
+    async def send() -> None:
+        same = spec.Basic.Properties(message_id="1")
+        await channel.send(exchange=EVENTS_EXCHANGE, routing_key="not.taken", body=b"x", properties=same)
+
+    answers = await asyncio.gather(*(send() for _ in range(3)), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [UnavailableError] * 3
+
+
+async def test_events_that_two_transactions_publish_at_once_stay_where_no_queue_takes_them(broker):
+    """The run was delivered twice: the second finds its events in the outbox while the first is publishing them."""
+    shared, events = publisher(broker, require_subscribers=True), [event(routing_key="not.taken") for _ in range(3)]
+
+    outcomes = await asyncio.gather(*(shared.publish(events) for _ in range(3)))
+
+    assert [outcome.confirmed for outcome in outcomes] == [[], [], []]
+    assert (await shared.publish(events)).failure  # nobody is at them any more
+
+
+async def test_events_go_out_to_a_broker_that_sets_no_limit_to_frames(rabbit, bare_amqp_url, broker):
+    found = await listen(broker)
+    rabbit.eval("application:set_env(rabbit, frame_max, 0)")
+    unlimited = BrokerConnection(bare_amqp_url, name="unlimited")
+    try:
+        outcome = await publisher(unlimited).publish([event(body="x" * 200_000)])
+        await received(found, 1)
+    finally:
+        rabbit.eval("application:set_env(rabbit, frame_max, 131072)")
+        await unlimited.close()
+    assert outcome.failure is None

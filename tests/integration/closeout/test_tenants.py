@@ -1,0 +1,238 @@
+"""A tenant cannot touch another's run: the same ids under two tenants are two runs everywhere they show.
+
+acme and globex publish a run of the same run id, with the same trace id, and each says something that only it knows.
+"""
+
+import asyncio
+import json
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from consumer.maintenance.reconcile import reconcile
+from consumer.parked.copies import PARKED_QUEUE, headers_of
+from consumer.runs.lookup import read_run
+from domains import tables
+from domains.policies.apply import apply_policies
+from domains.policies.files import read_policies
+from tests.support import run_messages as runs
+from tests.support.broken_writes import break_writes_to
+from tests.support.command_line import closeout
+from tests.support.console_site import ask
+from tests.support.traffic import emptied, eventually, listen, parked, publish, published_runs, received, worker
+
+TENANTS = ("acme", "globex")
+# What only that tenant's run says; no answer about the other's may hold it.
+KNOWS = {"acme": "the acme password is swordfish", "globex": "globex bought the moon"}
+POLICIES = """
+- {name: of acme, effect: flag, severity: HIGH, condition: 'true', tenant_id: acme}
+- {name: globex is quiet, effect: suppress_incident, severity: LOW, condition: 'true', tenant_id: globex}
+- {name: of all, effect: flag, severity: LOW, condition: 'true'}
+"""
+WAITING = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
+OF_TENANT = ("run_completions", "policy_evaluations", "traces")
+
+
+@dataclass
+class Twins:
+    """Two messages that differ in whose they are, and in what they say."""
+
+    run_id: UUID
+    trace_id: UUID
+
+    def fields(self, tenant: str, **changes: Any) -> dict[str, Any]:
+        said = {"tenant_id": tenant, "run_id": str(self.run_id), "trace_id": str(self.trace_id)}
+        return runs.message(**said | {"error_message": KNOWS[tenant], "agent_id": f"agent-of-{tenant}"} | changes)
+
+    def body(self, tenant: str, **changes: Any) -> bytes:
+        return runs.body(self.fields(tenant, **changes))
+
+
+@pytest.fixture
+def twins() -> Twins:
+    return Twins(uuid4(), uuid4())
+
+
+async def rows(engine: AsyncEngine, table: str) -> list[dict[str, Any]]:
+    async with engine.connect() as conn:
+        found = await conn.execute(select(getattr(tables, table)).order_by(getattr(tables, table).c.tenant_id))
+        return [dict(row) for row in found.mappings()]
+
+
+async def test_one_run_id_of_two_tenants_is_two_runs_in_every_table_event_and_page(
+    twins, database_url, amqp_url, engine, broker
+):
+    async with engine.begin() as conn:
+        await apply_policies(conn, read_policies(POLICIES, source="test"))
+    events = await listen(broker)
+    async with worker(database_url, amqp_url) as service:
+        await publish(broker, *[twins.body(tenant) for tenant in TENANTS])
+        await eventually(engine, published_runs(), 2)
+        await received(events, 6)
+        pages = {tenant: await ask(service, f"/runs/{tenant}/{twins.run_id}") for tenant in (*TENANTS, "nobody")}
+    assert await emptied(broker, PARKED_QUEUE) == []
+
+    for table in OF_TENANT:
+        found = await rows(engine, table)
+        assert [(row["tenant_id"], row["run_id"]) for row in found] == [(tenant, twins.run_id) for tenant in TENANTS]
+    # A policy of a tenant's own is in force for its runs alone; one without a tenant is in force for both.
+    assert [row["tenant_id"] for row in await rows(engine, "incidents")] == ["acme"]
+    assert [row["tenant_id"] for row in await rows(engine, "prevention_records")] == ["globex"]
+    violated = [[each["name"] for each in row["violations"]] for row in await rows(engine, "policy_evaluations")]
+    assert violated == [["of acme", "of all"], ["of all"]]
+
+    told = [json.loads(event.body) for event in events]
+    assert len({event["id"] for event in told}) == 6
+    for tenant in TENANTS:
+        own = [event for event in told if event["data"]["tenant_id"] == tenant]
+        assert {event["subject"] for event in own} == {f"{tenant}/{twins.run_id}"}
+        assert len(own) == 3
+
+    assert [pages[tenant].status for tenant in (*TENANTS, "nobody")] == [200, 200, 404]
+    for tenant, other in (TENANTS, TENANTS[::-1]):
+        assert f"agent-of-{tenant}" in pages[tenant].body
+        for secret in (KNOWS[other], f"agent-of-{other}"):
+            assert secret not in pages[tenant].body
+            assert secret not in pages["nobody"].body
+        kept = await read_run(engine, twins.run_id, tenant=tenant)
+        assert kept is not None
+        assert (kept.completion["tenant_id"], kept.completion["agent_id"]) == (tenant, f"agent-of-{tenant}")
+        assert kept.trace is not None
+        assert kept.trace["agent_id"] == f"agent-of-{tenant}"
+
+    shown = await closeout("runs", "show", f"acme/{twins.run_id}", DATABASE_URL=database_url)
+    assert shown.returncode == 0
+    assert "agent-of-acme" in shown.stdout
+    assert "globex" not in shown.stdout + shown.stderr
+
+
+async def test_a_conflict_is_the_tenant_s_own_and_tells_nothing_of_another_s_run(
+    twins, database_url, amqp_url, engine, broker
+):
+    async with worker(database_url, amqp_url):
+        await publish(broker, twins.body("globex"))
+        await eventually(engine, published_runs(), 1)
+        # acme tries what it can think of: globex's run id and trace id, then another content for what it has claimed.
+        await publish(broker, twins.body("acme"))
+        await eventually(engine, published_runs(), 2)
+        await publish(broker, twins.body("acme", status="succeeded", error_code=None, error_message=None))
+        (message,) = await parked(broker, 1)
+        kept = await read_run(engine, twins.run_id, tenant="globex")
+        assert kept is not None
+    headers = headers_of(message)
+    assert headers["x-closeout-reason"] == "conflicting_duplicate"
+    assert json.loads(message.body)["tenant_id"] == "acme"
+    assert not any("globex" in str(value) or KNOWS["globex"] in str(value) for value in headers.values())
+    assert kept.incident is not None
+    assert kept.incident["error_message"] == KNOWS["globex"]
+    assert kept.completion["status"] == "failed"
+
+
+async def test_a_trace_is_completed_by_a_run_of_its_own_tenant_only(twins, database_url, amqp_url, engine, broker):
+    async with engine.begin() as conn:  # both runners have opened theirs, and acme's run goes on
+        await conn.execute(
+            text(
+                "INSERT INTO governance.traces (tenant_id, trace_id, run_id, agent_id, status, started_at, steps) "
+                "SELECT tenant, :trace, :run, 'agent-of-' || tenant, 'running', now(), '[]' "
+                "FROM unnest(CAST(:tenants AS text[])) AS tenant"
+            ),
+            {"trace": twins.trace_id, "run": twins.run_id, "tenants": list(TENANTS)},
+        )
+    async with worker(database_url, amqp_url):
+        await publish(broker, twins.body("globex"))
+        await eventually(engine, published_runs(), 1)
+        assert [(row["tenant_id"], row["status"]) for row in await rows(engine, "traces")] == [
+            ("acme", "running"),
+            ("globex", "failed"),
+        ]
+        await publish(broker, twins.body("acme", status="succeeded", error_code=None))
+        await eventually(engine, published_runs(), 2)
+    assert [(row["tenant_id"], row["status"]) for row in await rows(engine, "traces")] == [
+        ("acme", "completed"),
+        ("globex", "failed"),
+    ]
+
+
+async def test_what_fails_for_one_tenant_is_rolled_back_found_and_named_for_that_one_alone(
+    twins, database_url, amqp_url, engine, broker
+):
+    await break_writes_to(engine, "traces", KNOWS["acme"])
+    async with engine.begin() as conn:
+        await conn.execute(text("DROP TRIGGER refuse ON governance.traces"))
+        await conn.execute(
+            text(
+                "CREATE TRIGGER refuse BEFORE INSERT ON governance.traces FOR EACH ROW "
+                "WHEN (NEW.tenant_id = 'acme') EXECUTE FUNCTION governance.refuse()"
+            )
+        )
+    one_at_once = {"DELIVERY_MAX_ATTEMPTS": "1", "MAX_CONCURRENT_TRANSACTIONS": "1"}
+    async with worker(database_url, amqp_url, **one_at_once) as service:
+        async with engine.begin() as conn:  # another's run is held until both are there, so that they share a batch
+            await conn.execute(text("LOCK TABLE governance.run_completions IN ACCESS EXCLUSIVE MODE"))
+            await publish(broker, runs.body(tenant_id="zeta"))
+            await eventually(engine, WAITING, 1)
+            await publish(broker, *[twins.body(tenant) for tenant in TENANTS])
+            async with asyncio.timeout(15):
+                while service.worker._settler._metrics.registry.get_sample_value("closeout_inflight_deliveries") != 3:
+                    await asyncio.sleep(0.01)
+        (message,) = await parked(broker, 1)
+        await eventually(engine, published_runs(), 2)
+    assert json.loads(message.body)["tenant_id"] == "acme"
+    assert [row["tenant_id"] for row in await rows(engine, "run_completions")] == ["globex", "zeta"]
+    kept = await read_run(engine, twins.run_id, tenant="globex")
+    assert kept is not None
+    assert len(kept.rollbacks) == 1, "they did not share a batch"
+    assert KNOWS["acme"] not in str(kept)
+    errors = [row["error"] for row in await rows(engine, "rollbacks") if row["tenant_id"] == "acme"]
+    assert any(KNOWS["acme"] in error for error in errors)
+
+    async with engine.begin() as conn:
+        await conn.execute(text("DROP TRIGGER refuse ON governance.traces"))
+    async with worker(database_url, amqp_url):
+        await publish(broker, twins.body("acme"))
+        await eventually(engine, published_runs(), 3)
+    async with engine.begin() as conn:
+        await conn.execute(text("DELETE FROM governance.policy_evaluations WHERE tenant_id = 'acme'"))
+    broken = [finding for finding in await reconcile(engine, older_than_seconds=0) if finding.count]
+    assert [(each.count, [example.tenant_id for example in each.examples]) for each in broken] == [(1, ["acme"])]
+
+
+async def test_every_key_of_a_table_with_tenants_data_begins_with_the_tenant(engine):
+    keys = text(
+        """
+        SELECT c.relname AS of_table, k.relname AS key,
+               (SELECT attname FROM pg_attribute WHERE attrelid = c.oid AND attnum = i.indkey[0]) AS first
+          FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_class k ON k.oid = i.indexrelid
+         WHERE c.relnamespace = 'governance'::regnamespace AND i.indisunique
+        """
+    )
+    foreign = text(
+        """
+        SELECT f.conname FROM pg_constraint f
+         WHERE f.connamespace = 'governance'::regnamespace AND f.contype = 'f'
+           AND NOT EXISTS (SELECT FROM pg_attribute a
+                            WHERE a.attrelid = f.conrelid AND a.attnum = ANY (f.conkey) AND a.attname = 'tenant_id')
+        """
+    )
+    homeless = text(
+        """
+        SELECT c.relname FROM pg_class c
+         WHERE c.relnamespace = 'governance'::regnamespace AND c.relkind IN ('r', 'p')
+           AND NOT EXISTS (SELECT FROM pg_attribute a
+                            WHERE a.attrelid = c.oid AND a.attname = 'tenant_id' AND NOT a.attisdropped)
+        """
+    )
+    async with engine.connect() as conn:
+        found = [tuple(row) for row in await conn.execute(keys)]
+        assert len({of_table for of_table, _, _ in found}) == 9
+        # A policy's id is made here and looked up by nobody's wish; which runs it is for is its own column.
+        assert {(t, key) for t, key, first in found if first != "tenant_id"} == {
+            ("policies", "policies_pkey"),
+            ("schema_version", "schema_version_pkc"),
+        }
+        assert list(await conn.execute(foreign)) == []
+        assert list((await conn.execute(homeless)).scalars()) == ["schema_version"]

@@ -1,0 +1,102 @@
+"""TRUSTED_PUBLISHERS: whose messages are taken, as the broker itself vouches for it, and who answers for a replay."""
+
+import asyncio
+
+import pytest
+from servers import RabbitServer
+
+from consumer.amqp.connection import BrokerConnection
+from consumer.errors import UnavailableError
+from consumer.parked.copies import PARKED_QUEUE, headers_of
+from consumer.parked.operations import Filters, replay
+from tests.support import run_messages as runs
+from tests.support.traffic import emptied, eventually, parked, publish, published_runs, worker
+
+UNTRUSTED = Filters(reason="untrusted_publisher")
+
+
+@pytest.fixture
+def user(rabbit: RabbitServer, amqp_url: str):
+    """Add a user of the vhost by a name of its own; return a connection as that user, and the name."""
+    vhost = amqp_url.rpartition("/")[2]
+
+    def add(name: str) -> tuple[BrokerConnection, str]:
+        full = f"{name}-{vhost}"
+        return BrokerConnection(rabbit.add_user(full, "pw", "^$", ".*", ".*", vhost), name=name), full
+
+    return add
+
+
+async def test_the_broker_lets_nobody_publish_in_another_s_name(user, broker):
+    runner, _ = user("runner")
+    _, somebody = user("somebody")
+    with pytest.raises(UnavailableError) as refused:
+        await publish(runner, runs.body(), user_id=somebody)
+    assert "PRECONDITION_FAILED - user_id property set to" in str(refused.value)
+    assert await emptied(broker, "closeout.run-completed") == []
+    await runner.close()
+
+
+async def test_only_who_is_named_is_taken_and_the_others_are_parked_with_the_name_they_gave(
+    user, database_url, amqp_url, engine, broker
+):
+    runner, trusted = user("runner")
+    stranger, name = user("stranger")
+    async with worker(database_url, amqp_url, TRUSTED_PUBLISHERS=trusted):
+        await publish(runner, runs.body(), user_id=trusted)
+        await publish(stranger, runs.body(), user_id=name)
+        await publish(runner, runs.body())  # trusted, and does not say who it is
+        found = await parked(broker, 2)
+        await eventually(engine, published_runs(), 1)
+    assert [headers_of(message)["x-closeout-reason"] for message in found] == ["untrusted_publisher"] * 2
+    assert {headers_of(message).get("x-closeout-user-id") for message in found} == {name, None}
+    told = {str(headers_of(message)["x-closeout-error"]) for message in found}
+    assert any(name in words for words in told)
+    for connection in (runner, stranger):
+        await connection.close()
+
+
+async def test_who_replays_answers_for_the_messages_and_must_be_trusted_like_anybody(
+    user, database_url, amqp_url, engine, broker
+):
+    stranger, name = user("stranger")
+    operator, operator_name = user("operator")
+    async with worker(database_url, amqp_url, TRUSTED_PUBLISHERS="nobody-else", AMQP_URL=amqp_url):
+        await publish(stranger, runs.body(), user_id=name)
+        await _parked_messages(broker, 1)
+
+        assert (await replay(operator, UNTRUSTED, rows=1)).count == 1
+        await _parked_messages(broker, 1)
+        (again,) = await emptied(broker, PARKED_QUEUE)
+        assert headers_of(again)["x-closeout-user-id"] == operator_name
+        await publish(stranger, again.body, user_id=name)
+        await _parked_messages(broker, 1)
+
+        # The worker's own user is always taken: its copies come back from the retry queue.
+        assert (await replay(broker, UNTRUSTED, rows=1)).count == 1
+        await eventually(engine, published_runs(), 1)
+    async with worker(database_url, amqp_url, TRUSTED_PUBLISHERS=operator_name):
+        await publish(stranger, runs.body(), user_id=name)
+        await _parked_messages(broker, 1)
+        assert (await replay(operator, UNTRUSTED, rows=1)).count == 1
+        await eventually(engine, published_runs(), 2)
+    for connection in (stranger, operator):
+        await connection.close()
+
+
+async def test_whom_a_tenant_belongs_to_is_not_looked_at(user, database_url, amqp_url, engine, broker):
+    """The setting says whose messages are taken, not for which tenants: that a runner names its own is the runner's."""
+    runner, trusted = user("runner")
+    async with worker(database_url, amqp_url, TRUSTED_PUBLISHERS=trusted):
+        await publish(runner, runs.body(tenant_id="acme"), runs.body(tenant_id="globex"), user_id=trusted)
+        await eventually(engine, published_runs(), 2)
+    await runner.close()
+
+
+async def _parked_messages(broker: BrokerConnection, number: int) -> None:
+    """Wait until so many messages are parked, and leave them there."""
+    channel = await broker.channel(confirms=False)
+    async with asyncio.timeout(15):
+        while (await channel.queue_declare(PARKED_QUEUE, passive=True)).message_count != number:
+            await asyncio.sleep(0.02)
+    await channel.close()

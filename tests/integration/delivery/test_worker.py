@@ -1,0 +1,248 @@
+"""The worker's parts together, on both real servers, in the test's own loop."""
+
+import asyncio
+import gc
+
+import pytest
+from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from consumer import create_transaction_coordinator
+from consumer.amqp.acks import Acks
+from consumer.amqp.connection import BrokerConnection
+from consumer.assembly import Service
+from consumer.closeout.inbox import Arrival
+from consumer.contract.run_message import decode
+from consumer.parked.copies import headers_of
+from domains import tables
+from tests.support import run_messages as runs
+from tests.support.traffic import emptied, eventually, listen, parked, publish, published_runs, received, worker
+
+
+async def test_published_runs_are_committed_acked_and_told_downstream_in_order(database_url, amqp_url, engine, broker):
+    events = await listen(broker)
+    bodies = [runs.body() for _ in range(120)]
+    async with worker(database_url, amqp_url):
+        await publish(broker, *bodies)
+        await eventually(engine, published_runs(), 120)
+    assert len(await received(events, 360)) == 360
+    for body in bodies:
+        mine = [e for e in events if e.header.properties.correlation_id == str(runs.run_id_of(body))]
+        assert [e.header.properties.message_type for e in mine] == [
+            "incident.created",
+            "policy.evaluated",
+            "run.finalized",
+        ]
+    async with engine.connect() as conn:
+        assert (await conn.execute(select(func.count()).select_from(tables.outbox_events))).scalar_one() == 0
+    assert await _queue_length(broker, "closeout.run-completed") == 0
+
+
+async def test_duplicates_are_harmless(database_url, amqp_url, engine, broker):
+    body = runs.body()
+    events = await listen(broker)
+    async with worker(database_url, amqp_url) as service:
+        await publish(broker, *[body] * 30)
+        await eventually(engine, published_runs(), 1)
+        async with asyncio.timeout(10):
+            while _value(service, "closeout_deliveries_total", result="duplicate") < 29:
+                await asyncio.sleep(0.02)
+    assert len({e.header.properties.message_id for e in await received(events, 3)}) == 3
+
+
+BAD = {
+    "invalid_json": b"{nonsense",
+    "schema_violation": runs.body(status="done"),
+    "unsupported_schema_version": runs.body(schema_version=2),
+    "too_large": runs.body(error_message="x" * 1_100_000),
+}
+
+
+async def test_what_cannot_be_processed_is_parked_whole_and_the_rest_goes_on(database_url, amqp_url, engine, broker):
+    good = runs.body()
+    async with worker(database_url, amqp_url):
+        await publish(
+            broker,
+            *BAD.values(),
+            message_id="m-1",
+            correlation_id="c-1",
+            priority=3,
+            app_id="runner",
+            headers={"traceparent": "00-x", "n": 5, "CC": ["closeout.run-completed"]},
+            expiration="60000",
+        )
+        await publish(broker, good)
+        found = await parked(broker, len(BAD))
+        await eventually(engine, published_runs(), 1)
+    assert {headers_of(m)["x-closeout-reason"]: m.body for m in found} == BAD
+    for message in found:
+        properties, headers = message.header.properties, headers_of(message)
+        assert (properties.message_id, properties.correlation_id, properties.priority, properties.app_id) == (
+            "m-1",
+            "c-1",
+            3,
+            "runner",
+        )
+        assert properties.content_type == "application/json"
+        assert (headers["traceparent"], headers["n"]) == ("00-x", 5)
+        assert headers["x-closeout-exchange"] == "runs"
+        assert headers["x-closeout-routing-key"] == "run.completed"
+        assert headers["x-closeout-attempts"] == 0
+        assert headers["x-closeout-error"]
+        # What would make the broker drop the copy or send it elsewhere is kept aside.
+        assert (properties.expiration, headers["x-closeout-expiration"]) == (None, "60000")
+        assert headers["x-closeout-cc"] == ["closeout.run-completed"]
+
+
+async def test_a_conflicting_duplicate_is_parked(database_url, amqp_url, engine, broker):
+    fields = runs.message()
+    async with worker(database_url, amqp_url):
+        await publish(broker, runs.body(fields))
+        await eventually(engine, published_runs(), 1)
+        await publish(broker, runs.body({**fields, "model": "another"}))
+        (message,) = await parked(broker, 1)
+    assert headers_of(message)["x-closeout-reason"] == "conflicting_duplicate"
+
+
+async def test_a_wrong_content_type_is_parked(database_url, amqp_url, broker):
+    async with worker(database_url, amqp_url):
+        await publish(broker, runs.body(), content_type="text/xml")
+        (message,) = await parked(broker, 1)
+    assert headers_of(message)["x-closeout-reason"] == "unsupported_content_type"
+
+
+async def test_only_trusted_publishers_are_taken(database_url, amqp_url, bare_amqp_url, rabbit, engine, broker):
+    vhost = bare_amqp_url.rsplit("/", 1)[1]
+    runner = BrokerConnection(rabbit.add_user(f"runner-{vhost}", "pw", "^$", ".*", ".*", vhost), name="runner")
+    async with worker(database_url, amqp_url, TRUSTED_PUBLISHERS=f"runner-{vhost}"):
+        await publish(runner, runs.body(), user_id=f"runner-{vhost}")
+        await publish(runner, runs.body())
+        (message,) = await parked(broker, 1)
+        await eventually(engine, published_runs(), 1)
+    assert headers_of(message)["x-closeout-reason"] == "untrusted_publisher"
+    await runner.close()
+
+
+async def test_a_run_that_cannot_be_written_does_not_take_its_batch_with_it(database_url, amqp_url, engine, broker):
+    bad = runs.message(tenant_id="cursed")
+    async with engine.begin() as conn:
+        await conn.execute(
+            text("ALTER TABLE governance.incidents ADD CONSTRAINT no_curse CHECK (tenant_id <> 'cursed')")
+        )
+    bodies = [runs.body() for _ in range(40)]
+    bodies.insert(20, runs.body(bad))
+    await publish(broker, *bodies)
+    async with worker(database_url, amqp_url, DELIVERY_MAX_ATTEMPTS="1"):
+        (message,) = await parked(broker, 1)
+        await eventually(engine, published_runs(), 40)
+    assert message.body == runs.body(bad)
+    headers = headers_of(message)
+    assert (headers["x-closeout-reason"], headers["x-closeout-attempts"]) == ("attempts_exhausted", 1)
+    assert "no_curse" in headers["x-closeout-error"]
+
+
+async def test_what_was_known_of_a_channel_is_forgotten_with_it(database_url, amqp_url, engine, broker):
+    async with worker(database_url, amqp_url) as service:
+        for number in range(1, 5):
+            await publish(broker, runs.body())
+            await eventually(engine, published_runs(), number)
+            await service.worker._connection.close()
+        async with asyncio.timeout(10):  # the last one's connection may still be closing
+            while len([known for known in gc.get_objects() if isinstance(known, Acks)]) > 1:
+                await asyncio.sleep(0.1)
+                gc.collect()
+
+
+@pytest.mark.parametrize("attempt", range(3))
+async def test_stopping_under_load_loses_nothing(database_url, amqp_url, engine, broker, attempt):
+    await publish(broker, *[runs.body() for _ in range(300)])
+    async with worker(database_url, amqp_url):
+        async with asyncio.timeout(15):
+            while not await _closed_out(engine):
+                await asyncio.sleep(0.01)
+    done = await _closed_out(engine)
+    left: set[str] = set()
+    async with asyncio.timeout(15):  # the broker needs a moment to take back what the worker held
+        while len(done | left) < 300:
+            left |= {str(runs.run_id_of(m.body)) for m in await emptied(broker, "closeout.run-completed")}
+    assert len(done | left) == 300
+    assert done & left == set()  # nothing that was committed comes again
+
+
+async def test_a_worker_that_starts_before_migration_and_topology_waits_and_says_for_what(
+    empty_database_url, bare_amqp_url
+):
+    async with worker(empty_database_url, bare_amqp_url) as service:
+        answer = ""
+        async with asyncio.timeout(15):
+            while "run closeout migrate" not in answer:
+                status, answer = await _get(service.http.port, "/readyz")
+                assert status == 503
+        assert (await _get(service.http.port, "/livez"))[0] == 200
+
+
+async def test_readyz_says_ready_and_metrics_are_served_while_consuming(database_url, amqp_url):
+    async with worker(database_url, amqp_url) as service:
+        async with asyncio.timeout(15):
+            while (await _get(service.http.port, "/readyz"))[0] != 200:
+                await asyncio.sleep(0.02)
+        status, body = await _get(service.http.port, "/metrics")
+    assert status == 200
+    assert "closeout_coordinator_enabled 1.0" in body
+    assert "closeout_consumer_paused 0.0" in body
+
+
+@pytest.mark.parametrize("kept_back", [True, False])
+async def test_an_event_nobody_takes_counts_as_published_unless_subscribers_are_required(
+    database_url, amqp_url, engine, broker, kept_back
+):
+    async with worker(database_url, amqp_url, REQUIRE_EVENT_SUBSCRIBERS=str(kept_back).lower()) as service:
+        await publish(broker, runs.body())
+        phase = select(tables.run_completions.c.phase)
+        await eventually(engine, phase, "COMMITTED" if kept_back else "EVENTS_PUBLISHED")
+        async with asyncio.timeout(15):
+            while _value(service, "closeout_events_unroutable_total", type="run.finalized") < 1:
+                await asyncio.sleep(0.02)
+    await eventually(engine, phase, "COMMITTED" if kept_back else "EVENTS_PUBLISHED", within=1)  # in the end, too
+
+
+async def test_events_left_by_a_crash_after_the_commit_are_published_by_the_redelivery(
+    database_url, amqp_url, engine, broker
+):
+    body = runs.body()
+    run, digest = decode(body, max_bytes=10**6)
+    await create_transaction_coordinator(engine=engine).execute(Arrival.of(run)._replace(digest=digest))
+    async with engine.connect() as conn:
+        ids = {str(i) for i in (await conn.execute(select(tables.outbox_events.c.event_id))).scalars()}
+    events = await listen(broker)
+    async with worker(database_url, amqp_url):
+        await publish(broker, body)
+        await eventually(engine, published_runs(), 1)
+    assert {e.header.properties.message_id for e in await received(events, 3)} == ids
+
+
+async def _closed_out(engine: AsyncEngine) -> set[str]:
+    async with engine.connect() as conn:
+        return {str(run_id) for run_id in (await conn.execute(select(tables.run_completions.c.run_id))).scalars()}
+
+
+def _value(service: Service, name: str, **labels: str) -> float:
+    return service.worker._settler._metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+async def _queue_length(broker: BrokerConnection, queue: str) -> int:
+    channel = await broker.channel(confirms=False)
+    count = -1
+    for _ in range(20):  # a closed consumer's deliveries need a moment to come back
+        count = (await channel.queue_declare(queue, passive=True)).message_count or 0
+        await asyncio.sleep(0.05)
+    return count
+
+
+async def _get(port: int, path: str) -> tuple[int, str]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    answer = (await reader.read()).decode()
+    writer.close()
+    await writer.wait_closed()
+    return int(answer.split()[1]), answer.split("\r\n\r\n", 1)[1]

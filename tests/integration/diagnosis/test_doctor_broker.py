@@ -1,0 +1,297 @@
+"""``closeout doctor`` on the broker: every check, with a real server of both majors in that state."""
+
+import asyncio
+import itertools
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiormq import spec
+from servers import RabbitServer
+
+from consumer.amqp.connection import BrokerConnection
+from consumer.amqp.topology import declare
+from consumer.diagnosis.broker import examine_broker, version_check
+from consumer.diagnosis.check import Check
+from consumer.outbox.publisher import ConfirmedChannel
+from tests.support import run_messages as runs
+from tests.support.command_line import closeout
+from tests.support.traffic import listen, publish, worker
+
+ALL = ["rabbitmq", "topology", "consumers", "retries", "parked", "consume", "alarm", "publish"]
+# What README and deployments give a worker's user: it configures nothing.
+WRITE, READ = r"^(governance\.events|closeout\.internal)$", r"^closeout\.run-completed$"
+_names = itertools.count()
+
+
+class Place:
+    """A vhost on one server, in which the topology stands, and users with chosen rights in it."""
+
+    def __init__(self, server: RabbitServer, vhost: str) -> None:
+        self.server, self.vhost = server, vhost
+        self.url = server.create_vhost(vhost)
+        self.broker = BrokerConnection(self.url, name="tests")
+
+    def user(self, configure: str = "^$", write: str = WRITE, read: str = READ) -> str:
+        return self.server.add_user(f"u{next(_names)}", "pw", configure, write, read, self.vhost)
+
+
+@pytest.fixture
+async def place(any_rabbit: RabbitServer) -> AsyncIterator[Place]:
+    made = Place(any_rabbit, f"doctor{next(_names)}")
+    await declare(made.broker)
+    yield made
+    await made.broker.close()
+    any_rabbit.delete_vhost(made.vhost)
+
+
+async def examined(url: str) -> dict[str, Check]:
+    connection = BrokerConnection(url, name="closeout doctor")
+    found = await examine_broker(connection)
+    await connection.close()
+    assert all(check.remedy for check in found if check.state != "ok")
+    return {check.name: check for check in found}
+
+
+def troubled(checks: dict[str, Check]) -> dict[str, str]:
+    return {name: str(check.state) for name, check in checks.items() if check.state != "ok"}
+
+
+async def consume(place: Place, *, prefetch: int = 1) -> None:
+    """Stand for a worker at the queue, which holds what it was given."""
+    channel = await place.broker.channel(confirms=False)
+    await channel.basic_qos(prefetch_count=prefetch)
+
+    async def hold(_message: Any) -> None:
+        pass
+
+    await channel.basic_consume("closeout.run-completed", hold)
+
+
+async def put(place: Place, queue: str) -> None:
+    await ConfirmedChannel(place.broker).send(
+        exchange="", routing_key=queue, body=b"{}", properties=spec.Basic.Properties()
+    )
+
+
+async def test_all_is_well_for_a_worker_and_for_who_may_configure_and_no_message_goes_anywhere(place):
+    events = await listen(place.broker)
+    await consume(place)
+
+    of_worker, of_admin = await examined(place.user()), await examined(place.url)
+
+    assert troubled(of_worker) == troubled(of_admin) == {}
+    assert list(of_worker) == list(of_admin) == ALL
+    assert of_admin["topology"].found == "3 exchanges and 3 queues are there, as they should be"
+    assert "only a user who may configure can compare" in of_worker["topology"].found
+    assert of_worker["rabbitmq"].found == f"reachable, version {place.server.full_version}"
+    assert events == []
+    for queue in ("closeout.run-completed", "closeout.parked", "closeout.run-completed.retry"):
+        channel = await place.broker.channel(confirms=False)
+        told = await channel.queue_declare(queue, passive=True)
+        assert (told.message_count, told.consumer_count) == (0, int(queue == "closeout.run-completed"))
+
+
+async def test_a_broker_that_is_away_or_refuses_the_user_is_the_one_thing_said(place):
+    away = await examined("amqp://u:p@127.0.0.1:1/")
+    refused = await examined(place.server.url(place.vhost, password="wrong"))
+    elsewhere = await examined(place.server.url("nowhere"))
+
+    assert list(away) == list(refused) == list(elsewhere) == ["rabbitmq"]
+    assert away["rabbitmq"].found.startswith("not reachable: [Errno 111] ")
+    assert "ACCESS_REFUSED" in refused["rabbitmq"].found
+    assert troubled(elsewhere) == {"rabbitmq": "problem"}
+
+
+@pytest.mark.parametrize(("version", "state"), [("3.9.13", "problem"), ("3.10.8", "ok"), ("4.0.5", "ok"), ("?", "ok")])
+def test_a_broker_below_the_version_that_is_needed_is_a_problem(version, state):
+    """The private servers are newer; the rule is tried alone."""
+    assert version_check(version).state == state
+
+
+async def test_what_is_missing_is_named_all_of_it(place):
+    channel = await place.broker.channel(confirms=False)
+    await channel.queue_delete("closeout.parked")
+    await channel.exchange_delete("runs")
+
+    checks = await examined(place.user())
+
+    assert checks["topology"].state == "problem"
+    assert checks["topology"].found == "exchange runs is missing; queue closeout.parked is missing"
+    assert "closeout topology" in checks["topology"].remedy
+    assert "parked" not in checks
+
+
+async def test_without_any_topology_the_rest_is_told_all_the_same(place):
+    vhost = Place(place.server, f"doctor{next(_names)}")
+
+    checks = await examined(vhost.url)
+
+    assert checks["topology"].found.count("missing") == 6
+    assert "NOT_FOUND" in checks["publish"].found
+    assert "closeout topology" in checks["publish"].remedy
+    channel = await vhost.broker.channel(confirms=False)
+    with pytest.raises(Exception, match="NOT_FOUND"):  # nothing was declared by looking
+        await channel.queue_declare("closeout.parked", passive=True)
+    await vhost.broker.close()
+
+
+async def test_what_stands_with_other_properties_is_named_by_who_may_configure(place):
+    channel = await place.broker.channel(confirms=False)
+    await channel.queue_delete("closeout.parked")
+    await channel.queue_declare("closeout.parked", durable=True)
+    await channel.exchange_delete("governance.events")
+    await channel.exchange_declare("governance.events", exchange_type="fanout", durable=True)
+
+    checks = await examined(place.url)
+
+    assert checks["topology"].state == "problem"
+    assert "exchange governance.events exists with other properties: 'type'" in checks["topology"].found
+    assert "queue closeout.parked exists with other properties: 'x-" in checks["topology"].found
+    assert (await examined(place.user()))["topology"].state == "ok"
+
+
+async def test_nobody_consuming_is_a_warning_and_with_messages_waiting_a_problem(place):
+    assert troubled(await examined(place.user())) == {"consumers": "warning"}
+    await publish(place.broker, runs.body())
+
+    checks = await examined(place.user())
+
+    assert troubled(checks) == {"consumers": "problem"}
+    assert checks["consumers"].found == "1 message ready in closeout.run-completed, 0 consumers"
+    assert "/readyz" in checks["consumers"].remedy
+
+
+async def test_a_backlog_is_a_warning_though_somebody_consumes(place, monkeypatch):
+    monkeypatch.setattr("consumer.diagnosis.broker._BACKLOG", 20)
+    await publish(place.broker, *(runs.body() for _ in range(25)))
+    await consume(place, prefetch=1)
+
+    checks = await examined(place.user())
+
+    assert troubled(checks) == {"consumers": "warning"}
+    assert "add workers" in checks["consumers"].remedy
+
+
+async def test_what_is_parked_and_what_is_tried_again_are_warnings(place):
+    await consume(place)
+    await put(place, "closeout.parked")
+    await put(place, "closeout.parked")
+    await put(place, "closeout.run-completed.retry")
+
+    checks = await examined(place.user())
+
+    assert troubled(checks) == {"retries": "warning", "parked": "warning"}
+    assert checks["parked"].found == "2 messages in closeout.parked"
+    assert "closeout parked list" in checks["parked"].remedy
+
+
+async def test_a_missing_right_to_consume_is_a_problem(place):
+    await consume(place)
+
+    checks = await examined(place.user(read="^$"))
+
+    assert troubled(checks) == {"consume": "problem"}
+    assert "ACCESS_REFUSED" in checks["consume"].found
+
+
+@pytest.mark.parametrize(
+    ("write", "named"),
+    [
+        (r"^closeout\.internal$", "governance.events"),
+        (r"^amq\.default$", "governance.events"),
+        (r"^governance\.events$", "closeout.internal"),
+    ],
+)
+async def test_each_missing_right_to_publish_is_a_problem(place, write, named):
+    await consume(place)
+
+    checks = await examined(place.user(write=write))
+
+    assert troubled(checks) == {"publish": "problem"}
+    assert checks["publish"].found.startswith(f"{named}: ACCESS_REFUSED")
+    assert named in checks["publish"].remedy
+
+
+async def test_the_right_to_write_every_queue_in_place_of_the_two_that_are_needed_is_a_warning(place):
+    await consume(place)
+
+    checks = await examined(place.user(write=r"^(governance\.events|amq\.default)$"))
+
+    assert troubled(checks) == {"publish": "warning"}
+    assert checks["publish"].found.startswith("closeout.internal: ACCESS_REFUSED")
+    assert "then take amq.default away" in checks["publish"].remedy
+
+
+async def test_an_alarm_is_a_problem(place):
+    await consume(place)
+    await asyncio.to_thread(place.server.ctl, "set_vm_memory_high_watermark", "0")
+    try:
+        checks = await examined(place.user())
+    finally:
+        await asyncio.to_thread(place.server.ctl, "set_vm_memory_high_watermark", "0.9")
+
+    assert troubled(checks) == {"alarm": "problem"}
+    assert "memory or disk alarm" in checks["alarm"].found
+    assert "publish" not in checks  # it cannot be seen, and is not said to be there
+
+
+async def test_the_command_says_every_check_on_a_line_of_its_own_and_exits_0_beside_a_live_worker(
+    database_url, amqp_url, broker
+):
+    urls = {"DATABASE_URL": database_url, "AMQP_URL": amqp_url, "TRANSACTION_COORDINATOR_ENABLED": "true"}
+    async with worker(database_url, amqp_url) as service:
+        async with asyncio.timeout(15):
+            while not service.http.port or not await _consuming(broker):
+                await asyncio.sleep(0.05)
+        told = await closeout("doctor", **urls)
+        plainly = await closeout("doctor", "--json", **urls)
+
+    assert told.returncode == plainly.returncode == 0, told.stdout
+    lines = [line.split() for line in told.stdout.splitlines() if not line.strip().startswith("to do:")]
+    assert [tuple(line[:2]) for line in lines[:-1]] == [
+        ("ok", "settings"), ("ok", "encryption"), ("ok", "encryption"), ("ok", "coordinator"),
+        ("ok", "postgresql"), ("ok", "writable"), ("warning", "role"), ("ok", "clock"), ("ok", "connections"),
+        ("ok", "schema"), ("ok", "rights"), ("ok", "outbox"), ("ok", "unfinished"),
+        *(("ok", name) for name in ALL),
+    ]  # fmt: skip
+    assert told.stdout.splitlines()[-1] == "0 problems, 1 warning, 20 ok"
+    found = json.loads(plainly.stdout)
+    assert (found["problems"], found["warnings"], found["ok"]) == (0, 1, 20)
+    assert found["checks"][0] == {"name": "settings", "state": "ok", "found": "all as they must be", "remedy": ""}
+
+
+async def test_every_fault_in_the_settings_is_told_and_what_can_be_examined_is_all_the_same(database_url):
+    done = await closeout(
+        "doctor", "--json",
+        DATABASE_URL=database_url, PREFETCH_COUNT="many", LOG_LEVEL="LOUD", BATCH_MAX_RUNS="1000",
+        LEGACY_FALLBACK_ENABLED="true", TRUSTED_PUBLISHERS=",",
+    )  # fmt: skip
+
+    assert done.returncode == 1
+    checks = json.loads(done.stdout)["checks"]
+    faults = [check["found"] for check in checks if (check["name"], check["state"]) == ("settings", "problem")]
+    assert [fault.split(":")[0] for fault in sorted(faults)] == ["AMQP_URL", "LOG_LEVEL", "PREFETCH_COUNT"]
+    warned = [check["found"] for check in checks if (check["name"], check["state"]) == ("settings", "warning")]
+    assert any("BATCH_MAX_RUNS=1000 is never reached" in words for words in warned)
+    assert any("TRUSTED_PUBLISHERS is set and names nobody" in words for words in warned)
+    states = {check["name"]: check["state"] for check in checks}
+    assert (states["coordinator"], states["fallback"], states["postgresql"]) == ("warning", "warning", "ok")
+    assert "rabbitmq" not in states
+
+
+async def test_a_rollout_by_tenant_is_a_warning_that_names_them(database_url):
+    done = await closeout(
+        "doctor", DATABASE_URL=database_url, TRANSACTION_COORDINATOR_ENABLED="true",
+        TRANSACTION_COORDINATOR_TENANTS="b,a", DATABASE_URL_FILE="",
+    )  # fmt: skip
+
+    assert "warning  coordinator  on for a, b only" in done.stdout
+
+
+async def _consuming(broker: BrokerConnection) -> bool:
+    channel = await broker.channel(confirms=False)
+    told = await channel.queue_declare("closeout.run-completed", passive=True)
+    await channel.close()
+    return bool(told.consumer_count)

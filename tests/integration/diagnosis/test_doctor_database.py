@@ -1,0 +1,305 @@
+"""``closeout doctor`` on the database: every check, with a real server in that state."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from servers import PostgresServer
+from servers.postgres_standby import PostgresStandby
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from consumer import create_transaction_coordinator
+from consumer.amqp.connection import BrokerConnection
+from consumer.closeout.inbox import Arrival
+from consumer.closeout.legacy import LegacyCloseOut
+from consumer.closeout.rollbacks import record_rollbacks
+from consumer.diagnosis.check import Check
+from consumer.diagnosis.database import examine_database, version_check
+from consumer.errors import TransactionFailed
+from consumer.metrics import Metrics
+from consumer.outbox.publisher import ConfirmedChannel, EventPublisher
+from consumer.outbox.relay import Relay
+from consumer.phases import TransactionPhase
+from consumer.postgres.engine import DATABASE_ERRORS, create_engine
+from consumer.postgres.rights import WORKER_RIGHTS, each_right
+from domains.migrations.upgrade import newest
+from domains.policies.book import PolicyBook
+from domains.run import RunKey
+from tests.support import run_messages as runs
+from tests.support.command_line import closeout
+from tests.support.traffic import listen
+
+ALL = ["postgresql", "writable", "role", "clock", "connections", "schema", "rights", "outbox", "unfinished"]
+
+
+async def examined(url: str, *, off: timedelta = timedelta(0), needed: int = 5) -> dict[str, Check]:
+    engine = create_engine(url, pool_size=1)
+    try:
+        found = await examine_database(engine, connections_needed=needed, clock=lambda: datetime.now(UTC) + off)
+    finally:
+        await engine.dispose()
+    assert all(check.remedy for check in found if check.state != "ok")
+    return {check.name: check for check in found}
+
+
+def troubled(checks: dict[str, Check]) -> dict[str, str]:
+    return {name: str(check.state) for name, check in checks.items() if check.state != "ok"}
+
+
+@asynccontextmanager
+async def _changed(engine: AsyncEngine, *statements: str) -> AsyncIterator[None]:
+    async with engine.begin() as conn:
+        for statement in statements:
+            await conn.execute(text(statement))
+    yield
+
+
+@pytest.fixture
+def role(database_url: str, postgres: PostgresServer) -> Iterator[str]:
+    """A role with exactly the rights that the doctor asks for; the name is the database's with a prefix."""
+    name = database_url.rsplit("/", 1)[1]
+    made = f"doctor_{name}"
+    postgres.psql(f"CREATE ROLE {made} LOGIN; GRANT USAGE ON SCHEMA governance TO {made}", name)
+    postgres.psql(f"GRANT SELECT ON governance.schema_version TO {made}", name)
+    for table, rights in WORKER_RIGHTS.items():
+        postgres.psql(f"GRANT {', '.join(rights.split())} ON governance.{table} TO {made}", name)
+    yield made
+    postgres.psql(f"DROP OWNED BY {made}; DROP ROLE {made}", name)
+
+
+@pytest.fixture
+def worker_url(database_url: str, postgres: PostgresServer, role: str) -> str:
+    return postgres.url(database_url.rsplit("/", 1)[1], user=role)
+
+
+async def test_a_migrated_database_and_a_role_with_a_workers_rights_are_all_right(worker_url, role):
+    checks = await examined(worker_url)
+
+    assert troubled(checks) == {}
+    assert list(checks) == ALL
+    assert checks["postgresql"].found.startswith("reachable, version ")
+    assert checks["role"].found == f"{role}, no superuser"
+    assert newest() in checks["schema"].found
+
+
+async def test_a_server_that_is_away_is_the_one_thing_said(database_url):
+    checks = await examined("postgresql://nobody@127.0.0.1:1/nothing")
+
+    assert list(checks) == ["postgresql"]
+    assert checks["postgresql"].state == "problem"
+    assert "not reachable" in checks["postgresql"].found
+
+
+@pytest.mark.parametrize(("number", "state"), [(140_012, "problem"), (150_000, "ok"), (180_003, "ok")])
+def test_a_server_below_the_version_that_the_schema_needs_is_a_problem(number, state):
+    """The private servers are of one version; the rule is tried alone."""
+    assert version_check(number, "x").state == state
+
+
+async def test_a_read_only_database_is_a_problem(engine, database_url):
+    name = database_url.rsplit("/", 1)[1]
+    async with _changed(engine, f"ALTER DATABASE {name} SET default_transaction_read_only = on"):
+        checks = await examined(database_url)
+
+    assert checks["writable"].state == "problem"
+    assert "default_transaction_read_only" in checks["writable"].found
+
+
+async def test_a_standby_is_a_problem(postgres: PostgresServer, database_url: str, tmp_path: Path):
+    standby = PostgresStandby(tmp_path / "standby", postgres)
+    with standby:
+        checks = await examined(standby.url(database_url.rsplit("/", 1)[1]))
+
+    assert checks["writable"].state == "problem"
+    assert "standby" in checks["writable"].found
+    assert "target_session_attrs=read-write" in checks["writable"].remedy
+
+
+async def test_a_superuser_is_a_warning(database_url):
+    assert troubled(await examined(database_url)) == {"role": "warning"}
+
+
+@pytest.mark.parametrize(("minutes", "state"), [(0.1, "warning"), (-0.1, "warning"), (5, "problem"), (-5, "problem")])
+async def test_clocks_that_differ_are_told_and_by_a_minute_they_are_a_problem(worker_url, minutes, state):
+    checks = await examined(worker_url, off=timedelta(minutes=minutes))
+
+    assert troubled(checks) == {"clock": state}
+    assert abs(float(checks["clock"].found.split()[0]) - abs(minutes) * 60) < 1
+
+
+@pytest.mark.parametrize("of", ["ROLE {role}", "DATABASE {database}"])
+async def test_too_few_connections_for_another_worker_are_a_warning(engine, worker_url, database_url, role, of):
+    name = of.format(role=role, database=database_url.rsplit("/", 1)[1])
+    async with _changed(engine, f"ALTER {name} CONNECTION LIMIT 4"):
+        checks = await examined(worker_url)
+
+    assert troubled(checks) == {"connections": "warning"}
+    assert " of 4 left" in checks["connections"].found
+    assert "a worker takes up to 5" in checks["connections"].found
+
+
+async def test_the_servers_own_limit_counts_without_what_is_kept_for_superusers(worker_url):
+    few, many = await examined(worker_url, needed=5), await examined(worker_url, needed=198)
+
+    assert "of 197 left (max_connections)" in few["connections"].found
+    assert troubled(many) == {"connections": "warning"}
+
+
+async def test_no_connection_left_at_all_is_told_in_the_servers_words(engine, worker_url, role):
+    async with _changed(engine, f"ALTER ROLE {role} CONNECTION LIMIT 0"):
+        checks = await examined(worker_url)
+
+    assert 'not reachable: too many connections for role "' in checks["postgresql"].found
+
+
+async def test_a_database_that_was_never_migrated_is_a_problem(empty_database_url):
+    checks = await examined(empty_database_url)
+
+    assert checks["schema"].state == "problem"
+    assert checks["schema"].remedy == "run closeout migrate"
+    assert "rights" not in checks
+
+
+@pytest.mark.parametrize("command", [["runs", "list"], ["prune", "--older-than", "90d"]])
+async def test_where_nothing_was_migrated_a_command_says_what_to_do(empty_database_url, command):
+    done = await closeout(*command, DATABASE_URL=empty_database_url)
+
+    assert done.returncode == 1
+    assert "the schema is not there, or older than this version: run closeout migrate" in done.stderr
+
+
+async def test_a_schema_of_a_newer_closeout_is_a_warning(engine, worker_url):
+    async with _changed(engine, "UPDATE governance.schema_version SET version_num = '9999'"):
+        checks = await examined(worker_url)
+
+    assert troubled(checks) == {"schema": "warning"}
+    assert checks["schema"].remedy == "upgrade this closeout"
+
+
+async def test_a_schema_behind_this_version_is_a_problem(engine, worker_url, monkeypatch):
+    """It is this package that is made newer, whatever its newest version is."""
+    monkeypatch.setattr("consumer.diagnosis.database.newest", lambda: "9999")
+
+    checks = await examined(worker_url)
+
+    assert troubled(checks) == {"schema": "problem"}
+    assert checks["schema"].found == f"at {newest()}, behind this version's 9999"
+
+
+async def test_a_table_that_is_not_as_the_migrations_left_it_is_a_problem(engine, worker_url):
+    async with _changed(engine, "ALTER TABLE governance.incidents DROP COLUMN title"):
+        checks = await examined(worker_url)
+
+    assert troubled(checks) == {"schema": "problem"}
+    assert "title" in checks["schema"].found
+    assert "closeout migrate --check" in checks["schema"].remedy
+
+
+async def test_a_schema_that_the_role_may_not_use_is_a_problem(engine, worker_url, role):
+    async with _changed(engine, f"REVOKE USAGE ON SCHEMA governance FROM {role}"):
+        checks = await examined(worker_url)
+
+    assert troubled(checks) == {"schema": "problem"}
+    assert "USAGE" in checks["schema"].remedy
+
+
+async def test_a_version_that_the_role_may_not_read_is_a_warning(engine, worker_url, role):
+    async with _changed(engine, f"REVOKE ALL ON governance.schema_version FROM {role}"):
+        checks = await examined(worker_url)
+
+    assert troubled(checks) == {"schema": "warning"}
+    assert "permission denied" in checks["schema"].found
+
+
+@pytest.mark.parametrize("table", WORKER_RIGHTS)
+async def test_every_right_that_is_missing_is_named(engine, worker_url, role, table):
+    async with _changed(engine, f"REVOKE ALL ON governance.{table} FROM {role}"):
+        checks = await examined(worker_url)
+
+    assert checks["rights"].state == "problem"
+    of_table = [str(right) for right in sorted(each_right()) if right.table == table]
+    assert checks["rights"].found == f"missing: {', '.join(of_table)} on {table}"
+
+
+async def test_a_worker_needs_exactly_the_rights_that_are_asked_for(engine, worker_url, role, broker):
+    await listen(broker)
+    async with engine.begin() as conn:
+        await conn.execute(
+            text(
+                "INSERT INTO governance.policies VALUES (gen_random_uuid(), NULL, 'quiet', 1, 'suppress_incident', "
+                "'LOW', 'run.error_code == \"MANUAL_STOP\"', true, now())"
+            )
+        )
+    await _work_of_a_worker(engine, worker_url, broker)
+    for right in each_right():
+        async with _changed(engine, f"REVOKE {right} ON governance.{right.table} FROM {role}"):
+            refused = f"permission denied for table {right.table}"
+            with pytest.raises((TransactionFailed, *DATABASE_ERRORS), match=refused):
+                await _work_of_a_worker(engine, worker_url, broker)
+        async with _changed(engine, f"GRANT {right} ON governance.{right.table} TO {role}"):
+            pass
+
+
+@pytest.mark.parametrize(("age", "state"), [("1 s", None), ("20 s", "warning"), ("2 min", "problem")])
+async def test_events_that_wait_are_told_by_their_age(engine, worker_url, age, state):
+    await create_transaction_coordinator(engine=engine).execute(runs.run())
+    change = f"UPDATE governance.outbox_events SET created_at = now() - interval '{age}'"
+    async with _changed(engine, change):
+        checks = await examined(worker_url)
+
+    assert troubled(checks) == ({"outbox": state} if state else {})
+    assert checks["outbox"].found.startswith("1 run's events wait")
+
+
+async def test_a_legacy_close_out_that_stopped_half_way_is_a_problem_once_it_is_old(engine, worker_url):
+    await create_transaction_coordinator(engine=engine).execute(runs.run())
+    half_done = "UPDATE governance.run_completions SET mode = 'legacy', committed_at = NULL, phase = 'INCIDENT_CREATED'"
+    async with _changed(engine, "DELETE FROM governance.outbox_events", f"{half_done}, received_at = now()"):
+        assert troubled(await examined(worker_url)) == {}
+    async with _changed(engine, f"{half_done}, received_at = now() - interval '6 min'"):
+        checks = await examined(worker_url)
+
+    assert troubled(checks) == {"unfinished": "problem"}
+    assert checks["unfinished"].found.startswith("1 legacy close-out stopped half-way, the first at 20")
+
+
+async def test_tables_that_cannot_be_read_do_not_end_the_examination(engine, worker_url, role):
+    async with _changed(engine, f"REVOKE ALL ON governance.outbox_events, governance.run_completions FROM {role}"):
+        checks = await examined(worker_url)
+
+    assert troubled(checks) == {"rights": "problem", "outbox": "problem", "unfinished": "problem"}
+    assert "permission denied" in checks["unfinished"].found
+
+
+async def _work_of_a_worker(engine: AsyncEngine, url: str, broker: BrokerConnection) -> None:
+    """Do with the tables all that a worker does, on both paths; raises what is refused."""
+    theirs = create_engine(url, pool_size=3, by_key=True)
+    metrics = Metrics()
+    try:
+        begun = runs.run()
+        async with engine.begin() as conn:
+            await conn.execute(
+                text(
+                    "INSERT INTO governance.traces (tenant_id, trace_id, run_id, status, started_at) "
+                    "VALUES ('acme', :trace, :run, 'running', now())"
+                ),
+                {"trace": begun.trace_id, "run": begun.run_id},
+            )
+        made = [begun, runs.run(error_code="MANUAL_STOP")]
+        coordinator = create_transaction_coordinator(engine=theirs)
+        await coordinator.execute_many(made)
+        await coordinator.execute_many(made)
+        legacy = LegacyCloseOut(engine=theirs, policies=PolicyBook())
+        for run in (runs.run(), runs.run(error_code="MANUAL_STOP")):
+            await legacy.execute(Arrival.of(run))
+            await legacy.execute(Arrival.of(run))
+        key = RunKey("acme", begun.run_id)
+        phase = TransactionPhase.NOT_STARTED
+        await record_rollbacks(theirs, [key], phase=phase, operations=[], error=ValueError("x"))
+        publisher = EventPublisher(ConfirmedChannel(broker), metrics=metrics)
+        await Relay(engine=theirs, publisher=publisher, metrics=metrics, grace_seconds=0).sweep()
+    finally:
+        await theirs.dispose()

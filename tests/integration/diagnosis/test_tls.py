@@ -1,0 +1,339 @@
+"""TLS to real servers, under a private authority made here: what is trusted, what is refused, and in which words."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from servers import PostgresServer, RabbitServer
+from servers.tls_listener import TlsListener
+
+from config.settings import load_settings
+from consumer.amqp.connection import BrokerConnection
+from consumer.amqp.topology import declare
+from consumer.errors import UnavailableError
+from consumer.postgres.engine import create_engine, probe
+from domains.migrations.upgrade import migrate
+from tests.support import run_messages as runs
+from tests.support.certificates import ENDED_TOLD, HERE, Authority
+from tests.support.command_line import closeout
+from tests.support.fault_scenario import Running
+from tests.support.traffic import eventually, publish, published_runs, worker
+
+ROLE = "closeout_worker"
+
+
+@dataclass
+class Office:
+    """An authority that everybody trusts, one that nobody does, and what each of them signed."""
+
+    ours: Authority
+    strangers: Authority
+
+    def __post_init__(self) -> None:
+        self.good = self.ours.certificate(HERE, "localhost")
+        self.expired = self.ours.certificate(HERE, "localhost", expired=True)
+        self.elsewhere = self.ours.certificate("db.example", "mq.example")
+        self.strange = self.strangers.certificate(HERE, trusts=self.ours)
+
+
+@pytest.fixture(scope="module")
+def office(tmp_path_factory: pytest.TempPathFactory) -> Office:
+    folder = tmp_path_factory.mktemp("office")
+    return Office(Authority(folder / "ours", "Our Own CA"), Authority(folder / "strangers", "Strangers' CA"))
+
+
+@pytest.fixture(scope="module")
+def tls_postgres(folder: Path) -> Iterator[PostgresServer]:
+    with PostgresServer(folder / "pg-tls", tls=True) as server:
+        asyncio.run(_migrate(server.create_database("closeout")))
+        grant = f"CREATE ROLE {ROLE} LOGIN; GRANT USAGE ON SCHEMA governance TO {ROLE}; "
+        server.psql(f"{grant} GRANT ALL ON ALL TABLES IN SCHEMA governance TO {ROLE}", "closeout")
+        yield server
+
+
+async def _migrate(url: str) -> None:
+    engine = create_engine(url, pool_size=1)
+    await migrate(engine)
+    await engine.dispose()
+
+
+@pytest.fixture
+def database(tls_postgres: PostgresServer, office: Office) -> PostgresServer:
+    """A PostgreSQL that shows a good certificate, and lets the worker's role in only with one of ours."""
+    tls_postgres.show(office.good)
+    tls_postgres.admit(f"hostssl all {ROLE} 127.0.0.1/32 cert", f"host all {ROLE} 127.0.0.1/32 reject")
+    tls_postgres.psql("TRUNCATE governance.run_completions, governance.incidents CASCADE", "closeout")
+    return tls_postgres
+
+
+def database_url(server: PostgresServer, user: str = "postgres", **parameters: object) -> str:
+    return f"postgresql://{user}@{HERE}:{server.port}/closeout?{_query(parameters)}"
+
+
+def amqp_url(server: RabbitServer, port: int, vhost: str = "", scheme: str = "amqps", **parameters: object) -> str:
+    return f"{scheme}://closeout:{server.password}@{HERE}:{port}/{vhost}?{_query(parameters)}"
+
+
+def _query(parameters: dict[str, object]) -> str:
+    return "&".join(f"{name}={quote(str(value), safe='/')}" for name, value in parameters.items())
+
+
+async def words_of_database(url: str) -> str:
+    """Return why a worker would not use the database at *url*; nothing is wrong: an empty text."""
+    settings = load_settings({"DATABASE_URL": url}, need_amqp=False)
+    engine = create_engine(settings.database_url_now, pool_size=1)
+    try:
+        await probe(engine)
+    except UnavailableError as error:
+        return str(error)
+    finally:
+        await engine.dispose()
+    return ""
+
+
+async def words_of_broker(url: str) -> str:
+    settings = load_settings({"AMQP_URL": url}, need_database=False)
+    connection = BrokerConnection(settings.amqp_url_now, name="tests")
+    try:
+        await connection.channel(confirms=False)
+    except UnavailableError as error:
+        return str(error)
+    finally:
+        await connection.close()
+    return ""
+
+
+async def test_of_postgresql_only_the_right_host_in_time_under_a_trusted_authority_is_accepted(database, office):
+    checked = database_url(database, sslmode="verify-full", sslrootcert=office.ours.file)
+    host_unchecked = checked.replace("verify-full", "verify-ca")
+    at = f"PostgreSQL is not available: the certificate of {HERE}:{database.port}"
+
+    assert await words_of_database(checked) == ""
+
+    database.show(office.elsewhere)
+    assert await words_of_database(checked) == f"{at} (db.example) is not for {HERE} but for db.example, mq.example"
+    assert await words_of_database(host_unchecked) == ""
+
+    database.show(office.expired)
+    assert await words_of_database(checked) == f"{at} ({HERE}) expired on {ENDED_TOLD}"
+    assert await words_of_database(host_unchecked) == f"{at} ({HERE}) expired on {ENDED_TOLD}"
+
+    database.show(office.strange)
+    by_strangers = f"{at} ({HERE}) is signed by Strangers' CA, and not by"
+    assert await words_of_database(checked) == f"{by_strangers} sslrootcert={office.ours.file}"
+    assert await words_of_database(host_unchecked) == f"{by_strangers} sslrootcert={office.ours.file}"
+    anybody = database_url(database, sslmode="verify-full", sslrootcert="system")
+    assert await words_of_database(anybody) == f"{by_strangers} any authority that this machine trusts"
+
+
+async def test_postgresql_s_authority_may_be_the_machine_s_own(database, office, monkeypatch):
+    monkeypatch.setenv(ssl.get_default_verify_paths().openssl_cafile_env, str(office.ours.file))
+    url = database_url(database, sslmode="verify-full", sslrootcert="system")
+    assert await words_of_database(url) == ""
+    database.show(office.elsewhere)
+    assert "is not for" in await words_of_database(url)
+
+
+async def test_a_postgresql_without_tls_is_refused_by_who_insists_on_it(database, postgres, office):
+    here = f"PostgreSQL is not available: {HERE}:{postgres.port}"
+    url = database_url(postgres, sslmode="verify-full", sslrootcert=office.ours.file)
+    assert await words_of_database(url) == f"{here} does not speak TLS, which sslmode=verify-full insists on"
+    # And the other way round, in PostgreSQL's own words.
+    assert "no encryption" in await words_of_database(database_url(database, ROLE, sslmode="disable"))
+
+
+async def test_postgresql_takes_the_client_certificate_of_the_role_and_no_other(database, office):
+    def with_identity(cert: Path, key: Path) -> str:
+        checked = {"sslmode": "verify-full", "sslrootcert": office.ours.file}
+        return database_url(database, ROLE, **checked, sslcert=cert, sslkey=key)
+
+    theirs = office.strangers.identity("stranger", user=ROLE)
+    late = office.ours.identity("late", user=ROLE, expired=True)
+    somebody = office.ours.identity("somebody", user="somebody")
+    at = f"PostgreSQL is not available: {HERE}:{database.port}"
+
+    assert await words_of_database(with_identity(*office.ours.identity("own", user=ROLE))) == ""
+    assert await words_of_database(with_identity(*theirs)) == (
+        f"{at} does not know the authority that signed our certificate, sslcert={theirs[0]}"
+    )
+    assert (
+        await words_of_database(with_identity(*late))
+        == f"{at} says that our certificate, sslcert={late[0]}, has expired"
+    )
+    assert "certificate authentication failed" in await words_of_database(with_identity(*somebody))
+    none = database_url(database, ROLE, sslmode="verify-full", sslrootcert=office.ours.file)
+    assert "requires a valid client certificate" in await words_of_database(none)
+
+
+async def test_of_rabbitmq_only_the_right_host_in_time_under_a_trusted_authority_is_accepted(any_rabbit, office):
+    listener = any_rabbit.open_tls(office.good)
+    url = amqp_url(any_rabbit, listener.port, cafile=office.ours.file)
+    at = f"RabbitMQ is not available: the certificate of {HERE}:{listener.port}"
+
+    assert await words_of_broker(url) == ""
+    for shown, words in (
+        (office.elsewhere, f"(db.example) is not for {HERE} but for db.example, mq.example"),
+        (office.expired, f"({HERE}) expired on {ENDED_TOLD}"),
+        (office.strange, f"({HERE}) is signed by Strangers' CA, and not by cafile={office.ours.file}"),
+    ):
+        listener.show(shown)
+        assert await words_of_broker(url) == f"{at} {words}"
+    machine_s = amqp_url(any_rabbit, listener.port)
+    told = f"{at} ({HERE}) is signed by Strangers' CA, and not by any authority that this machine trusts"
+    assert await words_of_broker(machine_s) == told
+
+    plain, here = amqp_url(any_rabbit, listener.port, scheme="amqp"), f"RabbitMQ is not available: {HERE}"
+    assert await words_of_broker(plain) == f"{here}:{listener.port} speaks TLS, and amqp:// is without"
+    wrong_port = amqp_url(any_rabbit, any_rabbit.port, cafile=office.ours.file)
+    assert await words_of_broker(wrong_port) == f"{here}:{any_rabbit.port} does not speak TLS"
+
+
+async def test_rabbitmq_takes_client_certificates_of_its_authority_only(any_rabbit, office):
+    port = any_rabbit.open_tls(office.good, clients_must_have_one=True).port
+
+    def with_identity(cert: Path, key: Path) -> str:
+        return amqp_url(any_rabbit, port, cafile=office.ours.file, certfile=cert, keyfile=key)
+
+    theirs = office.strangers.identity("broker-stranger", user="worker")
+    late = office.ours.identity("broker-late", user="worker", expired=True)
+    at = f"RabbitMQ is not available: {HERE}:{port}"
+
+    assert await words_of_broker(with_identity(*office.ours.identity("broker-own", user="worker"))) == ""
+    assert await words_of_broker(with_identity(*theirs)) == (
+        f"{at} does not know the authority that signed our certificate, certfile={theirs[0]}"
+    )
+    assert (
+        await words_of_broker(with_identity(*late))
+        == f"{at} says that our certificate, certfile={late[0]}, has expired"
+    )
+    assert await words_of_broker(amqp_url(any_rabbit, port, cafile=office.ours.file)) == (
+        f"{at} asks for a client certificate"
+    )
+
+
+@dataclass
+class Place:
+    """Both servers with TLS, a vhost with the topology, and the worker's URLs with its own certificate."""
+
+    database: PostgresServer
+    rabbit: RabbitServer
+    listener: TlsListener
+    plain: BrokerConnection
+    database_url: str
+    amqp_url: str
+
+    async def close_lines(self) -> None:
+        """End the worker's sessions and connections, which outlive any certificate."""
+        await asyncio.to_thread(
+            self.database.psql, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{ROLE}'"
+        )
+        of_listener = (
+            f"[P || [{{pid, P}}, {{port, {self.listener.port}}}] <- rabbit_networking:connection_info_all([pid, port])]"
+        )
+        close = f'[rabbit_networking:close_connection(P, "renewed") || P <- {of_listener}]'
+        await asyncio.to_thread(self.rabbit.eval, close)
+
+
+@pytest.fixture
+async def place(
+    database: PostgresServer, rabbit: RabbitServer, bare_amqp_url: str, office: Office
+) -> AsyncIterator[Place]:
+    plain = BrokerConnection(bare_amqp_url, name="tests")
+    await declare(plain)
+    listener = await asyncio.to_thread(rabbit.open_tls, office.good, clients_must_have_one=True)
+    cert, key = office.ours.identity("worker", user=ROLE)
+    yield Place(
+        database,
+        rabbit,
+        listener,
+        plain,
+        database_url(database, ROLE, sslmode="verify-full", sslrootcert=office.ours.file, sslcert=cert, sslkey=key),
+        amqp_url(
+            rabbit,
+            listener.port,
+            bare_amqp_url.rpartition("/")[2],
+            cafile=office.ours.file,
+            certfile=cert,
+            keyfile=key,
+        ),
+    )
+    await plain.close()
+
+
+async def reason(running: Running, words: str, *, within: float = 15) -> str:
+    """Wait until /readyz gives a reason with *words* in it, or none where they are empty; return it."""
+    found = "not asked"
+    async with asyncio.timeout(within):
+        while words not in found or (not words and found):
+            found = str((await running.state()).get("reason") or "")
+            await asyncio.sleep(0.05)
+    return found
+
+
+async def test_a_worker_does_all_its_work_over_tls_under_its_own_certificate(place):
+    engine = create_engine(place.database.url("closeout"), pool_size=1)
+    async with worker(place.database_url, place.amqp_url) as service:
+        await publish(place.plain, *[runs.body() for _ in range(20)])
+        await eventually(engine, published_runs(), 20)
+        assert (await Running(service.http.port).get("/"))[0] == 200  # the console has lines of its own
+        sessions = (
+            "SELECT DISTINCT application_name, ssl, client_dn IS NOT NULL FROM pg_stat_ssl "
+            f"JOIN pg_stat_activity USING (pid) WHERE usename = '{ROLE}' ORDER BY 1"
+        )
+        lines = (
+            f"length([P || [{{port, {place.listener.port}}}, {{ssl, true}}, {{pid, P}}] <- "
+            "rabbit_networking:connection_info_all([port, ssl, pid])])"
+        )
+        expected = ["closeout\tt\tt", "closeout-console\tt\tt"], 3  # lines to consume, to publish, the console's
+        found: object = None
+        async with asyncio.timeout(15):  # the page does not wait for a console's line that is slow to come
+            while found != expected:
+                told = await asyncio.to_thread(place.database.psql, sessions)
+                found = told.splitlines(), int(await asyncio.to_thread(place.rabbit.eval, lines))
+    await engine.dispose()
+
+
+async def test_a_worker_waits_out_an_expired_certificate_says_which_and_goes_on_when_it_is_renewed(place, office):
+    engine = create_engine(place.database.url("closeout"), pool_size=1)
+    async with worker(place.database_url, place.amqp_url) as service:
+        running = Running(service.http.port)
+        await reason(running, "")
+        await asyncio.to_thread(place.database.show, office.expired)
+        await asyncio.to_thread(place.listener.show, office.expired)
+        await place.close_lines()
+        of_database, of_broker = f"the certificate of {HERE}:{place.database.port}", f"{HERE}:{place.listener.port}"
+        assert f"{of_database} ({HERE}) expired on {ENDED_TOLD}" in await reason(running, "expired")
+        await publish(place.plain, runs.body())
+
+        told = await closeout("doctor", DATABASE_URL=place.database_url, AMQP_URL=place.amqp_url)
+        assert told.returncode == 1
+        assert told.stdout.count(f"({HERE}) expired on {ENDED_TOLD}") == 2
+        assert told.stdout.count("to do: have the server's certificate renewed") == 2
+
+        await asyncio.to_thread(place.database.show, office.good)
+        assert f"{of_broker} ({HERE}) expired on {ENDED_TOLD}" in await reason(running, of_broker)
+        await asyncio.to_thread(place.listener.show, office.good)
+        await reason(running, "")
+        await eventually(engine, published_runs(), 1)
+    await engine.dispose()
+
+
+async def test_a_client_certificate_that_is_renewed_on_disk_is_used_without_a_restart(place, office):
+    office.ours.identity("worker", user=ROLE, expired=True)
+    async with worker(place.database_url, place.amqp_url) as service:
+        running = Running(service.http.port)
+        assert "our certificate, sslcert=" in await reason(running, "has expired")
+        _, key = office.ours.identity("worker", user=ROLE)
+        await reason(running, "")
+        key.unlink()
+        await place.close_lines()
+        told = await reason(running, "cannot be read")
+        assert (
+            told == f"PostgreSQL is not available: DATABASE_URL: sslkey={key} cannot be read: No such file or directory"
+        )
+        office.ours.identity("worker", user=ROLE)
+        await reason(running, "")

@@ -1,0 +1,306 @@
+"""``closeout reconcile``: every invariant broken once on a real database, and none reported beside live writers."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from consumer import TransactionFailed, create_transaction_coordinator
+from consumer.closeout.inbox import Arrival
+from consumer.closeout.legacy import LegacyCloseOut
+from consumer.maintenance.invariants import INVARIANTS
+from consumer.maintenance.reconcile import Finding, reconcile
+from domains.policies.book import PolicyBook
+from domains.run import CompletedRun
+from tests.support import run_messages as runs
+from tests.support.broken_writes import break_writes_to, count, mend_writes
+from tests.support.traffic import listen, received
+
+CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
+OF_VICTIM = "WHERE (tenant_id, run_id) = (:tenant, :run)"
+PUBLISH = (
+    f"WITH gone AS (DELETE FROM governance.outbox_events {OF_VICTIM}) UPDATE governance.run_completions "
+    f"SET phase = 'EVENTS_PUBLISHED', events_published_at = now() {OF_VICTIM}"
+)
+PREVENTION = (
+    "INSERT INTO governance.prevention_records SELECT tenant_id, run_id, gen_random_uuid(), gen_random_uuid(), NULL, "
+    f"now() FROM governance.run_completions {OF_VICTIM}"
+)
+UNFINISH = "UPDATE governance.run_completions SET mode = 'legacy', committed_at = NULL"
+LATER = "created_at = created_at - interval '10 minutes'"
+# What is done to one healthy, committed run, and the only invariant that may notice; with a word of what it says.
+BREAKS: dict[str, tuple[str, str, list[str]]] = {
+    "incident gone": ("one-finding", "neither", [f"DELETE FROM governance.incidents {OF_VICTIM}"]),
+    "incident and prevention": ("one-finding", "both", [PREVENTION]),
+    "evaluation gone": ("one-evaluation", "none", [f"DELETE FROM governance.policy_evaluations {OF_VICTIM}"]),
+    "trace running": (
+        "trace-completed",
+        "running",
+        [f"UPDATE governance.traces SET status = 'running', completed_at = NULL {OF_VICTIM}"],
+    ),
+    "trace gone": ("trace-written", "no trace", [f"DELETE FROM governance.traces {OF_VICTIM}"]),
+    "outbox emptied": (
+        "phase-and-outbox",
+        "COMMITTED with 0 events",
+        [f"DELETE FROM governance.outbox_events {OF_VICTIM}"],
+    ),
+    "told published too early": (
+        "phase-and-outbox",
+        "EVENTS_PUBLISHED with 3 events",
+        [f"UPDATE governance.run_completions SET phase = 'EVENTS_PUBLISHED', events_published_at = now() {OF_VICTIM}"],
+    ),
+    "published without a time": (
+        "phase-and-outbox",
+        "not set",
+        [PUBLISH, f"UPDATE governance.run_completions SET events_published_at = NULL {OF_VICTIM}"],
+    ),
+    "events before the end": (
+        "phase-and-outbox",
+        "TRACE_COMPLETED with 3 events",
+        [
+            f"{UNFINISH}, phase = 'TRACE_COMPLETED' {OF_VICTIM}",
+        ],
+    ),
+    "event in the middle gone": (
+        "outbox-suffix",
+        "sequences 1, 3",
+        [f"DELETE FROM governance.outbox_events {OF_VICTIM} AND sequence = 2"],
+    ),
+    "last event gone": (
+        "outbox-suffix",
+        "sequences 1, 2",
+        [f"DELETE FROM governance.outbox_events {OF_VICTIM} AND sequence = 3"],
+    ),
+    "inbox row gone": (
+        "no-orphans",
+        "incidents, outbox_events, policy_evaluations, traces",
+        [f"DELETE FROM governance.run_completions {OF_VICTIM}"],
+    ),
+    "atomic run unfinished": (
+        "finished",
+        "atomic",
+        [f"UPDATE governance.run_completions SET committed_at = NULL {OF_VICTIM}"],
+    ),
+    "legacy phase without its time": (
+        "finished",
+        "legacy",
+        [f"{UNFINISH} {OF_VICTIM}"],
+    ),
+    "events waiting for ten minutes": (
+        "outbox-stale",
+        "3 events since",
+        [f"UPDATE governance.outbox_events SET {LATER} {OF_VICTIM}"],
+    ),
+    "legacy run unfinished for ten minutes": (
+        "legacy-stale",
+        "stopped at INCIDENT_CREATED",
+        [
+            f"DELETE FROM governance.outbox_events {OF_VICTIM}",
+            f"{UNFINISH}, phase = 'INCIDENT_CREATED', received_at = received_at - interval '10 minutes' {OF_VICTIM}",
+        ],
+    ),
+}
+
+
+async def close_out(engine: AsyncEngine, number: int, **changes: Any) -> list[CompletedRun]:
+    made = [runs.run(**changes) for _ in range(number)]
+    await create_transaction_coordinator(engine=engine).execute_many(made)
+    return made
+
+
+async def apply(engine: AsyncEngine, victim: CompletedRun, *statements: str) -> None:
+    async with engine.begin() as conn:
+        for statement in statements:
+            await conn.execute(text(statement), {"tenant": victim.tenant_id, "run": victim.run_id})
+
+
+def broken(findings: Sequence[Finding]) -> dict[str, int]:
+    return {finding.invariant.name: finding.count for finding in findings if finding.count}
+
+
+async def checked(engine: AsyncEngine, **options: Any) -> list[Finding]:
+    return await reconcile(engine, **{"older_than_seconds": 300, **options})
+
+
+@pytest.mark.parametrize("what", BREAKS)
+async def test_each_broken_invariant_is_the_only_one_reported_and_names_the_run(engine, what):
+    name, words, statements = BREAKS[what]
+    healthy = await close_out(engine, 10)
+    (victim,) = await close_out(engine, 1)
+    await apply(engine, healthy[0], PUBLISH)
+    assert broken(await checked(engine)) == {}
+
+    await apply(engine, victim, *statements)
+
+    findings = await checked(engine, runs_a_slice=3)
+    assert broken(findings) == {name: 1}
+    (example,) = next(finding.examples for finding in findings if finding.count)
+    assert (example.tenant_id, example.run_id) == (victim.tenant_id, victim.run_id)
+    assert words in example.detail
+
+
+def test_every_invariant_is_broken_by_some_test():
+    assert {name for name, _, _ in BREAKS.values()} == {invariant.name for invariant in INVARIANTS}
+
+
+@pytest.mark.parametrize("table", ["incidents", "policy_evaluations", "traces", "outbox_events"])
+async def test_an_orphan_in_any_one_table_is_found_and_the_table_named(engine, table):
+    (victim,) = await close_out(engine, 1)
+    others = {"incidents", "policy_evaluations", "traces", "outbox_events"} - {table} | {"run_completions"}
+
+    await apply(engine, victim, *(f"DELETE FROM governance.{other} {OF_VICTIM}" for other in others))
+
+    findings = await checked(engine)
+    assert broken(findings)["no-orphans"] == 1
+    assert next(f for f in findings if f.invariant.name == "no-orphans").examples[0].detail == table
+
+
+async def test_an_empty_database_is_healthy(engine):
+    assert broken(await checked(engine)) == {}
+
+
+async def test_what_is_legitimate_is_not_reported(engine):
+    """A run without a trace, two runs that name one trace, a trace that is the runner's, and a rolled-back run."""
+    await close_out(engine, 1, trace_id=None)
+    (first,) = await close_out(engine, 1)
+    await close_out(engine, 1, trace_id=str(first.trace_id))
+    await apply(
+        engine,
+        runs.run(),
+        "INSERT INTO governance.traces (tenant_id, trace_id, run_id, status, started_at) "
+        "VALUES (:tenant, gen_random_uuid(), :run, 'running', now() - interval '1 day')",
+    )
+    await break_writes_to(engine, "traces")
+    with pytest.raises(TransactionFailed):
+        await close_out(engine, 1)
+    await mend_writes(engine)
+    await break_writes_to(engine, "policy_evaluations")
+    with pytest.raises(TransactionFailed):  # half done, and not for long yet
+        await LegacyCloseOut(engine=engine, policies=PolicyBook()).execute(Arrival.of(runs.run()))
+
+    assert broken(await checked(engine)) == {}
+
+
+async def test_runs_are_counted_over_all_slices_and_named_up_to_the_limit(engine):
+    await close_out(engine, 23)
+    async with engine.begin() as conn:
+        await conn.execute(text("DELETE FROM governance.policy_evaluations"))
+
+    findings = await checked(engine, runs_a_slice=5, limit=7)
+
+    assert broken(findings) == {"one-evaluation": 23}
+    examples = next(finding.examples for finding in findings if finding.count)
+    assert len({example.run_id for example in examples}) == 7
+
+
+async def test_only_the_named_tenants_runs_are_checked(engine):
+    (ours,) = await close_out(engine, 1, tenant_id="acme")
+    (other,) = await close_out(engine, 1, tenant_id="globex")
+    for victim in (ours, other):
+        await apply(engine, victim, f"DELETE FROM governance.incidents {OF_VICTIM}")
+
+    findings = await checked(engine, tenant="globex", runs_a_slice=1)
+
+    assert broken(findings) == {"one-finding": 1}
+    assert findings[0].examples[0].run_id == other.run_id
+
+
+async def test_beside_live_writers_of_both_kinds_nothing_is_reported(engine):
+    coordinator = create_transaction_coordinator(engine=engine)
+    legacy = LegacyCloseOut(engine=engine, policies=PolicyBook())
+    stop = asyncio.Event()
+
+    async def write_atomically() -> None:
+        while not stop.is_set():
+            made = [runs.run() for _ in range(5)]
+            await coordinator.execute_many(made)
+            for victim in made:
+                await apply(engine, victim, PUBLISH)
+
+    async def write_one_by_one() -> None:
+        while not stop.is_set():
+            await legacy.execute(Arrival.of(runs.run()))
+
+    async with asyncio.TaskGroup() as group:
+        for write in (write_atomically, write_atomically, write_one_by_one):
+            group.create_task(write())
+        for size in (50, 1_000) * 5:
+            assert broken(await checked(engine, runs_a_slice=size)) == {}
+        stop.set()
+    assert await count(engine, "run_completions") > 20
+
+
+def closeout(database_url: str, *arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [CLOSEOUT, "reconcile", *arguments],
+        env={**os.environ, "DATABASE_URL": database_url, "NO_COLOR": "1", "COLUMNS": "200", **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+async def test_the_command_says_ok_for_each_rule_and_exits_0(engine, database_url):
+    await close_out(engine, 2)
+
+    done = await asyncio.to_thread(closeout, database_url)
+
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [["ok", rule.name] for rule in INVARIANTS]
+
+
+async def test_the_command_names_the_run_what_it_means_and_what_to_do_and_exits_1(engine, database_url):
+    (victim,) = await close_out(engine, 1)
+    await apply(engine, victim, *BREAKS["legacy run unfinished for ten minutes"][2])
+
+    done = await asyncio.to_thread(closeout, database_url)
+
+    assert done.returncode == 1, done.stderr
+    assert f"{victim.tenant_id}/{victim.run_id}  stopped at INCIDENT_CREATED" in done.stdout
+    assert "it means: a non-atomic close-out stopped half-way" in done.stdout
+    assert "let the runner publish it again, unchanged" in done.stdout
+
+
+async def test_repair_publishes_stale_events_and_leaves_the_young_ones(engine, database_url, broker, amqp_url):
+    (stale, _young) = await close_out(engine, 2)
+    await apply(engine, stale, f"UPDATE governance.outbox_events SET {LATER} {OF_VICTIM}")
+    before = await asyncio.to_thread(closeout, database_url, "--json")
+    events = await listen(broker)
+
+    after = await asyncio.to_thread(closeout, database_url, "--repair", "--json", AMQP_URL=amqp_url)
+
+    assert before.returncode == 1
+    told = {rule["name"]: rule for rule in json.loads(before.stdout)["invariants"] if rule["broken"]}
+    assert [run["run_id"] for run in told["outbox-stale"]["runs"]] == [str(stale.run_id)]
+    assert after.returncode == 0, after.stdout + after.stderr
+    assert json.loads(after.stdout)["repaired"] == {"runs": 1, "failure": None}
+    assert {event.header.properties.correlation_id for event in await received(events, 3)} == {str(stale.run_id)}
+    assert await count(engine, "outbox_events") == 3
+
+
+async def test_repair_without_a_broker_says_so_still_reports_and_exits_1(engine, database_url):
+    (stale,) = await close_out(engine, 1)
+    await apply(engine, stale, f"UPDATE governance.outbox_events SET {LATER} {OF_VICTIM}")
+
+    done = await asyncio.to_thread(closeout, database_url, "--repair", AMQP_URL="amqp://u:p@127.0.0.1:1/")
+
+    assert done.returncode == 1
+    assert "RabbitMQ is not available" in done.stdout
+    assert f"{stale.tenant_id}/{stale.run_id}  3 events since" in done.stdout
+
+
+@pytest.mark.parametrize("nonsense", ["5", "m", "-5m", "5 fortnights"])
+def test_a_threshold_that_is_no_time_is_used_wrongly(nonsense):
+    done = closeout("postgresql://nowhere", f"--older-than={nonsense}")
+
+    assert done.returncode == 2
+    assert "--older-than" in done.stderr

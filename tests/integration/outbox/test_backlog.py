@@ -1,0 +1,62 @@
+"""The outbox gauges: true while the relay gets nothing out, and unknown while the database cannot be asked."""
+
+import asyncio
+import math
+
+import pika
+import pytest
+
+from consumer import create_transaction_coordinator
+from consumer.metrics import Metrics
+from consumer.outbox.backlog import watch_outbox
+from consumer.outbox.publisher import EVENTS_EXCHANGE, ConfirmedChannel, EventPublisher
+from consumer.outbox.relay import Relay
+from consumer.postgres.engine import create_engine
+from tests.support import run_messages as runs
+
+
+@pytest.fixture
+async def stopping():
+    """Ends what a test has begun."""
+    event = asyncio.Event()
+    yield event
+    event.set()
+
+
+async def test_the_oldest_event_grows_older_while_the_relay_cannot_publish(
+    engine, broker, bare_amqp_url, metrics, stopping
+):
+    await create_transaction_coordinator(engine=engine).execute_many([runs.run() for _ in range(7)])
+    with pika.BlockingConnection(pika.URLParameters(bare_amqp_url)) as connection:
+        connection.channel().exchange_delete(EVENTS_EXCHANGE)
+    publisher = EventPublisher(ConfirmedChannel(broker), metrics=metrics)
+    relay = Relay(engine=engine, publisher=publisher, metrics=metrics, grace_seconds=0)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(relay.run(stopping))
+        group.create_task(watch_outbox(stopping, engine=engine, metrics=metrics, every=0.05))
+        async with asyncio.timeout(10):
+            while not _oldest(metrics) > 1:
+                await asyncio.sleep(0.02)
+        assert metrics.registry.get_sample_value("closeout_outbox_pending") == 7
+        stopping.set()
+
+
+async def test_an_outbox_that_cannot_be_asked_for_is_unknown_not_what_it_was(
+    postgres, empty_database_url, metrics, stopping
+):
+    """A number from before the outage would keep an alert up, or down."""
+    nowhere = create_engine(f"{empty_database_url}_gone", pool_size=1)
+    metrics.outbox_oldest.set(130)
+    watching = asyncio.create_task(watch_outbox(stopping, engine=nowhere, metrics=metrics, every=0.05))
+    async with asyncio.timeout(10):
+        while not math.isnan(_oldest(metrics)):
+            await asyncio.sleep(0.02)
+    stopping.set()
+    await watching
+    await nowhere.dispose()
+
+
+def _oldest(metrics: Metrics) -> float:
+    value = metrics.registry.get_sample_value("closeout_outbox_oldest_seconds")
+    assert value is not None
+    return value

@@ -1,0 +1,356 @@
+"""``closeout policies backtest``: a file's policies over stored runs, read-only, beside what was in force."""
+
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from consumer import create_transaction_coordinator
+from consumer.closeout.inbox import Arrival
+from consumer.policy_analysis.backtest import backtest, runs_between
+from consumer.postgres.engine import create_engine
+from consumer.runs.pages import estimate, pages
+from consumer.runs.stored import read_runs, reading
+from domains.policies.apply import apply_policies
+from domains.policies.cel.conditions import visible_fields
+from domains.policies.files import PolicyDraft
+from domains.tables import metadata
+from tests.support import run_messages as runs
+
+CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+MONTH: dict[str, Any] = {"since": NOW - timedelta(days=30), "until": NOW}
+
+
+def draft(name="p", **changes):
+    fields = {"tenant_id": None, "effect": "flag", "severity": "LOW", "condition": "true"}
+    return PolicyDraft(name=name, **{**fields, **changes})
+
+
+async def apply(engine, *drafts):
+    async with engine.begin() as conn:
+        await apply_policies(conn, drafts)
+
+
+async def close_out(engine, *found, received_at=NOW - timedelta(hours=1)):
+    arrivals = [Arrival.of(run)._replace(received_at=received_at) for run in found]
+    await create_transaction_coordinator(engine=engine).execute_many(arrivals)
+
+
+def counted(tally):
+    return {
+        name: (count.runs, count.hits, count.newly, count.no_longer, count.errors, count.unknown)
+        for name, count in tally.tenants.items()
+    }
+
+
+async def test_what_each_policy_would_have_done_is_counted_by_tenant(engine):
+    acme = [runs.run(usage={"cost_usd": cost}) for cost in (1, 2, 3)]
+    globex = [runs.run(tenant_id="globex", usage={}), runs.run(tenant_id="globex", usage={"cost_usd": 9})]
+    await close_out(engine, *acme, *globex)
+
+    result = await backtest(
+        engine,
+        [
+            draft("dear", condition="run.usage.cost_usd > 1.5"),
+            draft("own", tenant_id="acme"),
+            draft("off", enabled=False),
+        ],
+        **MONTH,
+    )
+
+    assert result.runs == 5
+    dear, own = result.tallies
+    assert counted(dear) == {"acme": (3, 2, 2, 0, 0, 0), "globex": (2, 1, 1, 0, 1, 0)}
+    assert counted(own) == {"acme": (3, 3, 3, 0, 0, 0)}
+    assert not dear.has_history
+    assert {example.run_id for example in dear.examples["newly"]} == {acme[1].run_id, acme[2].run_id, globex[1].run_id}
+    (error,) = dear.examples["errors"]
+    assert error.run_id == globex[0].run_id
+    assert "overload" in (error.error or "")
+    assert [(value.path, value.value) for value in error.values] == [("run.usage.cost_usd", None)]
+
+
+async def test_only_runs_that_did_not_succeed_would_have_been_suppressed(engine):
+    await close_out(engine, *(runs.run(status=status) for status in ("succeeded", "failed", "halted", "aborted")))
+    (tally,) = (await backtest(engine, [draft(effect="suppress_incident")], **MONTH)).tallies
+    assert counted(tally) == {"acme": (4, 3, 3, 0, 0, 0)}
+
+
+async def test_it_is_compared_with_what_a_policy_of_the_same_name_and_tenant_did(engine):
+    await apply(
+        engine,
+        draft("cost", condition="run.usage.cost_usd < 2.5"),
+        draft("cost", tenant_id="globex", condition="false"),
+        draft("quiet", effect="suppress_incident", condition="run.is_synthetic"),
+        draft("watched", mode="shadow"),
+    )
+    cheap, middle, dear = (runs.run(usage={"cost_usd": cost}) for cost in (1, 2, 3))
+    silent = runs.run(is_synthetic=True, usage={"cost_usd": 9}, metadata={"loud": True})
+    await close_out(engine, cheap, middle, dear, silent)
+
+    result = await backtest(
+        engine,
+        [
+            draft("cost", condition="run.usage.cost_usd > 1.5"),
+            draft("quiet", effect="suppress_incident", condition="run.is_synthetic && !has(run.metadata.loud)"),
+            draft("watched"),
+        ],
+        **MONTH,
+    )
+
+    cost, quiet, watched = result.tallies
+    assert (result.in_force.flagged, result.in_force.suppressed, result.in_force.errors) == (2, 1, 0)
+    assert counted(cost) == {"acme": (4, 3, 2, 1, 0, 0)}
+    assert [example.run_id for example in cost.examples["no_longer"]] == [cheap.run_id]
+    assert [example.run_id for example in cost.examples["again"]] == [middle.run_id]
+    assert counted(quiet) == {"acme": (4, 0, 0, 1, 0, 0)}
+    assert (cost.has_history, quiet.has_history) == (True, True)
+    # What was only ever in shadow decided nothing.
+    assert (watched.has_history, watched.total.newly) == (False, 4)
+
+
+async def test_what_depends_on_what_is_not_stored_is_unknown_and_the_rest_is_told(engine):
+    await apply(engine, draft("quiet", effect="suppress_incident", condition="run.is_synthetic"))
+    untraced = runs.run(trace_id=None)
+    suppressed = runs.run(is_synthetic=True)
+    await close_out(engine, untraced, suppressed, runs.run())
+
+    result = await backtest(
+        engine,
+        [
+            draft("steps", condition="run.steps.exists(s, s.status == 'failed')"),
+            draft("words", condition="run.error_message.contains('answer')"),
+            draft("either", condition="run.status == 'failed' || size(run.steps) > 9"),
+        ],
+        **MONTH,
+    )
+
+    steps, words, either = result.tallies
+    assert counted(steps) == {"acme": (3, 2, 2, 0, 0, 1)}
+    assert counted(words) == {"acme": (3, 2, 2, 0, 0, 1)}
+    assert counted(either) == {"acme": (3, 3, 3, 0, 0, 0)}
+
+
+TEXT = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=40)
+COST = st.none() | st.decimals(0, 10**11, allow_nan=False, places=6)
+FRACTIONS = st.floats(-1e15, 1e15).map(lambda number: number + 0.5)
+FIELDS = st.fixed_dictionaries(
+    {
+        "status": st.sampled_from(["succeeded", "failed", "halted", "aborted"]),
+        "agent_id": st.none() | TEXT,
+        "model": st.none() | TEXT,
+        "error_code": st.none() | st.just("AGENT_CRASH"),
+        "error_message": st.none() | TEXT | st.just("é" * 5_000),
+        "usage": st.fixed_dictionaries({"cost_usd": COST, "input_tokens": st.none() | st.integers(0, 2**63 - 1)}),
+        "steps": st.lists(
+            st.fixed_dictionaries(
+                {"skill": st.none() | TEXT, "status": st.just("skipped"), "cost_usd": COST, "duration_ms": st.none()}
+            ),
+            max_size=3,
+        ).map(lambda steps: [{**step, "index": number} for number, step in enumerate(steps)]),
+        "is_synthetic": st.booleans(),
+        "synthetic_scenario_id": st.none() | TEXT,
+        "metadata": st.dictionaries(
+            TEXT,
+            st.none() | st.booleans() | st.integers(-(2**70), 2**70) | TEXT | FRACTIONS,
+            max_size=4,
+        ),
+        "completed_at": st.sampled_from(["2026-11-01T12:00:30Z", "2026-11-01T12:00:30.123456+00:00"]),
+    }
+)  # fmt: skip
+
+
+@given(st.lists(FIELDS, min_size=5, max_size=20))
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_a_traced_run_is_put_together_as_conditions_saw_it(database_url, changes):
+    engine = create_engine(database_url, pool_size=2)
+    sent = [
+        runs.run(**{**one, "usage": _plain(one["usage"]), "steps": [_plain(s) for s in one["steps"]]})
+        for one in changes
+    ]
+    await close_out(engine, *sent)
+    async with reading(engine) as conn:
+        stored = {found.run.key: found for found in await read_runs(conn, [run.key for run in sent])}
+    await engine.dispose()
+    assert len(stored) == len(sent)
+    for run in sent:
+        assert stored[run.key].unknown == frozenset()
+        assert visible_fields(stored[run.key].run) == visible_fields(run)
+
+
+def _plain(fields):
+    return {name: str(value) if isinstance(value, Decimal) else value for name, value in fields.items()}
+
+
+async def test_a_trace_with_steps_of_another_kind_leaves_the_steps_unknown(engine):
+    run = runs.run()
+    await close_out(engine, run)
+    async with engine.begin() as conn:
+        await conn.execute(text("""UPDATE governance.traces SET steps = '[{"kind": "theirs"}]'"""))
+    async with reading(engine) as conn:
+        (stored,) = await read_runs(conn, [run.key])
+    assert stored.unknown == {"steps"}
+    assert stored.run.trace_id == run.trace_id
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 100])
+async def test_each_run_of_the_time_is_given_once_the_last_received_first_however_they_lie(engine, size):
+    at = [NOW - timedelta(seconds=1)] * 5 + [NOW - timedelta(days=days, hours=3) for days in (0, 9, 9, 29)]
+    expected = []
+    for tenant in ("acme", "globex"):
+        for received in at:
+            run = runs.run(tenant_id=tenant)
+            await close_out(engine, run, received_at=received)
+            expected.append((received, *run.key))
+    for outside in (NOW, NOW + timedelta(hours=1), NOW - timedelta(days=31)):
+        await close_out(engine, runs.run(), received_at=outside)
+    async with reading(engine) as conn:
+        found = [tuple(one) async for page in pages(conn, **MONTH, size=size) for one in page]
+        own = [one.run_id async for page in pages(conn, **MONTH, tenant="globex", size=size) for one in page]
+    assert found == sorted(expected, reverse=True)
+    assert set(own) == {run_id for _, tenant, run_id in expected if tenant == "globex"}
+    assert len(own) == 9
+
+
+async def test_a_run_that_is_not_closed_out_yet_is_left_out(engine):
+    run = runs.run()
+    await close_out(engine, run)
+    async with engine.begin() as conn:
+        await conn.execute(
+            text("UPDATE governance.run_completions SET mode = 'legacy', committed_at = NULL, phase = 'NOT_STARTED'")
+        )
+    assert (await backtest(engine, [draft()], **MONTH)).runs == 0
+    async with reading(engine) as conn:
+        assert await read_runs(conn, [run.key]) == []
+
+
+async def test_no_transaction_is_open_while_runs_are_looked_at(engine):
+    await close_out(engine, *(runs.run() for _ in range(3)))
+    states = []
+    async with reading(engine) as conn:
+        pid = (await conn.execute(text("SELECT pg_backend_pid()"))).scalar_one()
+        await conn.commit()
+        async for _ in runs_between(conn, **MONTH, tenant=None):
+            async with engine.connect() as other:
+                found = await other.execute(
+                    text("SELECT state, backend_xmin FROM pg_stat_activity WHERE pid = :pid"), {"pid": pid}
+                )
+                states.append(tuple(found.one()))
+    assert states == [("idle", None)]
+
+
+async def test_the_estimate_behind_the_progress_bar_is_of_the_time_asked_for(engine):
+    await close_out(engine, *(runs.run() for _ in range(200)), received_at=NOW - timedelta(days=20))
+    await close_out(engine, *(runs.run() for _ in range(50)))
+    async with engine.connect() as conn:
+        await (await conn.execution_options(isolation_level="AUTOCOMMIT")).execute(text("ANALYZE"))
+    async with reading(engine) as conn:
+        assert 200 <= await estimate(conn, **MONTH) <= 300
+        assert await estimate(conn, since=NOW - timedelta(days=1), until=NOW) < 100
+
+
+async def test_progress_is_told_up_to_the_last_run(engine):
+    await close_out(engine, *(runs.run() for _ in range(3)))
+    told = []
+    await backtest(engine, [draft()], **MONTH, progress=lambda done, of: told.append((done, of)))
+    assert told[-1][0] == 3
+    assert all(done <= of for done, of in told)
+
+
+@pytest.fixture
+async def select_only(engine, database_url):
+    """The URL of a role that may do nothing but SELECT."""
+    name = "reads_only"
+    async with engine.begin() as conn:
+        await conn.execute(text(f"DROP ROLE IF EXISTS {name}"))
+        await conn.execute(text(f"CREATE ROLE {name} LOGIN PASSWORD 'x'"))
+        await conn.execute(text(f"GRANT USAGE ON SCHEMA governance TO {name}"))
+        await conn.execute(text(f"GRANT SELECT ON ALL TABLES IN SCHEMA governance TO {name}"))
+    yield (
+        urlsplit(database_url)._replace(netloc=f"{name}:x@{urlsplit(database_url).netloc.rpartition('@')[2]}").geturl()
+    )
+    async with engine.begin() as conn:
+        await conn.execute(text(f"DROP OWNED BY {name}"))
+        await conn.execute(text(f"DROP ROLE {name}"))
+
+
+async def content(engine):
+    """Every row of every table, with the transactions that wrote or locked it."""
+    async with engine.connect() as conn:
+        return [
+            (await conn.execute(text(f"SELECT t::text, xmin::text, xmax::text FROM {table.fullname} t"))).all()
+            for table in metadata.sorted_tables
+        ]
+
+
+async def test_the_command_writes_nothing_and_needs_a_role_that_may_select(engine, select_only, tmp_path):
+    await apply(engine, draft("dear", condition="run.usage.cost_usd < 1.0"), draft("quiet", mode="shadow"))
+    run = runs.run(usage={"cost_usd": 7.25}, trace_id=None)
+    now = datetime.now(UTC)
+    await close_out(engine, run, runs.run(tenant_id="globex"), received_at=now - timedelta(hours=1))
+    file = tmp_path / "policies.yaml"
+    file.write_text(
+        "- {name: dear, effect: flag, severity: LOW, condition: run.usage.cost_usd > 5.0}\n"
+        "- {name: steps, effect: flag, severity: LOW, condition: size(run.steps) > 1}\n"
+    )
+    before = await content(engine)
+
+    said = invoked(select_only, "backtest", str(file))
+    assert "2 runs, received" in said
+    assert "The policies in force flagged 1, suppressed 0 incidents and failed to evaluate over 0" in said
+    assert "dear (flag LOW, all tenants): would flag 1 of 2 runs (50.0%)" in said
+    assert "against what policies of this name did: 1 newly, 1 no longer" in said
+    assert f"newly     acme/{run.run_id}" in said
+    assert "run.usage.cost_usd = 7.25" in said
+    assert "unknown: the answer depends on what is not stored" in said
+    document = json.loads(invoked(select_only, "backtest", str(file), "--json", "--since", "2h", "--tenant", "acme"))
+    assert document["runs"] == 1
+    assert document["policies"][0]["tenants"] == [
+        {"tenant_id": "acme", "runs": 1, "hits": 1, "newly": 1, "no_longer": 0, "errors": 0, "unknown": 0}
+    ]
+    assert document["policies"][1]["total"]["unknown"] == 1
+
+    said = invoked(select_only, "test", str(file), "--run", f"acme/{run.run_id}")
+    assert "Not stored of this run, and so not known: steps, trace_id" in said
+    assert "holds          dear" in said
+    assert "unknown        steps" in said
+    assert "run.steps is not stored of this run" in said
+    assert "Evaluation: it depends on what is not stored of this run" in said
+    said = invoked(select_only, "test", str(file), "--run", f"globex/{run.run_id}", status=1)
+    assert f"no run globex/{run.run_id} is stored" in said
+
+    assert "1 policy in shadow" in invoked(select_only, "shadow")
+    assert await content(engine) == before
+
+
+async def test_the_connection_that_runs_are_read_on_refuses_every_write(engine):
+    async with reading(engine) as conn:
+        with pytest.raises(DBAPIError, match="read-only transaction"):
+            await conn.execute(text("DELETE FROM governance.policies"))
+
+
+def test_a_time_that_is_none_is_used_wrongly(database_url, tmp_path):
+    file = tmp_path / "policies.yaml"
+    file.write_text("[]")
+    assert "--since: found 'a month'" in invoked(database_url, "backtest", str(file), "--since", "a month", status=2)
+
+
+def invoked(database_url: str, *words: str, status: int = 0) -> str:
+    environ = {**os.environ, "DATABASE_URL": database_url, "NO_COLOR": "1"}
+    done = subprocess.run(
+        [CLOSEOUT, "policies", *words], env=environ, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr

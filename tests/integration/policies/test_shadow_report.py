@@ -1,0 +1,154 @@
+"""``closeout policies shadow``: what shadows have caught since they were applied, beside the version in force."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from sqlalchemy import text
+
+from consumer import create_transaction_coordinator
+from consumer.policy_analysis.shadow_results import caught_in_shadow
+from domains.policies.apply import apply_policies
+from domains.policies.files import PolicyDraft
+from tests.support import run_messages as runs
+
+CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
+
+
+def draft(name="cost", **changes):
+    fields = {"tenant_id": None, "effect": "flag", "severity": "LOW", "condition": "true"}
+    return PolicyDraft(name=name, **{**fields, **changes})
+
+
+async def apply(engine, *drafts):
+    async with engine.begin() as conn:
+        await apply_policies(conn, drafts)
+
+
+async def close_out(engine, *found):
+    # A coordinator of its own each time: it reads the policies anew.
+    await create_transaction_coordinator(engine=engine).execute_many(found)
+
+
+def counted(caught):
+    return {
+        name: (count.runs, count.hits, count.newly, count.no_longer, count.errors)
+        for name, count in caught.tally.tenants.items()
+    }
+
+
+async def test_where_nothing_is_in_shadow_nothing_is_caught(engine):
+    await apply(engine, draft(), draft("ended", mode="shadow"))
+    await apply(engine, draft("ended", mode="shadow", enabled=False))
+    await close_out(engine, runs.run())
+    assert await caught_in_shadow(engine) == []
+
+
+async def test_a_version_in_shadow_is_counted_from_when_it_was_applied_beside_the_one_that_decides(engine):
+    await apply(engine, draft(condition="run.usage.cost_usd < 2.5"))
+    await close_out(engine, runs.run(usage={"cost_usd": 9}))
+    await apply(engine, draft(condition="run.usage.cost_usd > 1.5", mode="shadow"))
+    cheap, middle, dear = (runs.run(usage={"cost_usd": cost}) for cost in (1, 2, 3))
+    unmeasured = runs.run(tenant_id="globex", usage={})
+    await close_out(engine, cheap, middle, dear, unmeasured)
+
+    (caught,) = await caught_in_shadow(engine)
+
+    assert (caught.version, caught.in_force, caught.tally.has_history) == (2, 1, True)
+    assert counted(caught) == {"acme": (3, 2, 1, 1, 0), "globex": (1, 0, 0, 0, 1)}
+    examples = {kind: [one.run_id for one in found] for kind, found in caught.tally.examples.items()}
+    assert examples == {
+        "newly": [dear.run_id],
+        "again": [middle.run_id],
+        "no_longer": [cheap.run_id],
+        "errors": [unmeasured.run_id],
+    }
+    (newly,) = caught.tally.examples["newly"]
+    assert [(value.path, value.value) for value in newly.values] == [("run.usage.cost_usd", 3.0)]
+    (error,) = caught.tally.examples["errors"]
+    assert "overload" in (error.error or "")
+
+
+async def test_a_shadow_that_would_suppress_is_counted_where_it_would_have(engine):
+    await apply(engine, draft("quiet", effect="suppress_incident", condition="run.is_synthetic"))
+    await apply(engine, draft("quiet", effect="suppress_incident", condition="true", mode="shadow"))
+    await close_out(engine, runs.run(), runs.run(is_synthetic=True), runs.run(status="succeeded", error_code=None))
+    (caught,) = await caught_in_shadow(engine)
+    assert counted(caught) == {"acme": (3, 2, 1, 0, 0)}
+
+
+async def test_one_tenant_s_runs_are_asked_for_and_a_tenant_s_shadow_sees_its_own(engine):
+    await apply(engine, draft(mode="shadow"), draft("own", tenant_id="acme", mode="shadow"))
+    await close_out(engine, runs.run(), runs.run(tenant_id="globex"))
+    every, own = await caught_in_shadow(engine)
+    assert counted(every) == {"acme": (1, 1, 1, 0, 0), "globex": (1, 1, 1, 0, 0)}
+    assert counted(own) == {"acme": (1, 1, 1, 0, 0)}
+    (every, own) = await caught_in_shadow(engine, tenant="globex")
+    assert counted(every) == {"globex": (1, 1, 1, 0, 0)}
+    assert counted(own) == {}
+
+
+async def test_a_shadow_whose_condition_by_hand_does_not_compile_is_all_errors(engine):
+    async with engine.begin() as conn:
+        await conn.execute(
+            text(
+                "INSERT INTO governance.policies (policy_id, name, version, effect, severity, condition, enabled, "
+                "shadow) VALUES (gen_random_uuid(), 'by hand', 1, 'flag', 'LOW', '((', false, 'running')"
+            )
+        )
+    await close_out(engine, runs.run())
+    (caught,) = await caught_in_shadow(engine)
+    assert counted(caught) == {"acme": (1, 0, 0, 0, 1)}
+    (error,) = caught.tally.examples["errors"]
+    assert "does not compile" in (error.error or "")
+
+
+async def test_the_way_of_a_policy_from_a_file_to_shadow_and_into_force(engine, database_url, tmp_path):
+    file = tmp_path / "policies.yaml"
+    shadow = "- {name: dear, effect: flag, severity: LOW, condition: run.usage.cost_usd > 5.0, mode: shadow}\n"
+    file.write_text(shadow)
+
+    assert invoked(database_url, "apply", str(file)) == "dear: created, version 1, in shadow; no version decides\n"
+    other = tmp_path / "off.yaml"
+    other.write_text("- {name: later, effect: flag, severity: LOW, condition: 'true', enabled: false}\n")
+    assert invoked(database_url, "apply", str(other)) == "later: created, version 1, off\n"
+    assert "shadow" in invoked(database_url, "list")
+    assert json.loads(invoked(database_url, "list", "--json"))[0]["shadow"] == "running"
+    dear = runs.run(usage={"cost_usd": 7.25})
+    await close_out(engine, dear, runs.run())
+    said = invoked(database_url, "shadow")
+    assert "Version 1, in shadow since" in said
+    assert "dear (flag LOW, all tenants): would flag 1 of 2 runs (50.0%)" in said
+    assert f"acme/{dear.run_id}" in said
+    assert "run.usage.cost_usd = 7.25" in said
+    (document,) = json.loads(invoked(database_url, "shadow", "--json"))
+    assert (document["name"], document["version"], document["in_force"]) == ("dear", 1, None)
+    assert document["total"]["hits"] == 1
+
+    file.write_text(shadow.replace(", mode: shadow", ""))
+    assert invoked(database_url, "apply", str(file)) == "dear: updated, version 2\n"
+    await close_out(engine, runs.run(usage={"cost_usd": 7.25}))
+    async with engine.connect() as conn:
+        outcomes = await conn.execute(text("SELECT outcome FROM governance.policy_evaluations ORDER BY evaluated_at"))
+        assert outcomes.scalars().all() == ["no_violation", "no_violation", "violation"]
+    assert invoked(database_url, "shadow") == "0 policies in shadow\n"
+
+    file.write_text(shadow.replace("5.0", "9.0"))
+    assert invoked(database_url, "apply", str(file)) == (
+        "dear: updated, version 3, in shadow; version 2 stays in force\n"
+    )
+    file.write_text(shadow.replace("5.0", "9.0").replace("mode: shadow", "mode: shadow, enabled: false"))
+    assert invoked(database_url, "apply", str(file)) == (
+        "dear: disabled, version 3, not in shadow; version 2 stays in force\n"
+    )
+
+
+def invoked(database_url: str, *words: str) -> str:
+    environ = {**os.environ, "DATABASE_URL": database_url, "NO_COLOR": "1"}
+    done = subprocess.run(
+        [CLOSEOUT, "policies", *words], env=environ, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

@@ -1,0 +1,190 @@
+"""From one version of the schema to the next, with data in it and a worker of the older version beside it."""
+
+import asyncio
+import re
+from contextlib import AsyncExitStack, asynccontextmanager
+from time import monotonic
+from urllib.parse import urlsplit
+
+import pytest
+from alembic import command
+from sqlalchemy import Index, Table, text
+from sqlalchemy.exc import OperationalError
+
+from consumer import create_transaction_coordinator
+from consumer.postgres.engine import create_engine
+from domains.database.schema import SCHEMA
+from domains.migrations.upgrade import MigrationBlockedError, config, differences, migrate, newest
+from domains.tables import metadata
+from tests.support import roles
+from tests.support import run_messages as runs
+
+# As a worker of 0001 writes and reads.
+OLD_EVALUATION = text(
+    "INSERT INTO governance.policy_evaluations (tenant_id, run_id, policy_evaluation_id, outcome, policies_checked, "
+    "violations, errors, evaluated_at) VALUES ('acme', gen_random_uuid(), gen_random_uuid(), 'no_violation', 1, "
+    "'[]', '[]', now())"
+)
+OLD_POLICY = text(
+    "INSERT INTO governance.policies (policy_id, tenant_id, name, version, effect, severity, condition, enabled) "
+    "VALUES (gen_random_uuid(), 'acme', :name, 1, 'flag', 'LOW', 'true', :enabled)"
+)
+OLD_IN_FORCE = text("SELECT name FROM governance.policies WHERE enabled ORDER BY name")
+FILES = text(
+    "SELECT relname, pg_relation_filenode(oid) FROM pg_class "
+    "WHERE relnamespace = 'governance'::regnamespace AND relkind IN ('r', 'i') ORDER BY 1"
+)
+STORED = text(
+    "SELECT relname, reloptions FROM pg_class "
+    "WHERE relnamespace = 'governance'::regnamespace AND reloptions IS NOT NULL"
+)
+
+
+@pytest.fixture
+async def old(empty_database_url):
+    """An engine for a database of version 0001, with data in it."""
+    async with AsyncExitStack() as closing:
+        made = create_engine(empty_database_url, pool_size=8)
+        closing.push_async_callback(made.dispose)
+        async with made.begin() as conn:
+            await conn.execute(text(f"CREATE SCHEMA {SCHEMA}"))
+            await conn.run_sync(lambda opened: command.upgrade(config(opened), "0001"))
+            await conn.execute(OLD_POLICY, {"name": "in force", "enabled": True})
+            await conn.execute(OLD_POLICY, {"name": "off", "enabled": False})
+            for _ in range(50):
+                await conn.execute(OLD_EVALUATION)
+        yield made
+
+
+@asynccontextmanager
+async def held(engine, *statements):
+    """A transaction that has done *statements* and stays open."""
+    async with engine.connect() as conn:
+        for statement in statements:
+            await conn.execute(statement)
+        yield conn
+        await conn.rollback()
+
+
+async def test_a_database_of_the_first_version_keeps_its_data_and_no_table_is_rewritten(old):
+    async with old.connect() as conn:
+        before = (await conn.execute(FILES)).all()
+
+    assert await migrate(old) == ("0001", newest())
+
+    assert await differences(old) == []
+    async with old.connect() as conn:
+        assert (await conn.execute(FILES)).all() == before
+        states = (await conn.execute(text("SELECT name, enabled, shadow FROM governance.policies ORDER BY name"))).all()
+        counts = (await conn.execute(text("SELECT count(*), count(shadow) FROM governance.policy_evaluations"))).one()
+    assert [tuple(row) for row in states] == [("in force", True, None), ("off", False, None)]
+    assert tuple(counts) == (50, 0)
+
+
+async def test_a_worker_of_the_older_version_goes_on_and_does_not_see_what_is_in_shadow(old):
+    await migrate(old)
+    async with old.begin() as conn:
+        await conn.execute(
+            text(
+                "INSERT INTO governance.policies (policy_id, name, version, effect, severity, condition, enabled, "
+                "shadow) VALUES (gen_random_uuid(), 'shadow', 1, 'flag', 'LOW', 'true', false, 'running')"
+            )
+        )
+        await conn.execute(OLD_EVALUATION)
+        assert (await conn.execute(OLD_IN_FORCE)).scalars().all() == ["in force"]
+    result = await create_transaction_coordinator(engine=old).execute(runs.run())
+    assert result.state == "committed"
+
+
+async def test_behind_a_long_transaction_the_migration_waits_without_holding_up_others(old):
+    slowest = 0.0
+    async with held(old, OLD_IN_FORCE, OLD_EVALUATION):
+        migrating = asyncio.create_task(migrate(old))
+        until = monotonic() + 4
+        while monotonic() < until:
+            began = monotonic()
+            async with old.begin() as conn:
+                await conn.execute(OLD_IN_FORCE)
+                await conn.execute(OLD_EVALUATION)
+            slowest = max(slowest, monotonic() - began)
+        assert not migrating.done()
+    assert await asyncio.wait_for(migrating, 30) == ("0001", newest())
+    # The migration's turn at waiting is a second; a worker's patience is five.
+    assert slowest < 3
+    assert await differences(old) == []
+
+
+async def test_a_transaction_that_does_not_end_is_named_and_nothing_is_changed(old):
+    async with held(old, OLD_EVALUATION) as conn:
+        pid = (await conn.execute(text("SELECT pg_backend_pid()"))).scalar_one()
+        with pytest.raises(MigrationBlockedError) as blocked:
+            await migrate(old, give_up_after=1)
+    assert f"pid {pid} (" in str(blocked.value)
+    assert re.search(
+        r"The longest transactions now: pid \d+ \(postgres, closeout\), begun 0:00:\d\d ago, "
+        r"holds governance.policy_evaluations$",
+        str(blocked.value),
+    )
+    async with old.connect() as conn:
+        assert (await conn.execute(text("SELECT version_num FROM governance.schema_version"))).scalar_one() == "0001"
+
+
+async def test_an_owner_who_is_not_told_how_old_transactions_are_is_told_whose_they_are(
+    old, postgres, empty_database_url
+):
+    """As on a managed server, where roles.sql cannot give the owner pg_read_all_stats."""
+    roles.make_roles(postgres, urlsplit(empty_database_url).path[1:])
+    postgres.psql(f"REVOKE pg_read_all_stats FROM {roles.OWNER}")
+    owner = create_engine(roles.as_role(empty_database_url, roles.OWNER), pool_size=2)
+    try:
+        async with held(owner, OLD_IN_FORCE), held(old, OLD_EVALUATION) as conn:
+            pid = (await conn.execute(text("SELECT pg_backend_pid()"))).scalar_one()
+            with pytest.raises(MigrationBlockedError) as blocked:
+                await migrate(owner, give_up_after=1)
+    finally:
+        postgres.psql(f"GRANT pg_read_all_stats TO {roles.OWNER}")
+        await owner.dispose()
+    assert re.search(
+        r"Transactions now, those of unknown age first: "
+        rf"pid {pid} \(postgres, closeout\) holds governance.policy_evaluations; "
+        rf"pid \d+ \({roles.OWNER}, closeout\), begun 0:00:\d\d ago, holds governance.policies. "
+        rf"PostgreSQL tells {roles.OWNER} the age of other roles' transactions once it has pg_read_all_stats$",
+        str(blocked.value),
+    )
+
+
+async def test_what_is_no_wait_for_a_lock_is_not_tried_again(old):
+    async with old.begin() as conn:
+        await conn.execute(text("ALTER TABLE governance.policies ADD COLUMN shadow text"))
+    began = monotonic()
+    with pytest.raises(Exception, match="already exists") as failure:
+        await migrate(old)
+    assert not isinstance(failure.value, OperationalError)
+    assert monotonic() - began < 5
+
+
+async def test_the_expansion_can_be_undone(old):
+    await migrate(old)
+    async with old.begin() as conn:
+        await conn.run_sync(lambda opened: command.downgrade(config(opened), "0001"))
+    async with old.begin() as conn:
+        await conn.execute(OLD_EVALUATION)
+        columns = await conn.execute(
+            text("SELECT 1 FROM information_schema.columns WHERE table_schema = :schema AND column_name = 'shadow'"),
+            {"schema": SCHEMA},
+        )
+        assert columns.all() == []
+
+
+async def test_tables_and_indexes_are_stored_as_the_tables_say(engine):
+    """Alembic does not compare these; of 0003 they are all that there is."""
+    said: dict[str, list[str]] = {}
+    for table in metadata.tables.values():
+        stored: list[Table | Index] = [table, *table.indexes]
+        for each in stored:
+            if settings := each.dialect_options["postgresql"]["with"]:
+                said[str(each.name)] = sorted(f"{name}={value}" for name, value in settings.items())
+    async with engine.connect() as conn:
+        found = await conn.execute(STORED)
+    assert {row.relname: sorted(row.reloptions) for row in found} == said
+    assert {"run_completions", "run_completions_received_at", "rollbacks_occurred_at"} == set(said)

@@ -1,0 +1,79 @@
+"""The console as a client sees it, and runs that are worth looking at."""
+
+import asyncio
+import json
+from typing import Any, NamedTuple
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from consumer.amqp.connection import BrokerConnection
+from consumer.assembly import Service
+from tests.support import run_messages as runs
+from tests.support.traffic import eventually, publish
+
+# In every text that a runner may choose, one of these.
+HOSTILE = {
+    "script": "<script>window.hacked = 1; alert(1)</script>",
+    "attribute": '" autofocus onfocus="alert(2)" x=\'',
+    "image": "<img src=x onerror=alert(3)>",
+    "svg": "</pre></svg><svg onload=alert(4)>",
+    "address": "javascript:alert(5)//",
+    "template": "{{ 7 * 7 }}{% raw %}",
+    "turned": "safe\u202etxt.exe\u2066\u2069\u200f",
+    "control": "\x1b[31mred\x07\x9d",
+    "style": "</style><style>body { display: none }</style>",
+    "comment": "--><!-- ]]> <![CDATA[",
+    "entity": "&lt;b&gt; &#x3c;i> \u2028 \u2029",
+}
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: str
+
+
+async def ask(service: Service, path: str, *, method: str = "GET", headers: str = "", within: float = 5) -> Answer:
+    """Ask as a client that is no browser: *path* goes out as it is written."""
+    async with asyncio.timeout(within):
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.http.port)
+        writer.write(f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n".encode())
+        head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+    status, *lines = head.split("\r\n")
+    found = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    return Answer(int(status.split()[1]), found, body)
+
+
+def path_of(body: bytes) -> str:
+    return f"/runs/{json.loads(body)['tenant_id']}/{runs.run_id_of(body)}"
+
+
+async def close_out(broker: BrokerConnection, engine: AsyncEngine, *bodies: bytes, **properties: Any) -> None:
+    """Publish *bodies* and wait until each one's last event is confirmed."""
+    await publish(broker, *bodies, **properties)
+    for body in bodies:
+        phase = text("SELECT phase FROM governance.run_completions WHERE tenant_id = :tenant AND run_id = :run")
+        identity = {"tenant": json.loads(body)["tenant_id"], "run": runs.run_id_of(body)}
+        await eventually(engine, phase.bindparams(**identity), "EVENTS_PUBLISHED")
+
+
+def hostile_run(**changes: Any) -> bytes:
+    """Return a run with something hostile in every text that a runner may choose."""
+    steps = [
+        {"index": n, "skill": words, "status": "failed", "duration_ms": 10, "error_code": "SKILL_ERROR"}
+        for n, words in enumerate(HOSTILE.values())
+    ]
+    metadata = {f"{name} {words}": words for name, words in HOSTILE.items()}
+    fields = {
+        "agent_id": HOSTILE["script"],
+        "model": HOSTILE["attribute"],
+        "error_message": "\n".join(HOSTILE.values()),
+        "synthetic_scenario_id": HOSTILE["image"],
+        "is_synthetic": True,
+        "steps": steps,
+        "metadata": metadata,
+    }
+    return runs.body(**{**fields, **changes})

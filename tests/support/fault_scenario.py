@@ -1,0 +1,338 @@
+"""A runner that publishes through every fault, a worker behind two proxies, and the books that must balance."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from aiormq import spec
+from servers import PostgresServer, RabbitServer
+
+from consumer.amqp.connection import BrokerConnection
+from consumer.amqp.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
+from consumer.delivery.worker import RUN_COMPLETED_QUEUE
+from consumer.errors import UnavailableError
+from consumer.outbox.publisher import EVENTS_EXCHANGE, ConfirmedChannel
+from consumer.parked.copies import PARKED_QUEUE, RETRY_QUEUE
+from consumer.postgres.rights import each_right
+from tests.support import run_messages as runs
+from tests.support import traffic
+from tests.support.proxy import Proxy
+from tests.support.roles import WORKER_USER, permit
+
+CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
+SUBSCRIBER = "subscriber"
+TYPES = ["incident.created", "policy.evaluated", "run.finalized"]
+_TICKS = os.sysconf("SC_CLK_TCK")
+# Lines of a worker's log that a test shows if it fails.
+LINES_SHOWN = 60
+
+
+class Running:
+    """A worker seen from outside: its HTTP side, and what a process has besides."""
+
+    def __init__(self, port: int, process: asyncio.subprocess.Process | None = None, log: Path | None = None) -> None:
+        self.port, self.process, self._log = port, process, log
+
+    @property
+    def alive(self) -> bool:
+        return self.process is None or self.process.returncode is None
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return what the process has logged; a line that is no JSON is a fault of its own."""
+        return [json.loads(line) for line in self.lines() if line.endswith("\n")]
+
+    def lines(self) -> list[str]:
+        assert self._log is not None
+        return self._log.read_text().splitlines(keepends=True)
+
+    def cpu_seconds(self) -> float:
+        assert self.process is not None
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS
+
+    async def get(self, path: str) -> tuple[int, str]:
+        async with asyncio.timeout(5):
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            answer = (await reader.read()).decode()
+            writer.close()
+            await writer.wait_closed()
+        return int(answer.split()[1]), answer.split("\r\n\r\n", 1)[1]
+
+    async def ready(self) -> bool:
+        return (await self.get("/readyz"))[0] == 200
+
+    async def state(self) -> dict[str, Any]:
+        return dict(json.loads((await self.get("/readyz"))[1]))
+
+    async def metric(self, series: str) -> float:
+        """Return one series' value, named as in the exposition; 0 where it is not there yet."""
+        body = (await self.get("/metrics"))[1]
+        found = re.search(rf"^{re.escape(series)} (\S+)$", body, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    async def kill(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        await self.process.wait()
+
+    async def stop(self, *, within: float = 30) -> int:
+        assert self.process is not None
+        if self.alive:
+            self.process.send_signal(signal.SIGTERM)
+        return await asyncio.wait_for(self.process.wait(), within)
+
+
+class Scene:
+    """One database and one vhost, with a role and a user for the worker alone, each behind a proxy."""
+
+    def __init__(self, postgres: PostgresServer, rabbit: RabbitServer, database: str, vhost: str, folder: Path) -> None:
+        self.postgres, self.rabbit, self.database, self.vhost, self._folder = postgres, rabbit, database, vhost, folder
+        self.role, self.user = f"worker_{database}", f"worker-{vhost}"
+        self.database_line, self.broker_line = Proxy(postgres.port), Proxy(rabbit.port)
+        self.broker = BrokerConnection(rabbit.url(vhost), name="runner")
+        self.bodies: list[bytes] = []
+        # Ids of events that were found in the outbox, and so must go out under these ids.
+        self.must_be_told: set[str] = set()
+        self._channel: ConfirmedChannel | None = None
+        self._workers: list[Running] = []
+
+    async def set_up(self) -> None:
+        await self.sql(
+            f"CREATE ROLE {self.role} LOGIN; GRANT USAGE ON SCHEMA governance TO {self.role}; "
+            + "; ".join(f"GRANT {right} ON governance.{right.table} TO {self.role}" for right in each_right())
+        )
+        await self.aside(self.rabbit.add_user, self.user, "pw", "^$", "^$", "^$", self.vhost)
+        await self.aside(partial(permit, self.rabbit, self.vhost, WORKER_USER, name=self.user))
+        await self.subscribe()
+        await self.database_line.accept()
+        await self.broker_line.accept()
+
+    async def take_down(self) -> None:
+        for number, worker in enumerate(self._workers):
+            if worker.alive:
+                await worker.kill()
+            # pytest shows it where a test fails, and nowhere else.
+            print(f"worker {number} said:", *worker.lines()[-LINES_SHOWN:], sep="\n")  # noqa: T201
+        self.database_line.close()
+        self.broker_line.close()
+        await self.broker.close()
+
+    @staticmethod
+    async def aside(call: Any, *arguments: Any) -> Any:
+        """Call something that blocks, in a thread; the proxies are in this loop."""
+        return await asyncio.to_thread(call, *arguments)
+
+    # The worker
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {
+            "DATABASE_URL": f"postgresql://{self.role}@127.0.0.1:{self.database_line.port}/{self.database}",
+            "AMQP_URL": f"amqp://{self.user}:pw@127.0.0.1:{self.broker_line.port}/{self.vhost}",
+            "HTTP_HOST": "127.0.0.1",
+            "HTTP_PORT": "0",
+            "TRANSACTION_COORDINATOR_ENABLED": "true",
+        }
+
+    @contextlib.asynccontextmanager
+    async def worker(self, *, in_process: bool = False, **environ: str) -> AsyncIterator[Running]:
+        """Run a worker; it must still be there at the end, and stop when asked to."""
+        if in_process:
+            more = {k: v for k, v in self.environ.items() if k not in {"DATABASE_URL", "AMQP_URL"}}
+            async with traffic.worker(
+                self.environ["DATABASE_URL"], self.environ["AMQP_URL"], **(more | environ)
+            ) as service:
+                yield Running(service.http.port)
+                assert not service.worker.stopping.is_set()
+            return
+        running = await self.start(**environ)
+        yield running
+        assert running.alive, "the worker ended by itself"
+        assert await running.stop() == 0
+
+    async def start(self, *, command: Sequence[str] = (CLOSEOUT,), **environ: str) -> Running:
+        """Start a worker process, by *command*; it is killed with the scene at the latest."""
+        log = self._folder / f"worker-{len(self._workers)}.log"
+        with log.open("wb") as errors:
+            process = await asyncio.create_subprocess_exec(
+                *command, "worker", env={**os.environ, **self.environ, **environ}, stderr=errors
+            )
+        running = Running(0, process, log)
+        self._workers.append(running)
+        async with asyncio.timeout(20):
+            while not (begun := running.records()):
+                assert running.alive, log.read_text()
+                await asyncio.sleep(0.02)
+        running.port = int(begun[0]["http"].rpartition(":")[2])
+        return running
+
+    # Messages in
+
+    async def publish(self, number: int = 1) -> list[bytes]:
+        """Publish *number* new runs as runners are told to: without a confirm, again."""
+        bodies = [runs.body() for _ in range(number)]
+        for body in bodies:
+            await self.publish_body(body)
+        return bodies
+
+    async def publish_body(self, body: bytes) -> None:
+        self.bodies.append(body)
+        properties = spec.Basic.Properties(content_type="application/json", delivery_mode=2)
+        while True:
+            try:
+                if self._channel is None:
+                    self._channel = ConfirmedChannel(self.broker)
+                await self._channel.send(
+                    exchange=RUNS_EXCHANGE, routing_key=RUN_COMPLETED_KEY, body=body, properties=properties
+                )
+            except UnavailableError:
+                await asyncio.sleep(0.1)
+            else:
+                return
+
+    @contextlib.asynccontextmanager
+    async def load(self, *, pause: float = 0.04) -> AsyncIterator[None]:
+        """Let runs end all the while."""
+        enough = asyncio.Event()
+
+        async def keep_on() -> None:
+            while not enough.is_set():
+                await self.publish(1)
+                await asyncio.sleep(pause)
+
+        runner = asyncio.create_task(keep_on())
+        try:
+            yield
+            enough.set()
+            await asyncio.wait_for(runner, 30)
+        finally:
+            runner.cancel()
+
+    # Looking
+
+    async def sql(self, statement: str) -> str:
+        return str(await self.aside(self.postgres.psql, statement, self.database)).strip()
+
+    async def count(self, table: str, where: str = "true") -> int:
+        return int(await self.sql(f"SELECT count(*) FROM governance.{table} WHERE {where}"))
+
+    async def held(self) -> int:
+        """Return how many deliveries of the main queue are out and unsettled, by the queue itself."""
+        answer = await self.aside(
+            self.rabbit.eval,
+            f'Name = rabbit_misc:r(<<"{self.vhost}">>, queue, <<"{RUN_COMPLETED_QUEUE}">>),'
+            "{ok, Q} = rabbit_amqqueue:lookup(Name),"
+            "{ok, {_, Held}, _} = ra:local_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_checked_out/1),"
+            "Held",
+        )
+        return int(answer)
+
+    async def until(self, condition: Any, *, within: float, what: str = "it") -> float:
+        """Wait until *condition* holds and return the seconds it took."""
+        started = monotonic()
+        while True:
+            with contextlib.suppress(OSError):  # a server, or a worker's HTTP side, that is not there at the moment
+                if await condition():
+                    return monotonic() - started
+            assert monotonic() < started + within, f"{what} did not happen within {within} s"
+            await asyncio.sleep(0.03)
+
+    async def phase_count(self, phase: str = "EVENTS_PUBLISHED") -> int:
+        return await self.count("run_completions", f"phase = '{phase}'")
+
+    async def subscribe(self) -> None:
+        channel = await self.broker.channel(confirms=False)
+        await channel.queue_declare(SUBSCRIBER, durable=True)
+        await channel.queue_bind(SUBSCRIBER, EVENTS_EXCHANGE, routing_key="#")
+        await channel.close()
+
+    async def events(self) -> list[tuple[str, str, str]]:
+        """Take what the subscriber has got: run id, type and event id of each, in order."""
+        channel = await self.broker.channel(confirms=False)
+        expected = (await channel.queue_declare(SUBSCRIBER, durable=True, passive=True)).message_count or 0
+        found: list[tuple[str, str, str]] = []
+        enough = asyncio.Event()
+
+        async def on_event(message: Any) -> None:
+            properties = message.header.properties
+            found.append((properties.correlation_id, properties.message_type, properties.message_id))
+            assert json.loads(message.body)["id"] == properties.message_id
+            if len(found) == expected:
+                enough.set()
+
+        if expected:
+            await channel.basic_consume(SUBSCRIBER, on_event, no_ack=True)
+            await asyncio.wait_for(enough.wait(), 20)
+        await channel.close()
+        return found
+
+    async def length(self, queue: str) -> int:
+        channel = await self.broker.channel(confirms=False)
+        count = (await channel.queue_declare(queue, passive=True)).message_count or 0
+        await channel.close()
+        return count
+
+    async def all_closed_out(self, *, within: float = 30) -> float:
+        """Wait until every run that was published is closed out and told downstream."""
+        expected = len({runs.run_id_of(body) for body in self.bodies})
+
+        async def done() -> bool:
+            return await self.phase_count() >= expected
+
+        return await self.until(done, within=within, what=f"closing out {expected} runs")
+
+    async def settle_books(self, worker: Running | None = None, *, within: float = 30) -> int:
+        """Assert the promise: each run once in every domain, its events under one id each, nothing left anywhere.
+
+        Returns how many events came more than once.
+        """
+        await self.all_closed_out(within=within)
+        expected = {str(runs.run_id_of(body)) for body in self.bodies}
+
+        async def nothing_left() -> bool:
+            return await self.count("outbox_events") == 0 and await self.held() == 0
+
+        await self.until(nothing_left, within=20, what="an empty outbox and nothing unacked")
+        for table in ("run_completions", "incidents", "policy_evaluations", "traces"):
+            ids = await self.sql(f"SELECT run_id FROM governance.{table}")
+            assert sorted(ids.split()) == sorted(expected), table
+        assert await self.count("run_completions", "mode <> 'atomic' OR committed_at IS NULL") == 0
+        events = await self.events()
+        ids_of: dict[str, dict[str, str]] = defaultdict(dict)
+        for run_id, kind, event_id in events:
+            # The first of each type gives the order; whatever comes again must be the same event.
+            assert ids_of[run_id].setdefault(kind, event_id) == event_id, f"{kind} of {run_id} changed its id"
+        assert self.must_be_told <= {event_id for _, _, event_id in events}
+        untold = expected - set(ids_of)
+        assert not untold, await self._what_is_known_of(untold, worker)
+        assert [list(kinds) for kinds in ids_of.values()] == [TYPES] * len(expected)
+        for queue in (PARKED_QUEUE, RETRY_QUEUE, RUN_COMPLETED_QUEUE):
+            assert await self.length(queue) == 0, queue
+        if worker is not None:
+            for result in ("parked", "retried"):
+                assert await worker.metric(f'closeout_deliveries_total{{result="{result}"}}') == 0, result
+        return len(events) - 3 * len(expected)
+
+    async def _what_is_known_of(self, untold: set[str], worker: Running | None) -> str:
+        """Tell a run that was lost by us from one whose events the broker confirmed and has not, or returned."""
+        names = ", ".join(f"'{run_id}'" for run_id in untold)
+        rows = await self.sql(
+            "SELECT now(), run_id, received_at, committed_at, events_published_at "
+            f"FROM governance.run_completions WHERE run_id IN ({names})"
+        )
+        series = [f'closeout_events_unroutable_total{{type="{kind}"}}' for kind in TYPES]
+        returned = [await worker.metric(name) for name in series] if worker is not None else "unknown"
+        return (
+            f"no event came of {len(untold)} runs; returned by the broker: {returned}\n{rows}\n{self.rabbit.log_tail()}"
+        )

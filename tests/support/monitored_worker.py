@@ -1,0 +1,225 @@
+"""A worker that has done every kind of thing, and a Prometheus that has watched it."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pika
+from servers import PostgresServer, PrometheusServer, RabbitServer
+from servers.ports import Port
+from servers.rabbitmq import USER
+
+from config.settings import Settings
+from consumer.amqp.connection import BrokerConnection
+from consumer.amqp.topology import declare
+from consumer.outbox.publisher import EVENTS_EXCHANGE
+from tests.support import run_messages as runs
+from tests.support.traffic import publish
+
+CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
+DEPLOY = Path(__file__).parents[2] / "deploy"
+RULES = DEPLOY / "prometheus" / "closeout.rules.yaml"
+PATIENCE = 30.0
+SCRAPED_SECONDS = 2.0  # after which a scrape has come or failed: it may take one
+PREFETCH = int(Settings.model_fields["prefetch_count"].default)
+KEPT_BACK = 10  # runs whose events wait for an exchange
+
+SUPPRESS = """\
+- {name: known trouble, effect: suppress_incident, severity: LOW, tenant_id: acme, condition: run.model == "suppressed"}
+"""
+# Tables that refuse one tenant each: the phase before is what such a run's transaction reaches.
+CURSED = ("incidents", "policy_evaluations", "traces", "outbox_events")
+# Transactions of one more tenant fail on the atomic path alone.
+FAULTS = """
+CREATE FUNCTION governance.refuse() RETURNS trigger LANGUAGE plpgsql AS
+  $$ BEGIN RAISE EXCEPTION 'atomic writes are refused'; END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON governance.run_completions FOR EACH ROW
+  WHEN (NEW.tenant_id = 'falls-back' AND NEW.mode = 'atomic') EXECUTE FUNCTION governance.refuse();
+""" + "".join(
+    f"ALTER TABLE governance.{table} ADD CONSTRAINT no_curse CHECK (tenant_id <> 'cursed.{table}');" for table in CURSED
+)
+
+
+@dataclass(slots=True)
+class Monitored:
+    """What is left to look at: the server that watched, and the worker's own page."""
+
+    prometheus: PrometheusServer
+    port: int
+    idle_port: int  # a worker whose broker has no queue, with the coordinator off
+    at: float | None = None  # the moment at which all is looked at, once all has happened
+
+    @property
+    def worker(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def idle(self) -> str:
+        return f"127.0.0.1:{self.idle_port}"
+
+    def scrape(self, accept: str = "text/plain") -> tuple[str, str]:
+        """Return the worker's metrics and their content type."""
+        request = urllib.request.Request(f"http://{self.worker}/metrics", headers={"accept": accept})
+        with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310 - our own worker
+            return answer.read().decode(), answer.headers["content-type"]
+
+    def value(self, series: str) -> float:
+        found = re.search(rf"^{re.escape(series)} (\S+)$", self.scrape()[0], re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    def query(self, promql: str) -> dict[str, float]:
+        """Return the value of each series, by its instance."""
+        return {row["metric"].get("instance", ""): float(row["value"][1]) for row in self.rows(promql)}
+
+    def rows(self, promql: str) -> list[dict[str, Any]]:
+        return self.prometheus.query(promql, at=self.at)
+
+    def is_at_rest(self) -> bool:
+        """Look at the two workers some seconds ago; if both were scraped and at rest, that is where all tests look.
+
+        A scrape of a second that fails on a busy machine makes every series vanish until the next.
+        """
+        self.at = time.time() - SCRAPED_SECONDS
+        both = {self.worker: 0.0, self.idle: 0.0}
+        rest = (
+            self.query("up") == {self.worker: 1, self.idle: 1}
+            and self.query("closeout_inflight_deliveries") == both
+            and self.query("closeout_consumer_paused") == {**both, self.idle: 1}
+            and self.query("closeout_outbox_pending") == both
+        )
+        if not rest:
+            self.at = None
+        return rest
+
+
+@contextmanager
+def monitored(postgres: PostgresServer, rabbit: RabbitServer, folder: Path, template: str) -> Iterator[Monitored]:
+    database = postgres.create_database("monitored", template=template)
+    vhost, bare = rabbit.create_vhost("monitored"), rabbit.create_vhost("bare")
+    ports = Port(), Port()
+    places = [f"127.0.0.1:{port.number}" for port in ports]
+    environ = {
+        "DATABASE_URL": database,
+        "HTTP_HOST": "127.0.0.1",
+        "TRANSACTION_COORDINATOR_TENANTS": ",".join(["acme", "falls-back", *(f"cursed.{table}" for table in CURSED)]),
+        "LEGACY_FALLBACK_ENABLED": "true",
+        "DELIVERY_MAX_ATTEMPTS": "2",
+        "TRUSTED_PUBLISHERS": USER,
+    }
+    busy = {"AMQP_URL": vhost, "HTTP_PORT": str(ports[0].number), "TRANSACTION_COORDINATOR_ENABLED": "true"}
+    idle = {"AMQP_URL": bare, "HTTP_PORT": str(ports[1].number), "TRANSACTION_COORDINATOR_ENABLED": "false"}
+    policies = folder / "policies.yaml"
+    policies.write_text(SUPPRESS)
+    with PrometheusServer(folder / "prometheus", targets={"closeout": places}, rules=[RULES]) as prometheus:
+        apply = [CLOSEOUT, "policies", "apply", str(policies)]
+        subprocess.run(apply, env={**os.environ, **environ, **busy}, check=True, stdout=subprocess.DEVNULL)
+        log = (folder / "workers.log").open("ab")
+        workers = [
+            subprocess.Popen([CLOSEOUT, "worker"], env={**os.environ, **environ, **own}, stderr=log)
+            for own in (idle, busy)
+        ]
+        try:
+            seen = Monitored(prometheus, ports[0].number, ports[1].number)
+            asyncio.run(_everything(seen, postgres, rabbit, vhost))
+            yield seen
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+            log.close()
+            # pytest shows it where a test fails, and nowhere else.
+            print(*(folder / "workers.log").read_text().splitlines()[-80:], sep="\n")  # noqa: T201
+            for name in ("monitored", "bare"):
+                rabbit.delete_vhost(name)
+            postgres.drop_database("monitored")
+
+
+async def _everything(seen: Monitored, postgres: PostgresServer, rabbit: RabbitServer, vhost: str) -> None:
+    """Let the worker do every kind of thing that has a metric, each seen by Prometheus before the next."""
+    await until(lambda: seen.query("closeout_consumer_paused").get(seen.worker) == 1)  # no queue is there yet
+    broker = BrokerConnection(vhost, name="runner")
+    await declare(broker)
+    conn = await asyncpg.connect(postgres.url("monitored"))
+    try:
+        await conn.execute(FAULTS)
+        await until(lambda: seen.query("closeout_consumer_paused").get(seen.worker) == 0)
+        # First, because it takes the relay longest: events that nobody can publish.
+        await _exchange(vhost, exists=False)
+        await publish(broker, *[runs.body() for _ in range(KEPT_BACK)], user_id=USER)
+        await until(lambda: set(seen.query("closeout_outbox_oldest_seconds > 1")) == {seen.worker, seen.idle})
+        await _exchange(vhost, exists=True)
+        await _runs_of_every_kind(broker)
+        await until(lambda: seen.value('closeout_parked_total{reason="attempts_exhausted"}') >= len(CURSED))
+        await _interrupted(seen, rabbit, broker, conn)
+        await until(lambda: seen.value('closeout_deliveries_total{result="committed"}') >= 220 + 2 * PREFETCH)
+        # By Prometheus, which is behind, so that tests see the end and not the way there.
+        await until(seen.is_at_rest)
+    finally:
+        await conn.close()
+        await broker.close()
+
+
+async def _runs_of_every_kind(broker: BrokerConnection) -> None:
+    twice = runs.message()
+    await publish(broker, *[runs.body() for _ in range(200)], user_id=USER)
+    for field, value in (("tenant_id", "by-hand"), ("tenant_id", "falls-back"), ("model", "suppressed")):
+        await publish(broker, *[runs.body(runs.message(**{field: value})) for _ in range(5)], user_id=USER)
+    await publish(broker, runs.body(twice), runs.body(twice), runs.body({**twice, "model": "other"}), user_id=USER)
+    bad = b"{nonsense", runs.body(status="done"), runs.body(schema_version=2), runs.body(error_message="x" * 1_100_000)
+    await publish(broker, *bad, user_id=USER)
+    await publish(broker, runs.body(), user_id=USER, content_type="text/xml")
+    await publish(broker, runs.body())  # nobody says who published it
+    for table in CURSED:
+        await publish(broker, runs.body(tenant_id=f"cursed.{table}"), user_id=USER)  # tried again in ten seconds
+        tried = {"x-closeout-attempts": 1}
+        await publish(broker, runs.body(tenant_id=f"cursed.{table}"), user_id=USER, headers=tried)
+
+
+async def _interrupted(
+    seen: Monitored, rabbit: RabbitServer, broker: BrokerConnection, conn: asyncpg.Connection
+) -> None:
+    """Hold the worker's transactions, fill its hands, then close its connections."""
+    async with conn.transaction():
+        await conn.execute("LOCK TABLE governance.incidents IN ACCESS EXCLUSIVE MODE")
+        await publish(broker, *[runs.body() for _ in range(2 * PREFETCH)], user_id=USER)
+        await until(lambda: seen.query("closeout_inflight_deliveries").get(seen.worker) == PREFETCH)
+        await asyncio.to_thread(rabbit.eval, 'rabbit_networking:close_all_connections(<<"maintenance">>)')
+        await until(lambda: seen.query("closeout_consumer_paused").get(seen.worker) == 1)
+
+
+async def _exchange(vhost: str, *, exists: bool) -> None:
+    def change() -> None:
+        with pika.BlockingConnection(pika.URLParameters(vhost)) as connection:
+            channel = connection.channel()
+            if exists:
+                channel.exchange_declare(EVENTS_EXCHANGE, exchange_type="topic", durable=True)
+            else:
+                channel.exchange_delete(EVENTS_EXCHANGE)
+
+    await asyncio.to_thread(change)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Return once *true* says so; raise ``TimeoutError`` if that takes too long."""
+    deadline = time.monotonic() + PATIENCE
+    while not await asyncio.to_thread(_is, true):
+        if time.monotonic() > deadline:
+            raise TimeoutError(true)
+        await asyncio.sleep(0.1)
+
+
+def _is(true: Callable[[], bool]) -> bool:
+    try:
+        return true()
+    except OSError:  # a worker that does not listen yet
+        return False

@@ -1,0 +1,112 @@
+"""The command line as a whole: all that the contract names is there, and every command explains itself."""
+
+import inspect
+import json
+import shlex
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from consumer.cli import app
+from tests.support import run_messages as runs
+
+# The contract's section 7, and what came beside it.
+CONTRACT = """
+worker | migrate | topology | publish | runs list | runs show | parked list | parked show | parked replay |
+parked discard | outbox status | outbox drain | policies list | policies apply |
+policies test | policies backtest | policies shadow | reconcile | prune | doctor | schema
+"""
+
+
+def commands(command: Any, *names: str) -> Iterator[tuple[str, Any]]:
+    if children := getattr(command, "commands", None):
+        for name, child in children.items():
+            yield from commands(child, *names, name)
+    else:
+        yield " ".join(names), command
+
+
+ALL = dict(commands(typer.main.get_command(app)))
+MACHINES_READ = set(ALL) - {"worker", "schema"}
+
+
+def test_every_command_of_the_contract_exists_and_no_other():
+    named = {name.strip() for name in CONTRACT.split("|")}
+
+    assert named <= ALL.keys()
+    assert {name.split()[0] for name in ALL} == {name.split()[0] for name in named}
+
+
+def test_schema_prints_the_three_documents_of_the_contract():
+    for document in ("run-completed", "events", "asyncapi"):
+        assert json.loads(CliRunner().invoke(app, ["schema", document]).stdout)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_commands_help_has_an_example_of_that_command_and_fits_80_columns(name):
+    told = CliRunner().invoke(app, [*name.split(), "--help"], env={"NO_COLOR": "1", "COLUMNS": "80"})
+
+    assert told.exit_code == 0
+    example = told.stdout.partition("Example: ")[2]
+    assert f"closeout {name}" in " ".join(example.split()), told.stdout
+    assert all(len(line) <= 80 for line in told.stdout.splitlines())
+    assert "<bool>" not in told.stdout
+    assert "--no-" not in told.stdout
+    # Where a terminal would break a line once more, a word is left alone on the next one.
+    assert all(len(line) <= 78 for line in inspect.cleandoc(ALL[name].help).partition("\n\n")[2].splitlines())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_example_is_one_that_the_command_takes(name):
+    written = " ".join((ALL[name].help or "").partition("Example: ")[2].split())
+    arguments = shlex.split(written.partition(f"closeout {name}")[2].split(">")[0])
+
+    ALL[name].make_context(name, arguments, resilient_parsing=False)
+
+
+@pytest.mark.parametrize("name", sorted(MACHINES_READ))
+def test_every_command_that_finds_something_out_has_json(name):
+    assert "--json" in {option for parameter in ALL[name].params for option in parameter.opts}
+
+
+def test_a_command_that_is_used_wrongly_ends_with_2():
+    wrong = (["nonsense"], ["runs", "show"], ["publish"], ["parked", "list", "--limit", "none"])
+    for arguments in (*wrong, ["runs", "list", "--status", "fail"]):
+        assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+def test_a_run_of_one_tenant_that_is_asked_for_as_another_s_is_used_wrongly():
+    told = CliRunner().invoke(app, ["runs", "show", "--tenant", "acme", f"globex/{uuid4()}"])
+
+    assert told.exit_code == 2
+    assert told.stderr == "--tenant: found 'acme', and RUN_ID names 'globex'; expected one of them, or both the same\n"
+
+
+def test_what_ends_publish_early_is_told_to_machines_too_and_a_file_that_cannot_be_read_is_named(tmp_path):
+    nobody = {"AMQP_URL": "amqp://u:p@127.0.0.1:1/"}
+    good = tmp_path / "runs.jsonl"
+    good.write_bytes(runs.body())
+
+    # A file that can be opened and not read, even by root.
+    for file, why in (("/proc/self/mem", "FILE: cannot be read on: "), (str(good), "RabbitMQ is not available: ")):
+        told = CliRunner().invoke(app, ["publish", file, "--json"], env=nobody)
+        assert told.exit_code == 1
+        document = json.loads(told.stdout)
+        assert (document["published"], document["refused"]) == (0, 0)
+        assert document["failure"].startswith(why)
+        assert told.stderr.startswith(f"0 published and confirmed, then: {why}")
+
+
+def test_the_shells_completion_can_be_installed_and_names_every_command():
+    runner = CliRunner()
+    assert "--install-completion" in runner.invoke(app, ["--help"], env={"COLUMNS": "100"}).stdout
+
+    told = runner.invoke(
+        app, [], prog_name="closeout",
+        env={"_CLOSEOUT_COMPLETE": "complete_bash", "COMP_WORDS": "closeout outbox ", "COMP_CWORD": "2"},
+    )  # fmt: skip
+    assert told.stdout.split() == ["status", "drain"]

@@ -1,0 +1,116 @@
+"""One reading for all viewers, and how often it is made."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from consumer.console import shared_reads as readings
+from consumer.console.shared_reads import PATIENCE_SECONDS, BusyError, GivenUpError, Shared
+from consumer.errors import UnavailableError
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(readings, "monotonic", made)
+    return made
+
+
+class Server:
+    """Answers with how often it was asked, after *takes* seconds of the test's clock, or fails."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock, self.asked, self.takes = clock, 0, 0.0
+        self.error: Exception | None = None
+
+    async def read(self) -> int:
+        self.asked += 1
+        await asyncio.sleep(0)
+        if isinstance(self.clock, Clock):
+            self.clock.now += self.takes
+        if self.error is not None:
+            raise self.error
+        return self.asked
+
+
+async def test_all_who_ask_at_once_share_one_reading_and_a_fresh_one_is_not_made_again(clock):
+    server = Server(clock)
+    shared = Shared("it", server.read)
+    assert {reading.value for reading in await asyncio.gather(*(shared.latest() for _ in range(50)))} == {1}
+    clock.now += 0.9
+    assert (await shared.latest()).value == 1
+    clock.now += 0.2
+    assert (await shared.latest()).value == 2
+
+
+async def test_a_reading_that_takes_long_is_made_less_often_but_not_too_seldom(clock):
+    server = Server(clock)
+    shared = Shared("it", server.read)
+    for takes, pause in ((0.1, 3.0), (5.0, 20.0)):
+        server.takes = takes
+        clock.now += 100
+        before = (await shared.latest()).value
+        clock.now += pause - 0.1
+        assert (await shared.latest()).value == before
+        clock.now += 0.2
+        server.takes = 0.0
+        assert (await shared.latest()).value != before
+
+
+@pytest.mark.parametrize(
+    ("error", "is_slow", "pause"),
+    [
+        (UnavailableError("away"), False, 1.0),  # looked for again at once: its silence costs it nothing
+        (BusyError("busy"), True, 1.0),
+        (GivenUpError("given up"), True, 20.0),
+        (KeyError("a bug"), False, 1.0),
+    ],
+)
+async def test_a_fault_keeps_what_was_known_and_says_why_there_is_nothing_newer(clock, error, is_slow, pause):
+    server = Server(clock)
+    shared = Shared("it", server.read)
+    known = await shared.latest()
+    clock.now += 10
+    server.error, server.takes = error, 2.0
+    reading = await shared.latest()
+    assert (reading.value, reading.read_at) == (known.value, known.read_at)
+    assert str(error) in (reading.fault or "")
+    assert reading.is_slow == is_slow
+    clock.now += pause + 0.1
+    server.error = None
+    assert (await shared.latest()).fault is None
+
+
+async def test_nobody_waits_long_for_a_server_that_is_silent_and_one_question_is_enough(clock):
+    silence = asyncio.Event()
+    asked: list[int] = []
+
+    async def read() -> str:
+        asked.append(1)
+        await silence.wait()
+        return "at last"
+
+    shared = Shared("it", read)
+    async with asyncio.timeout(10):  # 0.6, and what a busy machine adds
+        reading = await shared.latest()
+    assert reading.value is None
+    assert (reading.fault or "").startswith("it has not answered for 0.")
+    assert reading.is_slow
+    clock.now += PATIENCE_SECONDS
+    async with asyncio.timeout(PATIENCE_SECONDS - 0.1):  # it was waited for already
+        assert (await shared.latest()).fault == "it has not answered for 0.6 s"
+    silence.set()
+    await shared.settle(1)
+    assert (await shared.latest()).value == "at last"
+    assert len(asked) == 1

@@ -1,0 +1,554 @@
+"""Bytes and headers become a run, or a refusal that says what to mend."""
+
+import json
+import operator
+from contextlib import suppress
+from copy import deepcopy
+from datetime import UTC, datetime
+from decimal import Decimal
+from functools import reduce
+from typing import Any, get_args
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from consumer.contract.run_message import Decoded, decode
+from consumer.errors import MAX_ERROR_CHARACTERS, MessageRefusedError, ParkReason
+from tests.support import run_messages as runs
+
+MAX_BYTES = 1_048_576
+RUN_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
+TENANT_RULE = "expected 1 to 128 characters of A-Z a-z 0-9 . _ -"
+CODE_RULE = "expected upper-case letters, digits and _, starting with a letter, at most 64, or null"
+TIME_RULE = "expected RFC 3339 with an offset such as 2026-11-01T12:00:00Z"
+TOKENS_RULE = "expected an integer from 0 to 9223372036854775807, or null"
+METADATA_RULE = "expected an object of at most 64 strings, numbers, booleans or nulls"
+UUID_RULE = f"expected a UUID such as {RUN_ID}"
+SCALARS = {"s": "", "i": -(2**63), "f": 0.5, "b": False, "n": None}
+TOO_DEEP = "the body is nested too deeply; expected one JSON object with at most a list of objects in it"
+NUL = "found a NUL character; expected text that PostgreSQL can store"
+COST_RULE = "expected a decimal from 0 to below 1000000000000"
+INDEX_RULE = "expected an integer from 0, unique in the run"
+YEARS_RULE = "expected a time between the years 1 and 9999"
+SCALAR = "expected bool | int | float | str | null"
+
+
+def take(body: bytes, **properties: Any) -> Decoded:
+    return decode(body, **{"max_bytes": MAX_BYTES, **properties})
+
+
+def refusal(body: bytes, **properties: Any) -> tuple[str, str]:
+    with pytest.raises(MessageRefusedError) as caught:
+        take(body, **properties)
+    return caught.value.reason, str(caught.value)
+
+
+def step(**changes: Any) -> dict[str, Any]:
+    return {"index": 0, "status": "failed", **changes}
+
+
+def with_metadata(raw: str) -> bytes:
+    """A valid message whose ``metadata.a`` is *raw* as it stands, JSON or not."""
+    fields = runs.message(run_id=RUN_ID, trace_id=None, metadata={"a": "MARK"})
+    return json.dumps(fields).replace('"MARK"', raw).encode("utf-8", "surrogatepass")
+
+
+ACCEPTED: list[tuple[str, Any, Any]] = [
+    ("tenant_id", "a", "a"),
+    ("tenant_id", "AZaz09._-" + "x" * 119, "AZaz09._-" + "x" * 119),
+    ("run_id", RUN_ID.upper(), UUID(RUN_ID)),
+    ("agent_id", None, None),
+    ("agent_id", "", ""),
+    ("agent_id", ..., None),
+    ("agent_id", "ä\U0001f600", "ä\U0001f600"),
+    *((("status", word, word)) for word in ("succeeded", "failed", "halted", "aborted")),
+    ("error_code", None, None),
+    ("error_code", ..., None),
+    ("error_code", "A", "A"),
+    ("error_code", "Z" + "_9" * 31 + "X", "Z" + "_9" * 31 + "X"),
+    ("error_message", None, None),
+    ("error_message", ..., None),
+    ("error_message", "\x01\x7f\u2028￿\U0010ffff", "\x01\x7f\u2028￿\U0010ffff"),
+    ("error_message", "\\u0000 spelled out", "\\u0000 spelled out"),
+    ("trace_id", None, None),
+    ("trace_id", ..., None),
+    ("trace_id", RUN_ID, UUID(RUN_ID)),
+    ("started_at", "0001-01-02T00:00:00Z", datetime(1, 1, 2, tzinfo=UTC)),
+    ("started_at", "2026-11-01T14:00:00+02:00", datetime(2026, 11, 1, 12, tzinfo=UTC)),
+    ("completed_at", "2026-11-01T12:00:00Z", datetime(2026, 11, 1, 12, tzinfo=UTC)),
+    ("completed_at", "9999-12-30T23:59:59.999999Z", datetime(9999, 12, 30, 23, 59, 59, 999999, tzinfo=UTC)),
+    ("model", None, None),
+    ("model", ..., None),
+    ("model", "m" * 10_000, "m" * 10_000),
+    ("steps", ..., ()),
+    ("steps", [], ()),
+    ("is_synthetic", ..., False),
+    ("is_synthetic", True, True),
+    ("synthetic_scenario_id", ..., None),
+    ("synthetic_scenario_id", "s-1", "s-1"),
+    ("metadata", ..., {}),
+    ("metadata", SCALARS, SCALARS),
+    ("metadata", {str(n): n for n in range(64)}, {str(n): n for n in range(64)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "sent", "held"), ACCEPTED, ids=lambda value: str(value)[:40])
+def test_a_field_is_taken_up_to_its_limits(field: str, sent: Any, held: Any):
+    assert getattr(take(runs.body(**{field: sent})).run, field) == held
+
+
+def test_the_shortest_message_has_the_required_fields_and_defaults_for_the_rest():
+    required = ("schema_version", "tenant_id", "run_id", "status", "started_at", "completed_at")
+    fields = {name: value for name, value in runs.message().items() if name in required}
+    run = take(json.dumps(fields).encode()).run
+    assert (run.agent_id, run.error_code, run.error_message, run.trace_id, run.model) == (None,) * 5
+    assert (run.usage.cost_usd, run.usage.input_tokens, run.usage.output_tokens) == (None,) * 3
+    assert (run.steps, run.is_synthetic, run.synthetic_scenario_id, run.metadata) == ((), False, None, {})
+
+
+@pytest.mark.parametrize(
+    ("sent", "held"),
+    [
+        ("0", Decimal(0)),
+        ("0.1", Decimal("0.1")),
+        ("0.1234567890123456789012345", Decimal("0.1234567890123456789012345")),
+        ('"0.0125"', Decimal("0.0125")),
+        ("1e-40", Decimal("1e-40")),
+        ("999999999999.99", Decimal("999999999999.99")),
+        ("null", None),
+    ],
+)
+def test_a_cost_is_held_exactly_as_it_was_written(sent: str, held: Decimal | None):
+    body = runs.body(usage={"cost_usd": "MARK"}, steps=[step(cost_usd="MARK")]).replace(b'"MARK"', sent.encode())
+    run = take(body).run
+    assert run.usage.cost_usd == held
+    assert run.steps[0].cost_usd == held
+
+
+@pytest.mark.parametrize("tokens", [0, 2**63 - 1, None])
+def test_token_counts_fill_a_bigint(tokens: int | None):
+    usage = take(runs.body(usage={"input_tokens": tokens, "output_tokens": tokens})).run.usage
+    assert (usage.input_tokens, usage.output_tokens) == (tokens, tokens)
+
+
+def test_a_thousand_steps_in_any_order_are_taken():
+    steps = [step(index=index, skill=None, duration_ms=2**63 - 1, error_code="E") for index in reversed(range(1000))]
+    steps[0]["index"] = 2**31 - 1
+    held = take(runs.body(steps=steps)).run.steps
+    assert len(held) == 1000
+    assert (held[0].index, held[0].duration_ms, held[-1].index) == (2**31 - 1, 2**63 - 1, 0)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"unknown": {"field": [1, {"deep": None}]}},
+        {"unknown": "\x00"},
+        {"usage": {"cost_usd": 1, "unknown": [1]}},
+        {"usage": {"cost_usd": 1, "unknown": "\x00"}},
+        {"steps": [step(unknown={"a": 1})]},
+        {"steps": [step(unknown="\x00")]},
+    ],
+    ids=str,
+)
+def test_unknown_fields_are_ignored_wherever_they_stand(extra: dict[str, Any]):
+    take(runs.body(**extra))
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"schema_version": ...}, "schema_version: missing; expected 1"),
+    ({"schema_version": "1"}, 'schema_version: found "1"; expected the integer 1'),
+    ({"schema_version": 1.0}, "schema_version: found 1.0; expected the integer 1"),
+    ({"schema_version": True}, "schema_version: found true; expected the integer 1"),
+    ({"schema_version": None}, "schema_version: found null; expected the integer 1"),
+    ({"tenant_id": ...}, f"tenant_id: missing; {TENANT_RULE}"),
+    ({"tenant_id": None}, f"tenant_id: found null; {TENANT_RULE}"),
+    ({"tenant_id": ""}, f'tenant_id: found ""; {TENANT_RULE}'),
+    ({"tenant_id": "a b"}, f'tenant_id: found "a b"; {TENANT_RULE}'),
+    ({"tenant_id": "a\n"}, f'tenant_id: found "a\\n"; {TENANT_RULE}'),
+    ({"tenant_id": "ä"}, f'tenant_id: found "\\u00e4"; {TENANT_RULE}'),
+    ({"tenant_id": "x" * 129}, f'tenant_id: found "{"x" * 79}…; {TENANT_RULE}'),
+    ({"run_id": ...}, f"run_id: missing; {UUID_RULE}"),
+    ({"run_id": 5}, f"run_id: found 5; {UUID_RULE}"),
+    ({"run_id": "5"}, f'run_id: found "5"; {UUID_RULE}'),
+    ({"run_id": None}, f"run_id: found null; {UUID_RULE}"),
+    ({"agent_id": 5}, "agent_id: found 5; expected str | null"),
+    ({"status": ...}, "status: missing; expected one of succeeded, failed, halted, aborted"),
+    ({"status": "FAILED"}, 'status: found "FAILED"; expected one of succeeded, failed, halted, aborted'),
+    ({"status": None}, "status: found null; expected one of succeeded, failed, halted, aborted"),
+    ({"error_code": "lower"}, f'error_code: found "lower"; {CODE_RULE}'),
+    ({"error_code": "9A"}, f'error_code: found "9A"; {CODE_RULE}'),
+    ({"error_code": ""}, f'error_code: found ""; {CODE_RULE}'),
+    ({"error_code": "A\n"}, f'error_code: found "A\\n"; {CODE_RULE}'),
+    ({"error_code": "X" * 65}, f'error_code: found "{"X" * 65}"; {CODE_RULE}'),
+    ({"error_message": ["x"]}, "error_message: found a list of 1 items; expected str | null"),
+    ({"error_message": "a\x00b"}, f"error_message: {NUL}"),
+    ({"agent_id": "\x00"}, f"agent_id: {NUL}"),
+    ({"model": "\x00"}, f"model: {NUL}"),
+    ({"steps": [step(), step(index=1, skill="\x00")]}, f"steps[1].skill: {NUL}"),
+    ({"metadata": {"a": "\x00"}}, f"metadata.a: {NUL}"),
+    ({"trace_id": "x"}, f'trace_id: found "x"; {UUID_RULE}, or null'),
+    ({"started_at": ...}, f"started_at: missing; {TIME_RULE}"),
+    ({"started_at": "2026-11-01T12:00:00"}, f'started_at: found "2026-11-01T12:00:00"; {TIME_RULE}'),
+    ({"started_at": "2026-11-01"}, f'started_at: found "2026-11-01"; {TIME_RULE}'),
+    ({"started_at": 1793534400}, f"started_at: found 1793534400; {TIME_RULE}"),
+    ({"completed_at": "2026-02-30T00:00:00Z"}, f'completed_at: found "2026-02-30T00:00:00Z"; {TIME_RULE}'),
+    ({"completed_at": None}, f"completed_at: found null; {TIME_RULE}"),
+    ({"started_at": "0001-01-01T00:00:00+23:59"}, f"started_at: found 0001-01-01T00:00:00+23:59; {YEARS_RULE}"),
+    ({"completed_at": "9999-12-31T23:59:59-23:59"}, f"completed_at: found 9999-12-31T23:59:59-23:59; {YEARS_RULE}"),
+    (
+        {"completed_at": "2026-11-01T13:59:59.999999+02:00"},
+        ("completed_at: found 2026-11-01T13:59:59.999999+02:00; "
+        "expected a time not before started_at (2026-11-01T12:00:00+00:00)"),
+    ),
+    ({"usage": None}, "usage: found null; expected an object of cost_usd, input_tokens and output_tokens"),
+    ({"usage": {"cost_usd": -0.01}}, f"usage.cost_usd: found -0.01; {COST_RULE}"),
+    ({"usage": {"cost_usd": 10**12}}, f"usage.cost_usd: found 1000000000000; {COST_RULE}"),
+    ({"usage": {"cost_usd": "NaN"}}, f"usage.cost_usd: found NaN; {COST_RULE}"),
+    ({"usage": {"cost_usd": "sNaN"}}, f"usage.cost_usd: found sNaN; {COST_RULE}"),
+    ({"usage": {"cost_usd": "-Infinity"}}, f"usage.cost_usd: found -Infinity; {COST_RULE}"),
+    ({"usage": {"cost_usd": "1e-41"}}, "usage.cost_usd: found 1E-41; expected at most 40 digits after the point"),
+    ({"usage": {"cost_usd": "a lot"}}, 'usage.cost_usd: found "a lot"; expected a decimal >= 0 or null'),
+    ({"usage": {"cost_usd": True}}, "usage.cost_usd: found true; expected a decimal >= 0 or null"),
+    ({"usage": {"input_tokens": -1}}, f"usage.input_tokens: found -1; {TOKENS_RULE}"),
+    ({"usage": {"input_tokens": 2**63}}, f"usage.input_tokens: found 9223372036854775808; {TOKENS_RULE}"),
+    ({"usage": {"output_tokens": 1.5}}, f"usage.output_tokens: found 1.5; {TOKENS_RULE}"),
+    ({"usage": {"output_tokens": "1"}}, f'usage.output_tokens: found "1"; {TOKENS_RULE}'),
+    ({"usage": {"output_tokens": 10**400}},
+     f"usage.output_tokens: found an integer of hundreds of digits; {TOKENS_RULE}"),
+    ({"model": 5}, "model: found 5; expected str | null"),
+    ({"steps": None}, "steps: found null; expected a list of at most 1000 steps"),
+    ({"steps": [step(index=n) for n in range(1001)]},
+     "steps: found a list of 1001 items; expected a list of at most 1000 steps"),
+    ({"steps": [1]}, "steps[0]: found 1; expected object"),
+    ({"steps": [step(), step(index=...)]}, f"steps[1].index: missing; {INDEX_RULE}"),
+    ({"steps": [step(index=-1)]}, f"steps[0].index: found -1; {INDEX_RULE}"),
+    ({"steps": [step(index=2**31)]}, f"steps[0].index: found 2147483648; {INDEX_RULE}"),
+    ({"steps": [step(), step()]}, "steps[1].index: found 0 again; expected an index that is unique in the run"),
+    ({"steps": [step(status="halted")]}, 'steps[0].status: found "halted"; expected one of succeeded, failed, skipped'),
+    ({"steps": [step(status=...)]}, "steps[0].status: missing; expected one of succeeded, failed, skipped"),
+    ({"steps": [step(cost_usd=-1)]}, f"steps[0].cost_usd: found -1; {COST_RULE}"),
+    ({"steps": [step(error_code="x")]}, f'steps[0].error_code: found "x"; {CODE_RULE}'),
+    ({"metadata": [1]}, f"metadata: found a list of 1 items; {METADATA_RULE}"),
+    ({"metadata": {str(n): n for n in range(65)}}, f"metadata: found an object of 65 keys; {METADATA_RULE}"),
+    ({"metadata": {"a": 1, "b": []}}, f'metadata."b": found a list of 0 items; {SCALAR}'),
+    ({"metadata": {"a.b[0]": {"c": 1}}}, f'metadata."a.b[0]": found an object of 1 keys; {SCALAR}'),
+    ({"synthetic_scenario_id": 5}, "synthetic_scenario_id: found 5; expected str | null"),
+    ({"is_synthetic": None}, "is_synthetic: found null; expected bool"),
+    ({"is_synthetic": "true"}, 'is_synthetic: found "true"; expected bool'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "words"), REFUSED, ids=lambda value: str(value)[:50])
+def test_a_wrong_field_is_refused_by_name_with_what_was_found_and_what_is_right(changes: dict[str, Any], words: str):
+    if "steps" in changes and isinstance(changes["steps"], list):
+        changes = {"steps": [_without_ellipsis(item) for item in changes["steps"]]}
+    assert refusal(runs.body(**changes)) == ("schema_violation", words)
+
+
+def _without_ellipsis(item: Any) -> Any:
+    return {k: v for k, v in item.items() if v is not ...} if isinstance(item, dict) else item
+
+
+def test_a_duration_has_bounds_too():
+    reason, words = refusal(runs.body(steps=[step(duration_ms=-1)]))
+    assert reason == "schema_violation"
+    assert words.startswith("steps[0].duration_ms: found -1; expected ")
+
+
+@pytest.mark.parametrize(
+    ("version", "found"), [(0, "0"), (2, "2"), (-1, "-1"), (10**400, "an integer of hundreds of digits")]
+)
+def test_another_version_is_a_reason_of_its_own(version: int, found: str):
+    words = f"schema_version: found {found}; this worker understands 1"
+    assert refusal(runs.body(schema_version=version)) == ("unsupported_schema_version", words)
+
+
+def test_another_version_is_named_before_the_faults_that_come_with_it():
+    assert refusal(b'{"schema_version": 2}')[0] == "unsupported_schema_version"
+
+
+@pytest.mark.parametrize(
+    ("raw", "number"), [("1e400", "1e400"), ("-1e400", "-1e400"), ("1e99999999999", "1e99999999999")]
+)
+def test_a_number_that_no_double_holds_is_refused_with_words_that_say_what_is_right(raw: str, number: str):
+    reason, words = refusal(with_metadata(raw))
+    assert reason == "schema_violation"
+    assert words.startswith(f'metadata."a": found {number}; expected ')
+    assert "expected Number out of range" not in words
+
+
+def test_of_several_numbers_in_the_metadata_the_one_that_is_out_of_range_is_named():
+    _, words = refusal(runs.body(metadata={"fine": 1, "half": 0.5, "huge": "MARK"}).replace(b'"MARK"', b"1e400"))
+    assert words.startswith('metadata."huge": found 1e400;')
+
+
+def test_an_integer_too_long_to_read_is_refused_and_a_long_one_is_taken():
+    refusal(with_metadata("9" * 5000))
+    held = take(with_metadata("9" * 300)).run.metadata["a"]
+    assert float(str(held)) == pytest.approx(1e300)
+
+
+MALFORMED = [
+    (b"", "the body is empty; expected one JSON object"),
+    (b" \r\n\t", "the body is empty; expected one JSON object"),
+    (b"\x00", "not JSON: invalid character (byte 0); expected one JSON object in UTF-8"),
+    (b"\xef\xbb\xbf{}", "not JSON: invalid character (byte 0); expected one JSON object in UTF-8"),
+    (b'{"a": 1}x', "not JSON: trailing characters (byte 9); expected one JSON object in UTF-8"),
+    (b'{"a": 1}{"a": 1}', "not JSON: trailing characters (byte 9); expected one JSON object in UTF-8"),
+    (b'{"a": 1', "not JSON: Input data was truncated; expected one JSON object in UTF-8"),
+    (b"{'a': 1}", "not JSON: object keys must be strings (byte 1); expected one JSON object in UTF-8"),
+    (b'{"a": NaN}', "not JSON: invalid character (byte 6); expected one JSON object in UTF-8"),
+    (b'{"a": "\xff"}', "byte 7 (0xff) is not UTF-8; expected a JSON object in UTF-8"),
+    (b'{"a": "\xc0\x80"}', "byte 7 (0xc0) is not UTF-8; expected a JSON object in UTF-8"),
+    (b'{"a": "\xed\xa0\x80"}', "byte 7 (0xed) is not UTF-8; expected a JSON object in UTF-8"),
+    ("{}".encode("utf-16"), "byte 0 (0xff) is not UTF-8; expected a JSON object in UTF-8"),
+    (b"[" * 100_000, TOO_DEEP),
+    (b'{"a":' * 100_000, TOO_DEEP),
+    (
+        b'{"a": "\\ud800"}',
+        "a string holds half of a surrogate pair (\\ud800 to \\udfff alone), or ends early; expected Unicode text",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "words"), MALFORMED, ids=lambda value: str(value)[:30])
+def test_what_is_not_json_is_refused_with_the_place_where_it_stops(body: bytes, words: str):
+    assert refusal(body) == ("invalid_json", words)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"null", "the body is null; expected one JSON object"),
+        (b"[]", "the body is a list of 0 items; expected one JSON object"),
+        (b'"run"', 'the body is "run"; expected one JSON object'),
+        (b"17", "the body is 17; expected one JSON object"),
+        (b"1e999", "the body is 1e999; expected one JSON object"),
+        (b"{}", "schema_version: missing; expected 1"),
+    ],
+)
+def test_json_that_is_no_run_violates_the_schema(body: bytes, words: str):
+    assert refusal(body) == ("schema_violation", words)
+
+
+TORTURE = [
+    with_metadata("[" * 5000 + "]" * 5000),
+    with_metadata("9" * 4299),
+    with_metadata("-" + "9" * 4301),
+    with_metadata("1." + "0" * 100_000),
+    with_metadata("1e-99999999999999999999"),
+    with_metadata('"\\ud800\\ud800"'),
+    with_metadata('"\\udc00\\ud800"'),
+    with_metadata('"\ud800"'),
+    with_metadata('"\\u00"'),
+    with_metadata("Infinity"),
+    runs.body(metadata={"\x00" * 3: 1}),
+    runs.body(metadata={"k" * 100_000 + "\x00": 1}),
+    runs.body(metadata={"k" * 100_000: []}),
+    runs.body(metadata={"k\n`$.x[9]": []}),
+    runs.body(metadata={"\U0001f600" * 1000: []}),
+    runs.body(metadata={"": {}}),
+    runs.body(error_code="\U0001f600" * 10_000),
+    runs.body(tenant_id="`$[...]`" * 10),
+    runs.body(usage={"cost_usd": "9" * 100_000}),
+    runs.body(usage={"cost_usd": "1e999999999999999999"}),
+    runs.body(usage={"cost_usd": "-0"}),
+    runs.body(schema_version="x" * 100_000),
+    runs.body(schema_version=[[]]),
+    runs.body({**runs.message(), "k" * 100_000: "\x00"}),
+    b"\x00" * 1000,
+    b"\xff" * 1000,
+    b"1" * 100_000,
+    b'"' * 1000,
+    b"{}" * 1000,
+    b"[" + b"1," * 300_000 + b"1]",
+    b'{"schema_version":1,' + b'"a":1,' * 50_000 + b'"a":1}',
+]
+
+
+@pytest.mark.parametrize("body", TORTURE, ids=lambda body: repr(body[-20:]))
+def test_torture_ends_in_a_run_or_in_a_refusal_that_fits_a_header(body: bytes):
+    _assert_settles(body)
+
+
+def test_the_name_of_a_key_that_holds_a_nul_is_shown_on_one_short_line():
+    for key in ("k" * 1000 + "\x00", "a\nb\x00", "a\r\x1b[31m\x00"):
+        reason, words = refusal(runs.body(metadata={key: 1}))
+        assert reason == "schema_violation"
+        assert "found a NUL character" in words
+        length = len(words)
+        assert length <= MAX_ERROR_CHARACTERS
+        assert words.isprintable()
+
+
+def test_of_a_key_that_is_sent_twice_the_last_value_counts():
+    twice = runs.body(agent_id="second").replace(b'"schema_version"', b'"agent_id": "first", "schema_version"')
+    assert take(twice).run.agent_id == "second"
+    assert refusal(runs.body(status=5).replace(b'"schema_version"', b'"status": "failed", "schema_version"')) == (
+        "schema_violation",
+        "status: found 5; expected one of succeeded, failed, halted, aborted",
+    )
+
+
+def test_a_body_one_byte_over_the_limit_is_refused_before_it_is_read():
+    body = runs.body()
+    take(body, max_bytes=len(body))
+    assert refusal(b"\xff" * 101, max_bytes=100) == (
+        "too_large",
+        "the body has 101 bytes; at most 100 are taken (MESSAGE_MAX_BYTES)",
+    )
+
+
+@pytest.mark.parametrize(
+    "content_type", [None, "", "application/json", "Application/JSON", "application/json; charset=utf-8"]
+)
+def test_json_is_taken_under_its_usual_names(content_type: str | None):
+    take(runs.body(), content_type=content_type)
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/jsonl", ";", "application/cloudevents+json"])
+def test_another_content_type_is_refused(content_type: str):
+    words = f'property content_type: found "{content_type}"; expected application/json'
+    assert refusal(runs.body(), content_type=content_type) == ("unsupported_content_type", words)
+
+
+def test_a_compressed_body_is_refused_and_a_plain_one_may_say_that_it_is_plain():
+    take(runs.body(), content_encoding="UTF-8")
+    take(runs.body(), content_encoding="identity")
+    assert refusal(runs.body(), content_encoding="gzip") == (
+        "unsupported_content_type",
+        'property content_encoding: found "gzip"; expected none: the body is sent plain',
+    )
+
+
+def test_only_trusted_publishers_are_taken_where_any_are_named():
+    trusted = frozenset({"runner"})
+    take(runs.body(), user_id="anybody")
+    take(runs.body(), user_id="runner", trusted_publishers=trusted)
+    for user_id, found in ((None, "none"), ("Runner", '"Runner"'), ("", '""')):
+        assert refusal(runs.body(), user_id=user_id, trusted_publishers=trusted) == (
+            "untrusted_publisher",
+            f"property user_id: found {found}; expected one of TRUSTED_PUBLISHERS",
+        )
+
+
+def test_hostile_properties_are_cut_short():
+    for properties in (
+        {"content_type": "x" * 5000},
+        {"content_encoding": "\n" * 5000},
+        {"user_id": "\U0001f600" * 5000, "trusted_publishers": frozenset({"a"})},
+    ):
+        _, words = refusal(runs.body(), **properties)
+        assert len(words) <= MAX_ERROR_CHARACTERS
+
+
+def test_the_digest_ignores_order_white_space_and_escapes():
+    fields = runs.message(agent_id="ä", metadata={"b": 1.5, "a": None})
+    digest = take(json.dumps(fields).encode()).digest
+    turned = dict(reversed(fields.items()))
+    turned["metadata"] = dict(reversed(fields["metadata"].items()))
+    turned["usage"] = dict(reversed(fields["usage"].items()))
+    for again in (
+        json.dumps(turned).encode(),
+        json.dumps(fields, indent=4).encode() + b"\n",
+        json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode(),
+    ):
+        assert take(again).digest == digest
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"agent_id": None},
+        {"agent_id": ...},
+        {"status": "halted"},
+        {"steps": []},
+        {"metadata": {"a": 2}},
+        {"metadata": {"a": "1"}},
+        {"metadata": {"a": 1.0}},
+        {"metadata": {"a": True}},
+        {"metadata": {"a": 1, "b": None}},
+        {"usage": {"cost_usd": 0.0126}},
+        {"unknown": 1},
+        {"is_synthetic": False},
+    ],
+    ids=str,
+)
+def test_changed_content_has_another_digest_in_unknown_fields_too(changes: dict[str, Any]):
+    fields = runs.message(metadata={"a": 1})
+    before = take(json.dumps(fields).encode()).digest
+    changed = {name: value for name, value in {**fields, **changes}.items() if value is not ...}
+    assert take(json.dumps(changed).encode()).digest != before
+
+
+def test_a_fraction_and_the_text_of_that_fraction_have_different_digests():
+    assert take(with_metadata("1.5")).digest != take(with_metadata('"1.5"')).digest
+
+
+def test_the_digest_tells_apart_what_a_double_cannot():
+    assert take(with_metadata("0.1")).digest != take(with_metadata("0.10000000000000000000001")).digest
+
+
+def test_steps_in_another_order_are_another_content():
+    fields = runs.message()
+    before = take(json.dumps(fields).encode()).digest
+    assert take(json.dumps({**fields, "steps": fields["steps"][::-1]}).encode()).digest != before
+
+
+_AWKWARD: list[Any] = [
+    None, True, 0, -1, 2**31, 2**63, 2**64, 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", "0", "NaN", "-1",
+    "\x00", "\ud800", "\U0001f600", "x" * 10_000, "1e99999999999999999999", "2026-11-01T12:00:00Z", RUN_ID, "failed",
+    [], [[]], [None] * 1001, {}, {"\x00": 1}, {"": {}}, {"index": 0, "status": "failed"}, {"cost_usd": "x"}, ...,
+]  # fmt: skip
+_PLACES = [
+    *((name,) for name in (*runs.message(), "is_synthetic", "synthetic_scenario_id", "unknown", "x" * 600, "\x00")),
+    *(("usage", name) for name in ("cost_usd", "input_tokens", "output_tokens", "unknown")),
+    *(("steps", 1, name) for name in ("index", "skill", "status", "duration_ms", "cost_usd", "error_code", "unknown")),
+    *(("metadata", name) for name in ("region", "", "a.b[0]", "`$`", "\n", "x" * 600)),
+    ("steps", 0),
+]
+
+
+def _assert_settles(body: bytes) -> None:
+    try:
+        decoded = take(body)
+    except MessageRefusedError as error:
+        reason, words = error.reason, str(error)
+    else:
+        assert decoded.run.completed_at >= decoded.run.started_at
+        assert len(decoded.digest) == 32
+        return
+    length = len(words)
+    words.encode()
+    assert reason in get_args(ParkReason)
+    assert 0 < length <= MAX_ERROR_CHARACTERS
+
+
+@settings(max_examples=1500, deadline=None, database=None)
+@given(
+    edits=st.lists(st.tuples(st.integers(0, 10_000), st.binary(max_size=4), st.integers(0, 4)), min_size=1, max_size=4)
+)
+def test_flipped_inserted_and_lost_bytes_never_raise_anything_but_a_refusal(edits: list[tuple[int, bytes, int]]):
+    body = runs.body()
+    for place, inserted, lost in edits:
+        at = place % (len(body) + 1)
+        body = body[:at] + inserted + body[at + lost :]
+    _assert_settles(body)
+
+
+@settings(max_examples=1500, deadline=None, database=None)
+@given(st.lists(st.tuples(st.sampled_from(_PLACES), st.sampled_from(_AWKWARD)), min_size=1, max_size=4))
+def test_exchanged_values_never_raise_anything_but_a_refusal(exchanges: list[tuple[tuple[Any, ...], Any]]):
+    fields: Any = runs.message()
+    for (*way, last), value in exchanges:
+        # An earlier exchange may have taken away what this one would change.
+        with suppress(KeyError, IndexError, TypeError):
+            part = reduce(operator.getitem, way, fields)
+            if value is ...:
+                del part[last]
+            else:
+                part[last] = deepcopy(value)
+    _assert_settles(json.dumps(fields).encode())

@@ -1,0 +1,38 @@
+"""What a batch is made of: what has arrived, bounded in messages and in bytes."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+from consumer.delivery.intake import BATCH_MAX_BYTES, Intake
+from consumer.metrics import Metrics
+
+
+def holding(*sizes: int) -> Intake:
+    intake = Intake(Metrics())
+    for tag, size in enumerate(sizes, 1):
+        intake.put(cast("Any", SimpleNamespace(body=bytes(size), delivery_tag=tag)), cast("Any", None))
+    return intake
+
+
+async def taken(intake: Intake, at_most: int) -> list[int]:
+    batch = await intake.take(at_most)
+    intake.settled(batch)
+    return [len(delivery.message.body) for delivery in batch]
+
+
+async def test_a_batch_is_what_has_arrived_in_its_order_up_to_its_number():
+    intake = holding(1, 2, 3)
+
+    assert [await taken(intake, 2), await taken(intake, 2)] == [[1, 2], [3]]
+
+
+async def test_a_batch_ends_before_the_message_that_would_make_it_too_large():
+    intake = holding(BATCH_MAX_BYTES - 1, 1, 1)
+
+    assert await taken(intake, 100) == [BATCH_MAX_BYTES - 1, 1]
+
+
+async def test_a_message_that_is_too_large_for_any_batch_is_one_of_its_own():
+    intake = holding(BATCH_MAX_BYTES + 1, 1)
+
+    assert [await taken(intake, 100), await taken(intake, 100)] == [[BATCH_MAX_BYTES + 1], [1]]

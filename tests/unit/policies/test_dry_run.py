@@ -1,0 +1,223 @@
+"""``closeout policies test``: which policies hold over a run, what would come of it, and what CI can ask of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from consumer.cli import app
+from consumer.policy_analysis.dry_run import policies_of, try_policies
+from domains.incidents.rules import Incident, finding_for
+from domains.policies.files import PolicyDraft
+from domains.policies.rules import PolicySet, evaluate
+from tests.support import run_messages as runs
+
+
+def draft(name: str = "p", **changes: Any) -> PolicyDraft:
+    fields: dict[str, Any] = {"tenant_id": None, "effect": "flag", "severity": "LOW", "condition": "true"}
+    return PolicyDraft(name=name, **{**fields, **changes})
+
+
+def results(trial: Any) -> dict[str, str]:
+    return {verdict.name: verdict.result for verdict in trial.policies}
+
+
+def test_each_policy_of_the_file_has_its_result_in_its_order():
+    trial = try_policies(
+        [
+            draft("true"),
+            draft("false", condition="false"),
+            draft("fails", condition="run.nothing"),
+            draft("other", tenant_id="globex"),
+            draft("own", tenant_id="acme"),
+            draft("off", enabled=False),
+            draft("shadow", mode="shadow"),
+        ],
+        runs.run(),
+    )
+    assert list(results(trial).items()) == [
+        ("true", "holds"),
+        ("false", "does_not_hold"),
+        ("fails", "error"),
+        ("other", "other_tenant"),
+        ("own", "holds"),
+        ("off", "off"),
+        ("shadow", "holds"),
+    ]
+    assert (trial.outcome, trial.policies_checked) == ("evaluation_error", 4)
+    assert trial.violations == ["true", "own"]
+    assert trial.errors == ["fails"]
+    assert trial.shadow == {"shadow": "flag"}
+
+
+@pytest.mark.parametrize(
+    ("drafts", "status", "record", "by"),
+    [
+        ([draft()], "failed", "incident", None),
+        ([draft("s", effect="suppress_incident")], "failed", "prevention_record", "s"),
+        ([draft("s", effect="suppress_incident")], "succeeded", "incident", None),
+        ([draft("s", effect="suppress_incident", mode="shadow")], "failed", "incident", None),
+        ([draft("s", effect="suppress_incident", condition="run.nothing")], "failed", "incident", None),
+    ],
+)
+def test_what_would_be_written_is_said(drafts, status, record, by):
+    writes = try_policies(drafts, runs.run(status=status)).writes
+    assert writes is not None
+    assert (writes.record, writes.by) == (record, by)
+    if record == "incident":
+        assert writes.severity == ("HIGH" if status == "failed" else "NONE")
+
+
+def test_two_policies_of_one_name_in_shadow_are_both_told_the_tenant_s_own_as_such():
+    ours = draft("dear", tenant_id="acme", mode="shadow", effect="suppress_incident")
+    theirs = draft("dear", tenant_id="globex", mode="shadow")
+
+    told = try_policies([ours, draft("dear", mode="shadow"), theirs], runs.run())
+
+    assert told.shadow == {"acme/dear": "suppress_incident", "dear": "flag"}
+
+
+def test_a_suppressing_policy_in_shadow_counts_nothing_where_it_would_suppress_nothing():
+    shadow = draft(effect="suppress_incident", mode="shadow")
+    assert try_policies([shadow], runs.run(status="succeeded")).shadow == {}
+    assert try_policies([shadow], runs.run()).shadow == {"p": "suppress_incident"}
+
+
+def test_of_a_run_half_known_the_outcome_is_told_unless_it_depends_on_the_rest():
+    unknown = frozenset({"steps"})
+    needs = draft("needs", condition="size(run.steps) > 1")
+    told = try_policies(
+        [draft(), draft("shadow", mode="shadow", condition="size(run.steps) > 1")], runs.run(), unknown=unknown
+    )
+    assert (told.outcome, told.unknown, told.shadow) == ("violation", ["steps"], {})
+    open_ = try_policies([draft(), needs], runs.run(), unknown=unknown)
+    assert (open_.outcome, open_.writes, open_.violations) == (None, None, ["p"])
+    assert results(open_)["needs"] == "unknown"
+
+
+DRAFTS = st.lists(
+    st.builds(
+        PolicyDraft,
+        name=st.sampled_from("abc"),
+        tenant_id=st.sampled_from([None, "acme", "globex"]),
+        effect=st.sampled_from(["flag", "suppress_incident"]),
+        severity=st.just("LOW"),
+        condition=st.sampled_from(["true", "false", "run.nothing", "run.status == 'failed'"]),
+        mode=st.sampled_from(["enforce", "shadow"]),
+        enabled=st.booleans(),
+    ),
+    max_size=6,
+    unique_by=lambda one: (one.name, one.tenant_id),
+)
+
+
+@given(DRAFTS, st.sampled_from(["succeeded", "failed", "halted"]))
+@settings(max_examples=200, deadline=None)
+def test_a_trial_says_what_the_worker_s_own_evaluation_says(drafts, status):
+    run = runs.run(status=status)
+    trial = try_policies(drafts, run)
+    entries = policies_of(drafts)
+    names = {policy.policy_id: policy.name for _, policy, _ in entries}
+    real = evaluate(run, PolicySet((policy, condition) for _, policy, condition in entries))
+    assert (trial.outcome, trial.policies_checked) == (real.outcome, real.policies_checked)
+    assert sorted(trial.violations) == sorted(violation.name for violation in real.violations)
+    assert sorted(trial.errors) == sorted(fault.name for fault in real.errors)
+    finding = finding_for(run, suppressed_by=real.suppressed_by, now=real.evaluated_at)
+    assert trial.writes is not None
+    assert trial.writes.by == (None if isinstance(finding, Incident) else names[finding.policy_id])
+
+
+POLICIES = """
+- name: expensive run
+  effect: flag
+  severity: MEDIUM
+  condition: run.usage.cost_usd != null && run.usage.cost_usd > 5.0
+- name: too many retries
+  tenant_id: acme
+  effect: flag
+  severity: LOW
+  mode: shadow
+  condition: run.metadata.retries > 3
+- {name: elsewhere, tenant_id: globex, effect: flag, severity: LOW, condition: "true"}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "policies.yaml"
+    path.write_text(POLICIES)
+    return str(path)
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> str:
+    path = tmp_path / "run.json"
+    path.write_bytes(runs.body(usage={"cost_usd": 7.25}, metadata={}))
+    return str(path)
+
+
+def invoked(*words: str, status: int = 0, standard_input: bytes | None = None) -> str:
+    # Neither server's address is set: the command needs none.
+    environ: dict[str, str | None] = {"DATABASE_URL": None, "AMQP_URL": None, "NO_COLOR": "1"}
+    found = CliRunner().invoke(app, ["policies", "test", *words], env=environ, input=standard_input)
+    assert found.exit_code == status, found.output
+    return found.output
+
+
+def test_the_command_says_what_holds_and_why(file, run_file):
+    said = invoked(file, "--run", run_file)
+    assert "holds          expensive run (flag MEDIUM, all tenants)" in said
+    assert "true     run.usage.cost_usd > 5.0" in said
+    assert "run.usage.cost_usd = 7.25" in said
+    assert "error          too many retries (flag LOW, tenant acme, in shadow)" in said
+    assert "run.metadata.retries is not there" in said
+    assert "not asked      elsewhere (flag LOW, tenant globex): of another tenant" in said
+    assert "Evaluation: violation, 1 checked; flagged by expensive run" in said
+    assert "Written: an incident, HIGH EXECUTION_FAILURE" in said
+    assert "In shadow: too many retries would be counted as error, and decides nothing" in said
+
+
+def test_the_command_speaks_json_and_reads_standard_input(file, run_file):
+    document = json.loads(invoked(file, "--run", "-", "--json", standard_input=Path(run_file).read_bytes()))
+    first = document["trial"]["policies"][0]
+    assert (first["result"], first["parts"]["join"]) == ("holds", "all")
+    assert first["values"] == [{"path": "run.usage.cost_usd", "state": "known", "value": 7.25}]
+    assert document["trial"]["writes"]["record"] == "incident"
+    assert document["expectations"] == []
+
+
+def test_expectations_that_are_met_end_with_0_and_one_that_is_not_with_1_and_its_name(file, run_file):
+    invoked(file, "--run", run_file, "--expect", "expensive run", "--expect-not", "globex/elsewhere", status=1)
+    invoked(file, "--run", run_file, "--expect", "expensive run")
+    said = invoked(file, "--run", run_file, "--expect-not", "expensive run", "--expect", "elsewhere", status=1)
+    assert "expensive run: expected that it does not hold; it holds" in said
+    assert "elsewhere: expected that it holds; it is another tenant's" in said
+    said = invoked(file, "--run", run_file, "--expect-not", "acme/too many retries", status=1)
+    assert "acme/too many retries: expected that it does not hold; it fails to evaluate" in said
+
+
+def test_an_expectation_of_a_policy_that_the_file_does_not_have_is_used_wrongly(file, run_file):
+    said = invoked(file, "--run", run_file, "--expect", "expensive", status=2)
+    assert "--expect: found 'expensive'; expected one of the file's policies: expensive run, too many retries" in said
+    said = invoked(file, "--run", run_file, "--expect-not", "expensive", status=2)
+    assert said.startswith("--expect-not: found 'expensive'")
+
+
+def test_a_message_that_would_be_parked_is_refused_in_the_worker_s_words(file, tmp_path):
+    bad = tmp_path / "bad.json"
+    bad.write_bytes(runs.body(status="done"))
+    said = invoked(file, "--run", str(bad), status=1)
+    assert 'a worker would park this message, schema_violation: status: found "done"' in said
+
+
+def test_a_faulty_file_ends_with_1_and_its_line_and_what_cannot_be_read_with_2(file, run_file, tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("- {name: a, effect: flag, severity: LOW, condition: run.}\n")
+    assert "broken.yaml:1: condition: line 1" in invoked(str(broken), "--run", run_file, status=1)
+    assert "FILE: cannot read" in invoked(str(tmp_path / "none.yaml"), "--run", run_file, status=2)
+    assert "--run: cannot read" in invoked(file, "--run", str(tmp_path / "none.json"), status=2)
+    assert "expected one of them on standard input" in invoked("-", "--run", "-", status=2)

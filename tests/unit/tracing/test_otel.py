@@ -1,0 +1,53 @@
+"""What the standard OTEL_* variables ask for, and what is done where it cannot be had."""
+
+import subprocess
+import sys
+
+import pytest
+from structlog.testing import capture_logs
+
+from config.otel import span_exporters
+from consumer.tracing.interface import NoTracing, load_tracing
+
+ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "exporters"),
+    [
+        ({}, ()),
+        ({"OTEL_SERVICE_NAME": "mine"}, ()),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": ""}, ()),
+        (ENDPOINT, ("otlp_proto_http",)),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector/v1/traces"}, ("otlp_proto_http",)),
+        ({**ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, ("otlp_proto_grpc",)),
+        (
+            {**ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"},
+            ("otlp_proto_http",),
+        ),
+        ({**ENDPOINT, "OTEL_SDK_DISABLED": "TRUE"}, ()),
+        ({**ENDPOINT, "OTEL_TRACES_EXPORTER": "none"}, ()),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, ("otlp_proto_http",)),
+        ({"OTEL_TRACES_EXPORTER": "otlp, console"}, ("otlp_proto_http", "console")),
+    ],
+)
+def test_the_standard_variables_say_which_exporters_are_asked_for(environ, exporters):
+    assert span_exporters(environ) == exporters
+
+
+def test_an_exporter_that_is_not_installed_is_named_with_those_that_are_and_nothing_else_is_lost():
+    with capture_logs() as logs:
+        assert isinstance(load_tracing(["otlp_proto_grpc"], amqp_url="amqp://broker"), NoTracing)
+    assert logs[0]["exporter"] == "otlp_proto_grpc"
+    assert logs[0]["error"] == "LookupError: not installed"
+    assert "otlp_proto_http" in logs[0]["installed"]
+
+
+def test_opentelemetry_is_not_imported_unless_it_is_asked_for():
+    code = (
+        "import sys, consumer.assembly, consumer.cli; from consumer.tracing.interface import load_tracing; "
+        "load_tracing((), amqp_url='amqp://broker'); "
+        "print([name for name in sys.modules if name.startswith('opentelemetry')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
