@@ -6,19 +6,20 @@ import signal
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from prometheus_client import ProcessCollector
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from config.settings import Settings, load_settings
+from config.settings import Settings
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
-from consumer.closeout.dispatcher import Dispatcher, Rollout
+from consumer.closeout.attempt import unobserved
+from consumer.closeout.dispatcher import Dispatcher, Rollout, count_shadows
 from consumer.closeout.inbox import Arrival
 from consumer.closeout.legacy import LegacyCloseOut
-from consumer.closeout.shadows import count_shadows
 from consumer.closeout.transaction import RunCompletionTransaction
 from consumer.console.app import Console
 from consumer.console.recently_parked import ParkedLately, RememberingChannel
@@ -29,19 +30,19 @@ from consumer.delivery.settler import Settler
 from consumer.delivery.worker import Worker
 from consumer.health import Health
 from consumer.http_server import HttpService, application
-from consumer.metrics import Metrics, installed_version
-from consumer.outbox.backlog import watch_outbox
-from consumer.outbox.publisher import ConfirmedChannel, EventPublisher
+from consumer.metrics import Metrics
+from consumer.outbox.backlog import watch_pending
+from consumer.outbox.publisher import EventPublisher
 from consumer.outbox.relay import Relay
-from consumer.postgres.engine import Url, create_engine
-from consumer.postgres.rights import probe_rights
-from consumer.tracing.interface import NoTracing, Tracing
+from consumer.postgres.engine import SPARE_CONNECTIONS, create_engine
+from consumer.postgres.readiness import probe_rights
+from consumer.version import installed_version
 from domains.policies.book import PolicyBook
 
-log = structlog.get_logger(__name__)
+if TYPE_CHECKING:
+    from consumer.tracing.spans import Spans
 
-# Connections beside one a transaction: the relay's, the probe's, the look at the outbox, and the record of a rollback.
-SPARE_CONNECTIONS = 4
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -55,7 +56,7 @@ class Service:
     engine: AsyncEngine
     publishing: BrokerConnection
     watch: Callable[[asyncio.Event], Coroutine[Any, Any, None]]
-    tracing: Tracing
+    spans: "Spans | None"
 
     async def run(self, *, on_signal: Callable[[], None] | None = None) -> None:
         """Work until SIGTERM or SIGINT, drain, and close everything; a second signal ends the process at once.
@@ -63,7 +64,8 @@ class Service:
         *on_signal* is called at the first one.
         """
         async with AsyncExitStack() as closing:
-            closing.push_async_callback(self.tracing.close)  # last: what closing the others tells goes out too
+            if self.spans is not None:
+                closing.push_async_callback(self.spans.close)  # runs last, so that spans of the shutdown are sent
             closing.push_async_callback(self.engine.dispose)
             closing.push_async_callback(self.publishing.close)
             closing.push_async_callback(self.console.close)
@@ -97,10 +99,9 @@ class Service:
             loop.add_signal_handler(number, on_signal, number)
 
 
-def build_service(settings: Settings, *, tracing: Tracing | None = None) -> Service:
+def build_service(settings: Settings, *, spans: "Spans | None" = None) -> Service:
     """Assemble the worker that *settings* describe. Needs a running loop; nothing is connected yet."""
     metrics = Metrics()
-    tracing = tracing or NoTracing()
     # CPU, memory and files of the process, under the names that every dashboard knows.
     ProcessCollector(registry=metrics.registry)
     metrics.coordinator_enabled.set(settings.transaction_coordinator_enabled)
@@ -115,18 +116,19 @@ def build_service(settings: Settings, *, tracing: Tracing | None = None) -> Serv
     # Two connections: a broker in alarm blocks publishers, and acks must still flow.
     consuming = BrokerConnection(amqp_url, name="closeout consume")
     publishing = BrokerConnection(amqp_url, name="closeout publish")
-    publisher = partial(
-        EventPublisher, metrics=metrics, require_subscribers=settings.require_event_subscribers, tracing=tracing
-    )
+    publisher = partial(EventPublisher, metrics=metrics, require_subscribers=settings.require_event_subscribers)
+    if spans is not None:
+        publisher = partial(publisher, observe=spans.sending)
+    observe = spans.attempt if spans is not None else unobserved
     policies = PolicyBook()
     leaving = asyncio.Event()
     parked = ParkedLately()
     events = publisher(ConfirmedChannel(publishing))
     dispatcher = Dispatcher(
         coordinator=RunCompletionTransaction(
-            engine=engine, policies=policies, publisher=events, metrics=metrics, tracing=tracing
+            engine=engine, policies=policies, publisher=events, metrics=metrics, observe=observe
         ),
-        legacy=LegacyCloseOut(engine=engine, policies=policies, publisher=events, metrics=metrics, tracing=tracing),
+        legacy=LegacyCloseOut(engine=engine, policies=policies, publisher=events, metrics=metrics, observe=observe),
         rollout=Rollout(
             settings.transaction_coordinator_enabled,
             settings.transaction_coordinator_tenants,
@@ -135,10 +137,12 @@ def build_service(settings: Settings, *, tracing: Tracing | None = None) -> Serv
         metrics=metrics,
         give_up=leaving.is_set,
     )
+    decode_one = partial(decode_delivery, settings=settings, publishing=publishing)
+    close_out = partial(count_shadows, close_out=dispatcher.close_out, metrics=metrics)
     worker = Worker(
         connection=consuming,
-        decode=tracing.decoding(partial(decode_delivery, settings=settings, publishing=publishing)),
-        close_out=tracing.closing_out(partial(count_shadows, close_out=dispatcher.close_out, metrics=metrics)),
+        decode=decode_one if spans is None else spans.decoding(decode_one),
+        close_out=close_out if spans is None else spans.closing_out(close_out),
         settler=Settler(
             channel=RememberingChannel(publishing, parked),
             metrics=metrics,
@@ -164,8 +168,8 @@ def build_service(settings: Settings, *, tracing: Tracing | None = None) -> Serv
     )
     http = HttpService(application(metrics, health, console), host=settings.http_host, port=settings.http_port)
     _announce(settings, http)
-    watch = partial(watch_outbox, engine=engine, metrics=metrics)
-    return Service(worker, relay, http, console, engine, publishing, watch, tracing)
+    watch = partial(watch_pending, engine=engine, metrics=metrics)
+    return Service(worker, relay, http, console, engine, publishing, watch, spans)
 
 
 def decode_delivery(delivery: Delivery, *, settings: Settings, publishing: BrokerConnection) -> Arrival:
@@ -206,41 +210,3 @@ def _announce(settings: Settings, http: HttpService) -> None:
             "the coordinator is on for some tenants only; all others are closed out without atomicity",
             tenants=sorted(settings.transaction_coordinator_tenants),
         )
-
-
-def create_transaction_coordinator(
-    *,
-    database_url: Url | None = None,
-    engine: AsyncEngine | None = None,
-    amqp_url: Url | None = None,
-    metrics: Metrics | None = None,
-) -> RunCompletionTransaction:
-    """Return a fresh coordinator on *engine*, or on a new one for *database_url*; for tests and embedding.
-
-    With *amqp_url* it publishes a run's events after the commit; without, they stay in the outbox for a worker's relay.
-    What is called for a URL is called at each connection.
-    Raises ``ValueError`` unless exactly one of *database_url* and *engine* is given.
-    """
-    if (database_url is None) == (engine is None):
-        raise ValueError("give either database_url or engine")
-    metrics = metrics or Metrics()
-    publisher = None
-    if amqp_url is not None:
-        connection = BrokerConnection(amqp_url, name="closeout coordinator")
-        publisher = EventPublisher(ConfirmedChannel(connection), metrics=metrics)
-    return RunCompletionTransaction(
-        engine=engine or create_engine(database_url or "", by_key=True),
-        policies=PolicyBook(),
-        publisher=publisher,
-        metrics=metrics,
-    )
-
-
-@lru_cache(maxsize=1)
-def get_transaction_coordinator() -> RunCompletionTransaction:
-    """Return the coordinator that the environment configures (contract section 6), the same one at every call.
-
-    Its connections belong to the event loop that uses it first. Raises ``SettingsError``.
-    """
-    settings = load_settings()
-    return create_transaction_coordinator(database_url=settings.database_url_now, amqp_url=settings.amqp_url_now)

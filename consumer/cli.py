@@ -10,7 +10,7 @@ from consumer.commands.policies import app as policies
 from consumer.commands.session import end_after, in_words, settings_for, with_database
 from consumer.commands.typer_app import Application
 from consumer.errors import one_line
-from consumer.metrics import installed_version
+from consumer.version import installed_version
 
 # Objects made and kept between two looks of the cyclic garbage collector at the youngest: those of about ten batches.
 _COLLECT_AFTER = 20_000
@@ -57,12 +57,12 @@ def worker() -> None:
 
     from config.otel import span_exporters
     from consumer.assembly import build_service
-    from consumer.tracing.interface import load_tracing
+    from consumer.tracing.loading import load_spans
 
     settings = settings_for()
 
     async def work() -> None:
-        service = build_service(settings, tracing=load_tracing(span_exporters(), amqp_url=settings.amqp_url_now()))
+        service = build_service(settings, spans=load_spans(span_exporters(), amqp_url=settings.amqp_url_now()))
         # What is there now stays; and a batch is thousands of objects without a cycle among them, which Python's
         # default of 700 has looked through three times a batch of 100: 8% of a transaction's CPU.
         gc.collect()

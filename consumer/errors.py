@@ -3,84 +3,31 @@
 Client libraries' errors are placed by :func:`fault_of`, the only function that knows their classes.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterator
 from enum import Enum
-from typing import TYPE_CHECKING, Literal
 
 import aiormq.exceptions
 import asyncpg
 from sqlalchemy import exc as sa
 
-if TYPE_CHECKING:
-    from consumer.phases import TransactionPhase
-    from domains.result import DomainResult
-
-ParkReason = Literal[
-    "invalid_json",
-    "schema_violation",
-    "unsupported_schema_version",
-    "unsupported_content_type",
-    "too_large",
-    "untrusted_publisher",
-    "conflicting_duplicate",
-    "attempts_exhausted",
-]
-
-
-# Characters. It goes into a header of the parked message, and headers share one frame with the sender's own.
-MAX_ERROR_CHARACTERS = 500
-
-
-class MessageRefusedError(Exception):
-    """The sender must act: the message can never be processed as it is. ``str()`` says what is wrong, and where."""
-
-    def __init__(self, reason: ParkReason, error: str) -> None:
-        super().__init__(error if len(error) <= MAX_ERROR_CHARACTERS else error[: MAX_ERROR_CHARACTERS - 1] + "…")
-        self.reason: ParkReason = reason
+from consumer.contract.refusals import MessageRefusedError
 
 
 class UnavailableError(Exception):
     """The weather: a server is away, or does not answer in time. Nobody is to blame and nothing is counted."""
 
 
-class TransactionFailed(Exception):  # noqa: N818 - the contract's name
-    """An attempt to close out runs was rolled back.
-
-    ``phase`` is the phase that was reached, ``results`` what the domains had done by then, ``operations`` the same
-    last first, as the ROLLBACK undid it. The cause is ``__cause__``, and ``rolled_back`` is false where the server
-    did not confirm the rollback.
-    """
-
-    def __init__(
-        self,
-        *,
-        phase: TransactionPhase,
-        results: tuple[DomainResult, ...],
-        operations: tuple[str, ...],
-        rolled_back: bool,
-        cause: BaseException,
-    ) -> None:
-        super().__init__(f"rolled back at {phase}: {type(cause).__name__}: {one_line(cause)}")
-        self.phase = phase
-        self.results = results
-        self.operations = operations
-        self.rolled_back = rolled_back
-        self.cause = cause
-
-
 class Fault(Enum):
     """Whose fault an error is; it decides what happens to the delivery."""
 
     MESSAGE = "message"
-    MOMENT = "moment"
+    TRANSIENT = "transient"
     UNKNOWN = "unknown"
 
 
 # SQLSTATE classes and codes that pass by themselves. PostgreSQL 18, appendix A.
-_MOMENT_CLASSES = (
+_TRANSIENT_CLASSES = (
     "08",  # connection exception
     "40",  # serialization failure, deadlock
     "53",  # insufficient resources: too many connections, disk full
@@ -88,7 +35,7 @@ _MOMENT_CLASSES = (
     "58",  # system error: an I/O error below PostgreSQL
 )
 _INSUFFICIENT_PRIVILEGE = "42501"
-_MOMENT_CODES = frozenset(
+_TRANSIENT_CODES = frozenset(
     {
         "25006",  # read_only_sql_transaction: a standby after failover
         "25P03",  # idle_in_transaction_session_timeout: the worker or the machine stood still
@@ -104,7 +51,7 @@ _MOMENT_CODES = frozenset(
     }
 )  # fmt: skip
 
-_MOMENT_ERRORS = (
+_TRANSIENT_ERRORS = (
     UnavailableError,
     TimeoutError,
     ConnectionError,
@@ -125,15 +72,15 @@ def fault_of(error: BaseException) -> Fault:
         if isinstance(link, MessageRefusedError):
             return Fault.MESSAGE
         if isinstance(link, asyncpg.InvalidCachedStatementError):  # its SQLSTATE, 0A000, is that of much else
-            return Fault.MOMENT
+            return Fault.TRANSIENT
         state = sqlstate_of(link)
         if state is not None:
-            moment = state.startswith(_MOMENT_CLASSES) or state in _MOMENT_CODES
-            return Fault.MOMENT if moment else Fault.UNKNOWN
+            transient = state.startswith(_TRANSIENT_CLASSES) or state in _TRANSIENT_CODES
+            return Fault.TRANSIENT if transient else Fault.UNKNOWN
         if isinstance(link, sa.DBAPIError) and link.connection_invalidated:
-            return Fault.MOMENT
-        if isinstance(link, _MOMENT_ERRORS):
-            return Fault.MOMENT
+            return Fault.TRANSIENT
+        if isinstance(link, _TRANSIENT_ERRORS):
+            return Fault.TRANSIENT
     return Fault.UNKNOWN
 
 

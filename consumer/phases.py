@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 
 class TransactionPhase(StrEnum):
-    """How far a close-out has come."""
+    """The last phase that a close-out has completed."""
 
     NOT_STARTED = "NOT_STARTED"
     INCIDENT_CREATED = "INCIDENT_CREATED"
@@ -26,6 +26,9 @@ class TransactionPhase(StrEnum):
     ROLLED_BACK = "ROLLED_BACK"
     FAILED = "FAILED"
 
+
+# Called with each phase as it is entered.
+OnPhase = Callable[[TransactionPhase], None]
 
 _P = TransactionPhase
 _UNDO = frozenset({_P.ROLLED_BACK, _P.FAILED})
@@ -55,18 +58,18 @@ class IllegalMoveError(RuntimeError):
 
 
 class PhaseMachine:
-    """Where one attempt stands. It starts at NOT_STARTED unless a stored phase is resumed; *told* hears each move."""
+    """The phase of one attempt: NOT_STARTED, or a stored phase that is resumed. *on_phase* is called at each move."""
 
-    __slots__ = ("_current", "_told")
+    __slots__ = ("_current", "_on_phase")
 
     def __init__(
         self,
         start: TransactionPhase = TransactionPhase.NOT_STARTED,
         *,
-        told: Callable[[TransactionPhase], None] | None = None,
+        on_phase: OnPhase | None = None,
     ) -> None:
         self._current = start
-        self._told = told
+        self._on_phase = on_phase
 
     @property
     def current(self) -> TransactionPhase:
@@ -78,8 +81,8 @@ class PhaseMachine:
         if target not in LEGAL_MOVES[self._current]:
             raise IllegalMoveError(self._current, target)
         self._current = target
-        if self._told is not None:
-            self._told(target)
+        if self._on_phase is not None:
+            self._on_phase(target)
         return target
 
 

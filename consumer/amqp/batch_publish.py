@@ -12,6 +12,8 @@ from aiormq import spec
 from aiormq.abc import ChannelFrame, DeliveredMessage
 from aiormq.channel import Channel as AmqpChannel
 
+from consumer.amqp.channel import not_cancelled
+
 # What became of a message: the broker's ack, the message itself if it was returned, or an error.
 Answer = spec.Basic.Ack | DeliveredMessage | BaseException
 
@@ -76,14 +78,10 @@ async def publish_batch(
     batch = _Batch(channel, len(messages))
     unanswered: BaseException = TimeoutError("not answered")
     try:
-        async with asyncio.timeout(confirm_seconds):
-            await _write(channel, messages, batch)
-            await _answered(batch, is_blocked)
-    except asyncio.CancelledError as error:
-        # aiormq rejects what waits on a closing channel with CancelledError; only ours may pass as one.
-        if (task := asyncio.current_task()) and task.cancelling():
-            raise
-        unanswered = error
+        with not_cancelled():
+            async with asyncio.timeout(confirm_seconds):
+                await _write(channel, messages, batch)
+                await _answered(batch, is_blocked)
     except Exception as error:  # noqa: BLE001 - a closing channel fails its futures with whatever ended it, a plain
         # Exception included; the caller raises those that are not the broker's
         unanswered = error

@@ -31,7 +31,7 @@ class Channel(AmqpChannel):
 
     async def rpc(self, frame: Frame, timeout: TimeoutType = None) -> Any:  # noqa: ANN401, ASYNC109 - the client's
         """Send *frame* and return its answer; where the connection ends first, the error is never a cancellation."""
-        with _not_cancelled():
+        with not_cancelled():
             return await super().rpc(frame, timeout=timeout)
 
     async def close(
@@ -40,7 +40,7 @@ class Channel(AmqpChannel):
         timeout: TimeoutType = None,  # noqa: ASYNC109 - the client's
     ) -> None:
         """Close as the client does; where the connection ends first, the error is never a cancellation."""
-        with _not_cancelled():
+        with not_cancelled():
             await super().close(exc, timeout=timeout)
 
     async def _on_deliver_frame(self, frame: spec.Basic.Deliver) -> None:
@@ -63,19 +63,23 @@ class Channel(AmqpChannel):
             self._confirm_delivery(tag, frame)
 
 
-@contextmanager
-def _not_cancelled() -> Iterator[None]:
-    """Let only the caller's own cancellation pass as one.
+class ChannelLostError(ChannelInvalidStateError):
+    """aiormq cancelled a call because its channel or connection closed."""
 
-    A connection whose heartbeat was missed ends what waits on it with CancelledError, which would pass every handler
-    for the broker's errors, and end a task of the worker without a word.
+
+@contextmanager
+def not_cancelled() -> Iterator[None]:
+    """Raise :class:`ChannelLostError` for a cancellation that is not the caller's own.
+
+    aiormq ends calls on a closing channel with CancelledError. No handler for broker errors catches that, and it would
+    end one of the worker's tasks silently.
     """
     try:
         yield
     except asyncio.CancelledError as error:
         if (task := asyncio.current_task()) and task.cancelling():
             raise
-        raise ChannelInvalidStateError("the connection was lost") from error
+        raise ChannelLostError("the channel was closed") from error
 
 
 async def open_channel(connection: AbstractConnection, *, confirms: bool) -> Channel:

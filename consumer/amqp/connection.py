@@ -43,15 +43,13 @@ BROKER_ERRORS = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError, asy
 # amqp:// or amqps://, or what returns it as it is now.
 Url = str | Callable[[], str]
 
-# Before the first connection: one message must not be able to break them all.
-read_leniently()
-
 
 class BrokerConnection:
     """A connection to RabbitMQ, opened by the first :meth:`channel` and again after it was lost."""
 
     def __init__(self, url: Url, *, name: str) -> None:
         """Take *url*, or what returns it as it is now: asked for each connection, for its password may change."""
+        read_leniently()  # one message with an unreadable property must not break every connection
         self._url = url
         self._name = name
         # Of the connection there is, or will be.

@@ -10,9 +10,8 @@ from functools import lru_cache
 from uuid import UUID
 
 from consumer.contract.events import CONTENT_TYPE
+from consumer.contract.names import PERSISTENT
 from consumer.contract.trace_context import TraceContext
-
-PERSISTENT = 2
 
 _FRAME = struct.Struct(">BHI")  # type, channel, bytes of the payload
 _LONG = struct.Struct(">I")

@@ -14,13 +14,16 @@ from aiormq.channel import Channel as AmqpChannel
 from aiormq.exceptions import AMQPChannelError
 
 from consumer.amqp.connection import BROKER_ERRORS, BrokerConnection
-from consumer.delivery.worker import RUN_COMPLETED_QUEUE
+from consumer.contract.names import (
+    EVENTS_EXCHANGE,
+    INTERNAL_EXCHANGE,
+    PARKED_QUEUE,
+    RETRY_QUEUE,
+    RUN_COMPLETED_KEY,
+    RUN_COMPLETED_QUEUE,
+    RUNS_EXCHANGE,
+)
 from consumer.errors import UnavailableError, one_line
-from consumer.outbox.publisher import EVENTS_EXCHANGE, INTERNAL_EXCHANGE
-from consumer.parked.copies import PARKED_QUEUE, RETRY_QUEUE
-
-RUNS_EXCHANGE = "runs"
-RUN_COMPLETED_KEY = "run.completed"
 
 # Milliseconds between two tries at a run that fails for a reason of its own.
 RETRY_DELAY_MS = 10_000

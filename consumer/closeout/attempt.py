@@ -1,31 +1,22 @@
 """One try at closing out a batch, and what became of each of its runs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
-from uuid import UUID
 
 from consumer.closeout.inbox import Arrival, Claim
 from consumer.contract.events import OutboxEvent
-from consumer.phases import PhaseMachine, TransactionPhase
+from consumer.phases import OnPhase, PhaseMachine, TransactionPhase
 from domains.result import DomainResult
 from domains.run import RunKey
 
+# Opened around one attempt, with its runs and its mode; it may yield a function that is called at each phase.
+ObserveAttempt = Callable[[Sequence[Arrival], str], AbstractContextManager[OnPhase | None]]
 
-@dataclass(frozen=True, slots=True)
-class TransactionResult:
-    """What became of one run: committed now, or found to be there already.
 
-    ``state`` is ``committed``; ``duplicate`` (closed out before, nothing written); ``conflict`` (the same identity
-    with another content: nothing written); or ``unfinished`` (a legacy close-out stopped half-way, nothing written).
-    ``phase`` is the run's phase now. ``results`` has one entry a domain for a run that was committed now.
-    """
-
-    tenant_id: str
-    run_id: UUID
-    state: Literal["committed", "duplicate", "conflict", "unfinished"]
-    phase: TransactionPhase
-    results: tuple[DomainResult, ...] = ()
+def unobserved(_arrivals: Sequence[Arrival], _mode: str) -> AbstractContextManager[None]:
+    """Observe nothing."""
+    return nullcontext()
 
 
 @dataclass(slots=True)

@@ -5,14 +5,12 @@ from dataclasses import dataclass
 
 import structlog
 
-from consumer.closeout.attempt import TransactionResult
 from consumer.closeout.inbox import Arrival
-from consumer.closeout.isolation import isolate
 from consumer.closeout.legacy import LegacyCloseOut
-from consumer.closeout.retries import retry_the_moment
+from consumer.closeout.outcome import CloseOut, Failed, Outcome, TransactionFailed, TransactionResult
+from consumer.closeout.retries import retry_transient
 from consumer.closeout.transaction import RunCompletionTransaction
-from consumer.delivery.settlement import Failed, Outcome
-from consumer.errors import Fault, TransactionFailed, fault_of, one_line
+from consumer.errors import Fault, fault_of, lies_in_data, one_line
 from consumer.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -66,7 +64,7 @@ class Dispatcher:
         return [outcomes[id(arrival)] for arrival in arrivals]
 
     async def _atomically(self, arrivals: Sequence[Arrival]) -> Sequence[Outcome]:
-        return await retry_the_moment(lambda: self._coordinator.execute_many(arrivals), give_up=self._give_up)
+        return await retry_transient(lambda: self._coordinator.execute_many(arrivals), give_up=self._give_up)
 
     async def _second_path(self, arrival: Arrival, outcome: Outcome) -> Outcome:
         """Finish on the legacy path what was begun there, and what falls back to it."""
@@ -86,10 +84,38 @@ class Dispatcher:
 
     async def _legacy_way(self, arrival: Arrival) -> Outcome:
         try:
-            return await retry_the_moment(lambda: self._legacy.execute(arrival), give_up=self._give_up)
+            return await retry_transient(lambda: self._legacy.execute(arrival), give_up=self._give_up)
         except Exception as error:  # noqa: BLE001 - settlement decides what it is
             return Failed(error)
 
 
 def _is_away(outcome: Outcome) -> bool:
-    return isinstance(outcome, Failed) and fault_of(outcome.error) is Fault.MOMENT
+    return isinstance(outcome, Failed) and fault_of(outcome.error) is Fault.TRANSIENT
+
+
+async def isolate(close_out: CloseOut, arrivals: Sequence[Arrival]) -> list[Outcome]:
+    """Return an outcome for each of *arrivals*, in order; only those that fail alone have failed.
+
+    An infrastructure error is nobody's fault: then the whole part has failed and nothing is isolated.
+    """
+    try:
+        return list(await close_out(arrivals))
+    except Exception as error:  # noqa: BLE001 - settlement decides what it is
+        if len(arrivals) == 1 or not lies_in_data(error):
+            return [Failed(error)] * len(arrivals)
+    middle = len(arrivals) // 2
+    return await isolate(close_out, arrivals[:middle]) + await isolate(close_out, arrivals[middle:])
+
+
+async def count_shadows(arrivals: Sequence[Arrival], *, close_out: CloseOut, metrics: Metrics) -> Sequence[Outcome]:
+    """Close out *arrivals* and count the results of policies in shadow, of runs that were committed now.
+
+    By result only: the number of policies has no bound, and a scrape's size must have one.
+    """
+    outcomes = await close_out(arrivals)
+    for outcome in outcomes:
+        if isinstance(outcome, TransactionResult):
+            for result in outcome.results:
+                for shadowed in result.shadow:
+                    metrics.policy_shadow.labels(shadowed).inc()
+    return outcomes

@@ -92,7 +92,7 @@ _CLAIM_LEGACY = _claim_statement(TransactionPhase.NOT_STARTED, "legacy", finishe
 
 _KEYS = ("tenant_id", "run_id")
 _given = unnest(run_completions, _KEYS)
-_STANDING = Compiled(
+_EXISTING = Compiled(
     select(
         run_completions.c.tenant_id,
         run_completions.c.run_id,
@@ -120,12 +120,12 @@ async def claim(conn: AsyncConnection, arrivals: Sequence[Arrival], *, legacy: b
     claims = {key: Claim(True, TransactionPhase.NOT_STARTED, digests[key]) for key in new}
     others = [key for key in digests if key not in new]
     if others:
-        claims.update(await _standing(conn, others))
+        claims.update(await _existing(conn, others))
     return claims
 
 
-async def _standing(conn: AsyncConnection, keys: Sequence[RunKey]) -> dict[RunKey, Claim]:
-    found = await _STANDING.execute(conn, columns_of(_KEYS, keys))
+async def _existing(conn: AsyncConnection, keys: Sequence[RunKey]) -> dict[RunKey, Claim]:
+    found = await _EXISTING.execute(conn, columns_of(_KEYS, keys))
     claims = {
         RunKey(tenant_id, run_id): Claim(False, TransactionPhase(phase), digest, finished)
         for tenant_id, run_id, digest, phase, finished in found

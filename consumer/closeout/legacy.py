@@ -12,15 +12,15 @@ from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from consumer.closeout import inbox
-from consumer.closeout.attempt import TransactionResult
+from consumer.closeout.attempt import ObserveAttempt, unobserved
 from consumer.closeout.inbox import Arrival, ClaimState
+from consumer.closeout.outcome import TransactionFailed, TransactionResult
 from consumer.contract.events import events_for
-from consumer.errors import TransactionFailed, UnavailableError, one_line
+from consumer.errors import UnavailableError, one_line
 from consumer.metrics import Metrics
 from consumer.outbox import store as outbox
 from consumer.outbox.publisher import EventPublisher
-from consumer.phases import PhaseMachine, TransactionPhase
-from consumer.tracing.interface import NoTracing, OnPhase, Tracing
+from consumer.phases import OnPhase, PhaseMachine, TransactionPhase
 from domains.completions import run_completions
 from domains.incidents.rules import finding_for
 from domains.incidents.writes import record_once, result_of, standing
@@ -55,22 +55,22 @@ class LegacyCloseOut:
         policies: PolicyBook,
         publisher: EventPublisher | None = None,
         metrics: Metrics | None = None,
-        tracing: Tracing | None = None,
+        observe: ObserveAttempt = unobserved,
     ) -> None:
         self._engine = engine
         self._policies = policies
         self._publisher = publisher
         self._metrics = metrics or Metrics()
-        self._tracing = tracing or NoTracing()
+        self._observe_attempt = observe
 
     async def execute(self, arrival: Arrival) -> TransactionResult:
         """Close out *arrival*, or what is left of it; raise :class:`TransactionFailed` where a write failed."""
         run = arrival.run
         about = structlog.contextvars.bound_contextvars(tenant_id=run.tenant_id, run_id=str(run.run_id), mode=self.mode)
-        with about, self._tracing.attempt([arrival], mode=self.mode) as told:
-            return await self._execute(arrival, told)
+        with about, self._observe_attempt([arrival], self.mode) as on_phase:
+            return await self._execute(arrival, on_phase)
 
-    async def _execute(self, arrival: Arrival, told: OnPhase | None) -> TransactionResult:
+    async def _execute(self, arrival: Arrival, on_phase: OnPhase | None) -> TransactionResult:
         started = perf_counter()
         run = arrival.run
         async with self._engine.begin() as conn:
@@ -82,8 +82,8 @@ class LegacyCloseOut:
         phase = claim.phase
         while phase in _NEXT:
             phase = await self._step(arrival, phase, results)
-            if told is not None:
-                told(phase)
+            if on_phase is not None:
+                on_phase(phase)
         if state is not ClaimState.DUPLICATE:
             self._metrics.transactions.labels(self.mode, "committed").inc()
             self._metrics.transaction_duration.labels(self.mode).observe(perf_counter() - started)

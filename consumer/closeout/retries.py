@@ -5,13 +5,10 @@ from typing import TypeVar
 
 from tenacity import (
     AsyncRetrying,
-    RetryCallState,
     retry_if_exception,
     stop_after_delay,
-    stop_any,
     wait_random_exponential,
 )
-from tenacity.stop import stop_base
 
 from consumer.errors import Fault, fault_of
 
@@ -25,15 +22,7 @@ _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 1.0
 
 
-class _When(stop_base):
-    def __init__(self, true: Callable[[], bool]) -> None:
-        self._true = true
-
-    def __call__(self, retry_state: RetryCallState) -> bool:  # noqa: ARG002 - as tenacity calls it
-        return self._true()
-
-
-async def retry_the_moment(
+async def retry_transient(
     work: Callable[[], Awaitable[T]],
     *,
     give_up_after: float = GIVE_UP_AFTER_SECONDS,
@@ -43,9 +32,10 @@ async def retry_the_moment(
 
     Once *give_up* says so, the next failure is the last.
     """
+    too_late = stop_after_delay(give_up_after)
     retrying = AsyncRetrying(
-        retry=retry_if_exception(lambda error: isinstance(error, Exception) and fault_of(error) is Fault.MOMENT),
-        stop=stop_any(stop_after_delay(give_up_after), _When(give_up)),
+        retry=retry_if_exception(lambda error: isinstance(error, Exception) and fault_of(error) is Fault.TRANSIENT),
+        stop=lambda state: too_late(state) or give_up(),
         wait=wait_random_exponential(multiplier=_FIRST_PAUSE_SECONDS, max=_LONGEST_PAUSE_SECONDS),
         reraise=True,
     )

@@ -13,18 +13,18 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from consumer.closeout import inbox
-from consumer.closeout.attempt import Attempt, TransactionResult
+from consumer.closeout.attempt import Attempt, ObserveAttempt, unobserved
 from consumer.closeout.inbox import Arrival, ClaimState
+from consumer.closeout.outcome import TransactionFailed, TransactionResult
 from consumer.closeout.rollbacks import record_rollbacks
 from consumer.closeout.yielding import each
 from consumer.contract.events import events_for
-from consumer.errors import TransactionFailed, one_line
+from consumer.errors import one_line
 from consumer.metrics import Metrics
 from consumer.outbox import store as outbox
 from consumer.outbox.publisher import EventPublisher
 from consumer.phases import PhaseMachine, TransactionPhase
-from consumer.postgres.engine import DriverTransaction
-from consumer.tracing.interface import NoTracing, Tracing
+from consumer.postgres.driver_transaction import DriverTransaction
 from domains.incidents.rules import finding_for
 from domains.incidents.writes import record as record_incidents
 from domains.policies.book import PolicyBook
@@ -54,7 +54,7 @@ class RunCompletionTransaction:
         policies: PolicyBook,
         publisher: EventPublisher | None = None,
         metrics: Metrics | None = None,
-        tracing: Tracing | None = None,
+        observe: ObserveAttempt = unobserved,
     ) -> None:
         self._engine = engine
         # BEGIN and COMMIT are said to the driver; the mark, one statement, would be three round trips with them.
@@ -62,7 +62,7 @@ class RunCompletionTransaction:
         self._policies = policies
         self._publisher = publisher
         self._metrics = metrics or Metrics()
-        self._tracing = tracing or NoTracing()
+        self._observe_attempt = observe
 
     async def execute(self, run: CompletedRun | Arrival) -> TransactionResult:
         """Close out one run; raise :class:`TransactionFailed` if it was rolled back."""
@@ -80,8 +80,8 @@ class RunCompletionTransaction:
             unique.setdefault(arrival.key, arrival)
         firsts = list(unique.values())
         about = structlog.contextvars.bound_contextvars(**_about(firsts))
-        with about, self._tracing.attempt(firsts, mode=self.mode) as told:
-            attempt = Attempt(firsts, PhaseMachine(told=told), results={key: [] for key in unique})
+        with about, self._observe_attempt(firsts, self.mode) as on_phase:
+            attempt = Attempt(firsts, PhaseMachine(on_phase=on_phase), results={key: [] for key in unique})
             await self._commit(attempt)
             self._observe(attempt)
             published = await self._publish(attempt)

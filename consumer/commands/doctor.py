@@ -57,7 +57,7 @@ async def _nothing() -> list[Check]:
 
 
 async def _database(settings: Settings) -> list[Check]:
-    from consumer.assembly import SPARE_CONNECTIONS
+    from consumer.postgres.engine import SPARE_CONNECTIONS
 
     engine = create_engine(settings.database_url.get_secret_value(), pool_size=1)
     needed = settings.max_concurrent_transactions + SPARE_CONNECTIONS

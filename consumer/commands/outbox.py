@@ -12,19 +12,18 @@ from rich.text import Text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from config.settings import Settings
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
 from consumer.commands.durations import age
 from consumer.commands.output import err, fail, hanging, out, print_json, say
 from consumer.commands.session import in_words, settings_for, with_database
 from consumer.commands.typer_app import Application
-from consumer.durations import spoken
 from consumer.metrics import Metrics
+from consumer.outbox.backlog import Backlog, BacklogState, Share, describe_backlog, read_backlog
 from consumer.outbox.drain import Drained, drain
-from consumer.outbox.publisher import ConfirmedChannel, EventPublisher
-from consumer.outbox.waiting import Share, State, Waiting, waiting
-from consumer.outbox.waiting import in_words as explain
+from consumer.outbox.publisher import EventPublisher
 from consumer.postgres.engine import create_engine
-from consumer.wording import counted
+from consumer.wording import counted, spoken
 
 app = Application(help="Events that are committed and not yet confirmed by RabbitMQ.", no_args_is_help=True)
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -44,18 +43,18 @@ def status(
     """
     seconds = age("--older-than", older_than).total_seconds()
 
-    async def look(engine: AsyncEngine) -> Waiting:
+    async def look(engine: AsyncEngine) -> Backlog:
         async with engine.connect() as conn:
-            return await waiting(conn)
+            return await read_backlog(conn)
 
     found = with_database(look)
     state = found.state(seconds)
     if as_json:
-        meaning, remedy = explain(state)
+        meaning, remedy = describe_backlog(state)
         print_json({"state": state, **asdict(found), "meaning": meaning, "remedy": remedy or None})
     else:
         _print(found, state)
-    if state is State.STALE:
+    if state is BacklogState.STALE:
         raise typer.Exit(1)
 
 
@@ -126,7 +125,7 @@ async def drained_by(
         await connection.close()
 
 
-def _print(found: Waiting, state: State) -> None:
+def _print(found: Backlog, state: BacklogState) -> None:
     more = "" if found.complete else "at least "
     told = "no events wait"
     if found.all.events:
@@ -135,8 +134,8 @@ def _print(found: Waiting, state: State) -> None:
     say(told, "bold")
     _table("tenant", found.by_tenant)
     _table("type of event", found.by_type)
-    meaning, remedy = explain(state)
-    hanging(Text("it means: ", style={State.STALE: "red", State.LATE: "yellow"}.get(state, "")), meaning)
+    meaning, remedy = describe_backlog(state)
+    hanging(Text("it means: ", style={BacklogState.STALE: "red", BacklogState.LATE: "yellow"}.get(state, "")), meaning)
     if remedy:
         hanging("to do: ", remedy)
 

@@ -17,7 +17,7 @@ from consumer.commands.durations import age
 from consumer.commands.output import EXIT_USAGE, err, fail, out
 from consumer.commands.session import in_words, settings_for
 from consumer.commands.typer_app import Application
-from consumer.errors import ParkReason
+from consumer.contract.refusals import ParkReason
 from consumer.parked.operations import Filters, Report, discard, look, replay
 from consumer.parked.scan import Held
 from consumer.wording import counted

@@ -12,15 +12,15 @@ from aiormq import spec
 from pamqp.common import FieldTable
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
-from consumer.amqp.frames import PERSISTENT
-from consumer.amqp.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
 from consumer.commands.output import EXIT_USAGE, err, fail, print_json
 from consumer.commands.session import settings_for
+from consumer.contract.names import PERSISTENT, RUN_COMPLETED_KEY, RUNS_EXCHANGE
+from consumer.contract.refusals import MessageRefusedError
 from consumer.contract.run_message import CONTENT_TYPE, decode
 from consumer.contract.trace_context import TRACEPARENT, valid_traceparent
-from consumer.errors import MessageRefusedError, UnavailableError, one_line
-from consumer.outbox.publisher import ConfirmedChannel
+from consumer.errors import UnavailableError, one_line
 
 # Messages on their way at once: a quorum queue confirms in groups, waiting for each would be 10 times slower.
 _WINDOW = 200

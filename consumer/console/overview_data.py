@@ -17,13 +17,15 @@ from consumer.amqp.connection import BrokerConnection
 from consumer.console import queries as database
 from consumer.console.charts import LagChart, RateChart, lag_chart, rate_chart
 from consumer.console.history import SLOT_SECONDS, Counts, History, Slot, columns_since, lately, parked_by_reason, slots
-from consumer.console.queries import Pace, Waiting
+from consumer.console.queries import Pace
 from consumer.console.queue_depths import Depths, QueueDepths
 from consumer.console.recently_parked import ParkedLately, ParkedMessage
 from consumer.console.shared_reads import Reading, Shared
 from consumer.health import Health
-from consumer.metrics import Metrics, installed_version
+from consumer.metrics import Metrics
+from consumer.outbox.backlog import Pending
 from consumer.runs.lookup import Row
+from consumer.version import installed_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class Picture:
     reasons: Mapping[str, int]
     parked_lately: Sequence[ParkedMessage]
     depths: Reading[Depths]
-    waiting: Reading[Waiting]
+    waiting: Reading[Pending]
     pace: Reading[Pace]
     rollbacks: Reading[Sequence[Row]]
     runs: Reading[Sequence[Row]]
@@ -94,7 +96,7 @@ class Overview:
         self._queues = QueueDepths(broker)
         self._depths: Shared[Depths] = Shared("RabbitMQ", self._queues.read)
         # Each by itself: one that takes long on a large table is made less often, and the others are not.
-        self._waiting: Shared[Waiting] = Shared("PostgreSQL", partial(database.waiting_events, engine))
+        self._waiting: Shared[Pending] = Shared("PostgreSQL", partial(database.pending_events, engine))
         self._pace: Shared[Pace] = Shared("PostgreSQL", partial(database.pace, engine))
         self._rollbacks: Shared[Sequence[Row]] = Shared("PostgreSQL", partial(database.latest_rollbacks, engine))
         self._runs: Shared[Sequence[Row]] = Shared("PostgreSQL", partial(database.latest_runs, engine))

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from consumer.console.shared_reads import BusyError, GivenUpError
 from consumer.errors import UnavailableError, one_line, sqlstate_of
-from consumer.outbox import store as outbox
+from consumer.outbox.backlog import Pending, count_pending
 from consumer.postgres.engine import DATABASE_ERRORS, Url, open_session
 from consumer.runs import lookup as inspection
 from consumer.runs.lookup import Row, RunFile, read_run
@@ -50,19 +50,6 @@ LATEST_ROLLBACKS = 10
 PACE_SECONDS = 10
 _PACE_AT_MOST = 50_000
 _CANCELED_BY_TIMEOUT = "57014"
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """What the outbox holds: runs (counted up to 10,000), and the age of the oldest in seconds."""
-
-    runs: int
-    oldest_seconds: float
-
-    @property
-    def is_cut(self) -> bool:
-        """Say whether there may be more than are counted."""
-        return self.runs >= outbox.COUNTED_AT_MOST
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +92,10 @@ def create_console_engine(url: Url) -> AsyncEngine:
     )
 
 
-async def waiting_events(engine: AsyncEngine) -> Waiting:
+async def pending_events(engine: AsyncEngine) -> Pending:
     """Return the outbox's backlog; raise :class:`UnavailableError`."""
     async with _session(engine) as conn:
-        return Waiting(*await outbox.backlog(conn))
+        return await count_pending(conn)
 
 
 async def pace(engine: AsyncEngine) -> Pace:

@@ -4,16 +4,15 @@ A passive declaration counts them and needs no permission. What is in them is no
 by taking from it, which would reorder the parked messages and hide them from ``closeout parked``.
 """
 
-import asyncio
 from dataclasses import dataclass
 
 from aiormq.channel import Channel as AmqpChannel
 from aiormq.exceptions import AMQPChannelError
 
+from consumer.amqp.channel import not_cancelled
 from consumer.amqp.connection import BROKER_ERRORS, BrokerConnection
-from consumer.delivery.worker import RUN_COMPLETED_QUEUE
+from consumer.contract.names import PARKED_QUEUE, RETRY_QUEUE, RUN_COMPLETED_QUEUE
 from consumer.errors import UnavailableError, one_line
-from consumer.parked.copies import PARKED_QUEUE, RETRY_QUEUE
 
 # Seconds for one answer; the broker gives it in a millisecond.
 _ANSWER_SECONDS = 2.0
@@ -41,19 +40,15 @@ class QueueDepths:
         try:
             if self._channel is None or self._channel.is_closed:
                 self._channel = await self._connection.channel(confirms=False)
-            queued, consumers = await self._ask(self._channel, RUN_COMPLETED_QUEUE)
-            retrying, _ = await self._ask(self._channel, RETRY_QUEUE)
-            parked, _ = await self._ask(self._channel, PARKED_QUEUE)
+            with not_cancelled():
+                queued, consumers = await self._ask(self._channel, RUN_COMPLETED_QUEUE)
+                retrying, _ = await self._ask(self._channel, RETRY_QUEUE)
+                parked, _ = await self._ask(self._channel, PARKED_QUEUE)
         except AMQPChannelError as error:
             raise UnavailableError(f"RabbitMQ: {one_line(error)}; run closeout topology") from error
         except BROKER_ERRORS as error:
             await self.close()
             raise UnavailableError(f"RabbitMQ is not available: {one_line(error)}") from error
-        except asyncio.CancelledError as error:
-            # aiormq rejects what waits on a closing channel with CancelledError; only ours may pass as one.
-            if (task := asyncio.current_task()) and task.cancelling():
-                raise
-            raise UnavailableError("RabbitMQ is not available: the channel was closed") from error
         return Depths(queued, retrying, parked, consumers)
 
     async def close(self) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 from aiormq import spec
 
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
-from consumer.outbox.publisher import ConfirmedChannel
-from consumer.parked.copies import ATTEMPTS, ERROR, PARKED_QUEUE, REASON
+from consumer.contract.names import ATTEMPTS_HEADER, ERROR_HEADER, PARKED_QUEUE, REASON_HEADER
 
 # Messages that are remembered: more than anybody reads on a page.
 _REMEMBERED = 20
@@ -50,12 +50,12 @@ class ParkedLately:
         """Remember a copy that the parked queue has confirmed."""
         headers = properties.headers or {}
         tenant, run = _run_in(body)
-        attempts, message_id = headers.get(ATTEMPTS), properties.message_id
+        attempts, message_id = headers.get(ATTEMPTS_HEADER), properties.message_id
         self._messages.append(
             ParkedMessage(
                 at=datetime.now(UTC),
-                reason=str(headers.get(REASON)),
-                error=str(headers.get(ERROR))[:_KEPT],
+                reason=str(headers.get(REASON_HEADER)),
+                error=str(headers.get(ERROR_HEADER))[:_KEPT],
                 attempts=attempts if isinstance(attempts, int) else 0,
                 size=len(body),
                 message_id=None if message_id is None else str(message_id)[:_KEPT],

@@ -3,17 +3,14 @@
 from typing import get_args
 
 from config.settings import Settings
-from consumer.amqp.frames import PERSISTENT
-from consumer.amqp.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
+from consumer.contract import names
 from consumer.contract.events import CONTENT_TYPE, EventType
 from consumer.contract.json_schema import KINDS, Schema, definitions_of, envelope_of
+from consumer.contract.names import EVENTS_EXCHANGE, PERSISTENT, RUN_COMPLETED_KEY, RUN_COMPLETED_QUEUE, RUNS_EXCHANGE
+from consumer.contract.refusals import ParkReason
 from consumer.contract.run_message import CONTENT_TYPE as JSON
 from consumer.contract.trace_context import TRACEPARENT, TRACEPARENT_PATTERN, TRACESTATE, TRACESTATE_CHARACTERS_MAX
-from consumer.delivery.worker import RUN_COMPLETED_QUEUE
-from consumer.errors import ParkReason
-from consumer.metrics import installed_version
-from consumer.outbox.publisher import EVENTS_EXCHANGE
-from consumer.parked import copies as parking
+from consumer.version import installed_version
 from domains.run import CompletedRun
 
 # The version of AsyncAPI's AMQP bindings.
@@ -49,7 +46,7 @@ def _channels() -> Schema:
         channels[_camel(kind.name)] = channel
     bound = f"A quorum queue, bound to exchange {RUNS_EXCHANGE} with routing key {RUN_COMPLETED_KEY}."
     channels["runCompletedQueue"] = _queue(RUN_COMPLETED_QUEUE, "runCompleted", bound)
-    channels["parkedQueue"] = _queue(parking.PARKED_QUEUE, "parked", "A quorum queue for what nobody can process.")
+    channels["parkedQueue"] = _queue(names.PARKED_QUEUE, "parked", "A quorum queue for what nobody can process.")
     return channels
 
 
@@ -116,12 +113,12 @@ def _trace_headers(words: str) -> Schema:
 
 def _parked_message() -> Schema:
     headers: Schema = {
-        parking.REASON: {"enum": list(get_args(ParkReason))},
-        parking.ERROR: {"type": "string", "description": "what is wrong, and where"},
-        parking.ATTEMPTS: {"type": "integer", "minimum": 0},
-        parking.PARKED_AT: {"type": "string", "format": "date-time"},
-        parking.EXCHANGE: {"type": "string", "description": "where it was published"},
-        parking.ROUTING_KEY: {"type": "string", "description": "under which key"},
+        names.REASON_HEADER: {"enum": list(get_args(ParkReason))},
+        names.ERROR_HEADER: {"type": "string", "description": "what is wrong, and where"},
+        names.ATTEMPTS_HEADER: {"type": "integer", "minimum": 0},
+        names.PARKED_AT_HEADER: {"type": "string", "format": "date-time"},
+        names.EXCHANGE_HEADER: {"type": "string", "description": "where it was published"},
+        names.ROUTING_KEY_HEADER: {"type": "string", "description": "under which key"},
     }
     return {
         "title": "A message that nobody can process, whole",

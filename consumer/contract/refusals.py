@@ -4,11 +4,16 @@ Only refused messages come here, so it may be slow; it must never raise. What wa
 into the parked message's header, beside the body it was taken from, never into a log.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Mapping
 from math import isinf
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    pass
 
 # Characters of a found value that are shown: enough to recognise it, little enough for a header.
 _SHOWN_CHARACTERS = 80
@@ -126,3 +131,25 @@ def _expectation(what: str) -> str:
         return "a number that a double can hold"
     words = what.removeprefix("Expected ").replace("`", "")
     return words.split(", got ")[0] or "another value"
+
+
+ParkReason = Literal[
+    "invalid_json",
+    "schema_violation",
+    "unsupported_schema_version",
+    "unsupported_content_type",
+    "too_large",
+    "untrusted_publisher",
+    "conflicting_duplicate",
+    "attempts_exhausted",
+]
+# Characters. It goes into a header of the parked message, and headers share one frame with the sender's own.
+MAX_ERROR_CHARACTERS = 500
+
+
+class MessageRefusedError(Exception):
+    """The sender must act: the message can never be processed as it is. ``str()`` says what is wrong, and where."""
+
+    def __init__(self, reason: ParkReason, error: str) -> None:
+        super().__init__(error if len(error) <= MAX_ERROR_CHARACTERS else error[: MAX_ERROR_CHARACTERS - 1] + "…")
+        self.reason: ParkReason = reason

@@ -13,8 +13,7 @@ from uuid import UUID
 
 import msgspec
 
-from consumer.contract.refusals import Numeral, explain_malformed, explain_violation, shown
-from consumer.errors import MessageRefusedError
+from consumer.contract.refusals import MessageRefusedError, Numeral, explain_malformed, explain_violation, shown
 from domains.run import CompletedRun
 
 SCHEMA_VERSION = 1

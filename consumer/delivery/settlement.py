@@ -8,18 +8,9 @@ times, then parked.
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
-from consumer.closeout.attempt import TransactionResult
-from consumer.errors import Fault, ParkReason, UnavailableError, fault_of, lacks_a_right, one_line, refusal_in
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The run was not closed out, and why."""
-
-    error: BaseException
-
-
-Outcome = TransactionResult | Failed
+from consumer.closeout.outcome import Failed, Outcome, TransactionResult
+from consumer.contract.refusals import ParkReason
+from consumer.errors import Fault, UnavailableError, fault_of, lacks_a_right, one_line, refusal_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +78,7 @@ def _settle_failure(error: BaseException, *, attempts: int, max_attempts: int) -
         case Fault.MESSAGE:
             refusal = refusal_in(error)
             return Park(refusal.reason, one_line(refusal), attempts)
-        case Fault.MOMENT:
+        case Fault.TRANSIENT:
             # A close-out speaks to the database only; what fails to be published is left to the relay.
             named = isinstance(error, UnavailableError)
             why = one_line(error) if named else f"PostgreSQL: {one_line(error)}"

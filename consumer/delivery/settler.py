@@ -9,11 +9,12 @@ from typing import assert_never
 import structlog
 from aiormq.abc import DeliveredMessage
 
+from consumer.amqp.confirmed_channel import ConfirmedChannel
+from consumer.closeout.outcome import Failed, Outcome
 from consumer.delivery.intake import Delivery
-from consumer.delivery.settlement import Ack, Failed, Outcome, Park, PauseAndRequeue, RetryLater, Settlement, settle
+from consumer.delivery.settlement import Ack, Park, PauseAndRequeue, RetryLater, Settlement, settle
 from consumer.errors import UnavailableError, one_line
 from consumer.metrics import Metrics
-from consumer.outbox.publisher import ConfirmedChannel
 from consumer.parked.copies import attempts_of, park, retry_later
 
 log = structlog.get_logger(__name__)

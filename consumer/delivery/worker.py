@@ -15,16 +15,17 @@ from aiormq.channel import Channel as AmqpChannel
 from consumer.amqp.acks import Acks
 from consumer.amqp.connection import BROKER_ERRORS, BrokerConnection
 from consumer.closeout.inbox import Arrival
+from consumer.closeout.outcome import Failed, Outcome
 from consumer.closeout.yielding import Turns
+from consumer.contract.names import RUN_COMPLETED_QUEUE
+from consumer.contract.refusals import MessageRefusedError
 from consumer.delivery.intake import Delivery, Intake
-from consumer.delivery.settlement import Failed, Outcome
 from consumer.delivery.settler import Settler
-from consumer.errors import MessageRefusedError, UnavailableError, one_line
+from consumer.errors import UnavailableError, one_line
 from consumer.health import Health
 
 log = structlog.get_logger(__name__)
 
-RUN_COMPLETED_QUEUE = "closeout.run-completed"
 # Seconds between two looks at a server that is away: short enough to be back within 5 s of its return.
 PROBE_PAUSE_SECONDS = 1.0
 # Seconds that batches in work get to end before the channel is closed under them in an outage.

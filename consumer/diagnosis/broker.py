@@ -14,13 +14,12 @@ from aiormq import spec
 from aiormq.channel import Channel as AmqpChannel
 
 from consumer.amqp.batch_publish import why_closed
+from consumer.amqp.channel import ChannelLostError, not_cancelled
 from consumer.amqp.connection import BROKER_ERRORS, BrokerConnection
 from consumer.amqp.topology import TOPOLOGY, Exchange
-from consumer.delivery.worker import RUN_COMPLETED_QUEUE
+from consumer.contract.names import EVENTS_EXCHANGE, INTERNAL_EXCHANGE, PARKED_QUEUE, RETRY_QUEUE, RUN_COMPLETED_QUEUE
 from consumer.diagnosis.check import Check, ok, problem, unreachable, warning
 from consumer.errors import UnavailableError, one_line
-from consumer.outbox.publisher import EVENTS_EXCHANGE, INTERNAL_EXCHANGE
-from consumer.parked.copies import PARKED_QUEUE, RETRY_QUEUE
 from consumer.wording import counted
 
 # 3.10: dead letters of quorum queues are confirmed, so that a retry cannot be lost on its way back.
@@ -212,17 +211,15 @@ async def _refusal_of(connection: BrokerConnection, ask: Callable[[AmqpChannel],
     """Return in which words the broker refuses, on a channel of its own; empty if it does not, or silence."""
     channel = await connection.channel(confirms=True)
     try:
-        async with asyncio.timeout(_ANSWER_SECONDS):
-            await ask(channel)
-        await channel.close()
+        with not_cancelled():
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await ask(channel)
+            await channel.close()
     except TimeoutError:
         return _SILENCE
-    except BROKER_ERRORS as error:
-        return one_line(error)
-    except asyncio.CancelledError:
-        # aiormq rejects what waits on a closing channel with CancelledError; only ours may pass as one.
-        if (task := asyncio.current_task()) and task.cancelling():
-            raise
+    except ChannelLostError:
         reason = await why_closed(channel, within=_ANSWER_SECONDS)
         return one_line(reason) if reason else _SILENCE
+    except BROKER_ERRORS as error:
+        return one_line(error)
     return ""

@@ -8,13 +8,11 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from consumer.diagnosis.check import Check, ok, problem, unreachable, warning
-from consumer.durations import spoken
 from consumer.errors import one_line
-from consumer.outbox.waiting import State as OutboxState
-from consumer.outbox.waiting import in_words, waiting
+from consumer.outbox.backlog import BacklogState, describe_backlog, read_backlog
 from consumer.postgres.engine import DATABASE_ERRORS, WORKER_SETTINGS
 from consumer.postgres.rights import REMEDY, missing_rights, spelled_out
-from consumer.wording import counted
+from consumer.wording import counted, spoken
 from domains.database.pooling import is_pooled
 from domains.migrations.upgrade import differences, known, newest
 
@@ -185,14 +183,14 @@ async def _readable(name: str, look: Callable[[AsyncConnection], Awaitable[Check
 
 
 async def _outbox(conn: AsyncConnection) -> Check:
-    found = await waiting(conn)
-    meaning, remedy = in_words(found.state())
+    found = await read_backlog(conn)
+    meaning, remedy = describe_backlog(found.state())
     if not found.all.events:
         return ok("outbox", f"empty: {meaning}")
     whose = counted(found.all.runs, "run's", "runs'")
     words = f"{whose} events wait, the oldest for {spoken(found.all.oldest_seconds)}; {meaning}"
-    if found.state() is OutboxState.STALE:
-        return problem("outbox", words, "start a worker, or publish them now with closeout outbox drain")
+    if found.state() is BacklogState.STALE:
+        return problem("outbox", words, "start a worker, or publish the events now with closeout outbox drain")
     return warning("outbox", words, remedy) if remedy else ok("outbox", words)
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Row, Select, Table, delete, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from consumer.closeout.retries import retry_the_moment
+from consumer.closeout.retries import retry_transient
 from consumer.phases import TransactionPhase
 from domains.database.statements import columns_of, unnest
 from domains.run import RunKey
@@ -117,7 +117,7 @@ async def prune(
         while at[0] < sizes[number]:
             began = monotonic()
             end = min(at[0] + step, sizes[number])
-            done = await retry_the_moment(partial(_in_transaction, engine, work, scope, _Part(at, (end, 0), batch)))
+            done = await retry_transient(partial(_in_transaction, engine, work, scope, _Part(at, (end, 0), batch)))
             report.add(done.pruned)
             at = done.last or (end, 0)
             found = bool(done.pruned.rows)

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from consumer.errors import UnavailableError
 from consumer.outbox import store as outbox
 from consumer.outbox.publisher import EventPublisher, Published
-from consumer.outbox.relay import GRACE_SECONDS, RUNS_A_SWEEP, publish_left_behind
+from consumer.outbox.relay import GRACE_SECONDS, RUNS_A_SWEEP, publish_stale
 from domains.completions import EVENTS_PER_RUN, outbox_events
 from domains.run import RunKey
 
@@ -96,11 +96,11 @@ async def _batch(
     engine: AsyncEngine, publisher: EventPublisher, age: float, after: datetime | None
 ) -> tuple[int, datetime | None, Published]:
     async with engine.begin() as conn:
-        found = list(await conn.execute(outbox.left_behind(age, RUNS_A_SWEEP, after=after)))
+        found = list(await conn.execute(outbox.stale_runs(age, RUNS_A_SWEEP, after=after)))
         if not found:
             return 0, after, Published()
         keys = [RunKey(row.tenant_id, row.run_id) for row in found]
-        outcome, _ = await publish_left_behind(conn, publisher, keys)
+        outcome, _ = await publish_stale(conn, publisher, keys)
     return len(found), found[-1].created_at, outcome
 
 

@@ -30,7 +30,7 @@ LONGEST_INTERVAL_SECONDS = 5.0
 RUNS_A_SWEEP = 200
 
 
-async def publish_left_behind(
+async def publish_stale(
     conn: AsyncConnection, publisher: EventPublisher, keys: Sequence[RunKey]
 ) -> tuple[Published, set[RunKey]]:
     """Publish and mark what the outbox holds of *keys*, locked by *conn*'s transaction; return also the runs now told.
@@ -80,13 +80,13 @@ class Relay:
         """Publish the events of up to ``RUNS_A_SWEEP`` runs left behind; return how many it looked at."""
         started = monotonic()
         async with self._engine.begin() as conn:
-            found = list(await conn.execute(outbox.left_behind(self._grace, RUNS_A_SWEEP, after=self._after)))
+            found = list(await conn.execute(outbox.stale_runs(self._grace, RUNS_A_SWEEP, after=self._after)))
             keys = [RunKey(row.tenant_id, row.run_id) for row in found]
             # Events that nobody takes must not keep the later ones waiting: go on behind them, then start over.
             self._after = found[-1].created_at if len(found) == RUNS_A_SWEEP else None
             if not keys:
                 return 0
-            outcome, done = await publish_left_behind(conn, self._publisher, keys)
+            outcome, done = await publish_stale(conn, self._publisher, keys)
         self._metrics.phase_entered.labels(TransactionPhase.EVENTS_PUBLISHED.value).inc(len(done))
         log.info(
             "relay published what was left behind",

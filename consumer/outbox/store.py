@@ -15,8 +15,6 @@ from domains.completions import EVENTS_PER_RUN, outbox_events, run_completions
 from domains.database.statements import Compiled, columns_of, insert_many, unnest
 from domains.run import RunKey
 
-# Runs that a backlog is counted up to: an index range that is read every few seconds.
-COUNTED_AT_MOST = 10_000
 _EVENT = ("tenant_id", "run_id", "sequence", "event_id", "type", "routing_key", "body")
 _INSERT = Compiled(insert_many(outbox_events, _EVENT))
 _event_row = attrgetter(*_EVENT)
@@ -85,7 +83,7 @@ async def mark(conn: AsyncConnection, confirmed: Sequence[OutboxEvent]) -> set[R
     return {RunKey(*row) for row in done}
 
 
-def left_behind(older_than_seconds: float, limit: int, *, after: datetime | None = None) -> Select[Any]:
+def stale_runs(older_than_seconds: float, limit: int, *, after: datetime | None = None) -> Select[Any]:
     """Select the runs whose events have waited longer than *older_than_seconds*, oldest first, locking each.
 
     Rows are tenant, run and the time they were staged, all later than *after*. A run is locked through its last
@@ -102,17 +100,3 @@ def left_behind(older_than_seconds: float, limit: int, *, after: datetime | None
         .with_for_update(skip_locked=True)
     )
     return query if after is None else query.where(created_at > after)
-
-
-async def backlog(conn: AsyncConnection, *, at_most: int = COUNTED_AT_MOST) -> tuple[int, float]:
-    """Return how many runs have events in the outbox (counted up to *at_most*), and the age of the oldest, seconds."""
-    last = (
-        select(outbox_events.c.created_at)
-        .where(outbox_events.c.sequence == EVENTS_PER_RUN)
-        .order_by(outbox_events.c.created_at)
-        .limit(at_most)
-        .subquery()
-    )
-    age = func.extract("epoch", func.clock_timestamp() - func.min(last.c.created_at))
-    count, oldest = (await conn.execute(select(func.count(), func.coalesce(age, 0)).select_from(last))).one()
-    return count, max(float(oldest), 0.0)

@@ -10,22 +10,22 @@ from aiormq import spec
 from aiormq.abc import DeliveredMessage
 from pamqp import encode
 
-from consumer.amqp.frames import PERSISTENT
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.lenient_codec import writable
-from consumer.errors import ParkReason
-from consumer.outbox.publisher import ConfirmedChannel
-
-PARKED_QUEUE = "closeout.parked"
-RETRY_QUEUE = "closeout.run-completed.retry"
-
-REASON = "x-closeout-reason"
-ERROR = "x-closeout-error"
-ATTEMPTS = "x-closeout-attempts"
-PARKED_AT = "x-closeout-parked-at"
-FIRST_SEEN = "x-closeout-first-seen"
-EXCHANGE = "x-closeout-exchange"
-ROUTING_KEY = "x-closeout-routing-key"
-DROPPED = "x-closeout-dropped-headers"
+from consumer.contract.names import (
+    ATTEMPTS_HEADER,
+    DROPPED_HEADER,
+    ERROR_HEADER,
+    EXCHANGE_HEADER,
+    FIRST_SEEN_HEADER,
+    PARKED_AT_HEADER,
+    PARKED_QUEUE,
+    PERSISTENT,
+    REASON_HEADER,
+    RETRY_QUEUE,
+    ROUTING_KEY_HEADER,
+)
+from consumer.contract.refusals import ParkReason
 
 # Properties that the broker acts on. A copy that carried them would be refused (user_id is checked against the
 # connection), expire (expiration) or fan out (CC, BCC), so they travel as headers of these names instead.
@@ -40,7 +40,7 @@ _HEADER_FRAME_BYTES = 300
 
 def attempts_of(message: DeliveredMessage) -> int:
     """Return how often the message has failed for a reason of its own; 0 where nothing, or nonsense, is said."""
-    attempts = headers_of(message).get(ATTEMPTS)
+    attempts = headers_of(message).get(ATTEMPTS_HEADER)
     return attempts if isinstance(attempts, int) and not isinstance(attempts, bool) and attempts > 0 else 0
 
 
@@ -54,21 +54,21 @@ async def park(
 ) -> None:
     """Publish a copy of *message* to the parked queue; raise ``UnavailableError`` unless it is confirmed."""
     headers: dict[str, str | int] = {
-        REASON: reason,
-        ERROR: error.replace("\x00", "\\u0000"),
-        ATTEMPTS: attempts,
-        PARKED_AT: datetime.now(UTC).isoformat(),
+        REASON_HEADER: reason,
+        ERROR_HEADER: error.replace("\x00", "\\u0000"),
+        ATTEMPTS_HEADER: attempts,
+        PARKED_AT_HEADER: datetime.now(UTC).isoformat(),
     }
     await _copy(channel, message, PARKED_QUEUE, headers)
 
 
 async def retry_later(channel: ConfirmedChannel, message: DeliveredMessage, *, attempts: int, error: str) -> None:
     """Publish a copy of *message* to the retry queue, which hands it back after its delay; raises as :func:`park`."""
-    first_seen = headers_of(message).get(FIRST_SEEN, datetime.now(UTC).isoformat())
+    first_seen = headers_of(message).get(FIRST_SEEN_HEADER, datetime.now(UTC).isoformat())
     headers: dict[str, str | int] = {
-        ATTEMPTS: attempts,
-        FIRST_SEEN: str(first_seen)[:64],
-        ERROR: error.replace("\x00", "\\u0000"),
+        ATTEMPTS_HEADER: attempts,
+        FIRST_SEEN_HEADER: str(first_seen)[:64],
+        ERROR_HEADER: error.replace("\x00", "\\u0000"),
     }
     # Vouches for the copy where only trusted publishers are taken: the broker verifies it.
     await _copy(channel, message, RETRY_QUEUE, headers, user_id=channel.user)
@@ -103,8 +103,8 @@ def _copied_properties(
         if name in headers:
             headers[header] = headers.pop(name)
     # A message that comes back from the retry queue, through no exchange, says where it first came from.
-    if message.exchange or EXCHANGE not in headers:
-        headers |= {EXCHANGE: message.exchange or "", ROUTING_KEY: message.routing_key or ""}
+    if message.exchange or EXCHANGE_HEADER not in headers:
+        headers |= {EXCHANGE_HEADER: message.exchange or "", ROUTING_KEY_HEADER: message.routing_key or ""}
     headers.update(ours)
     kept |= {"headers": None, "delivery_mode": PERSISTENT}
     others = len(spec.Basic.Properties(**kept).marshal()) + _HEADER_FRAME_BYTES
@@ -124,8 +124,8 @@ def _fitted(headers: dict[str, Any], ours: dict[str, str | int], room: int) -> d
             break
         del headers[name], sizes[name]
         dropped.append(name)
-        headers[DROPPED] = ", ".join(dropped)[:1000]
-        sizes[DROPPED] = _size(DROPPED, headers[DROPPED])
+        headers[DROPPED_HEADER] = ", ".join(dropped)[:1000]
+        sizes[DROPPED_HEADER] = _size(DROPPED_HEADER, headers[DROPPED_HEADER])
     return headers
 
 

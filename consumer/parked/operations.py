@@ -11,13 +11,12 @@ from functools import partial
 from aiormq import spec
 from aiormq.abc import DeliveredMessage
 
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
-from consumer.amqp.frames import PERSISTENT
 from consumer.amqp.lenient_codec import writable
-from consumer.amqp.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
+from consumer.contract.names import EXCHANGE_HEADER, PERSISTENT, ROUTING_KEY_HEADER, RUN_COMPLETED_KEY, RUNS_EXCHANGE
 from consumer.errors import UnavailableError, one_line
-from consumer.outbox.publisher import ConfirmedChannel
-from consumer.parked.copies import EXCHANGE, ROUTING_KEY, headers_of
+from consumer.parked.copies import headers_of
 from consumer.parked.scan import Held, Parked, Progress, Walk, walk
 
 _OURS = "x-closeout-"
@@ -191,7 +190,7 @@ async def _send_back(channel: ConfirmedChannel, message: DeliveredMessage, excha
     kept["headers"] = {
         n: writable(v) for n, v in headers.items() if not n.startswith((_OURS, *_BROKERS)) and n not in _FANS_OUT
     }
-    exchange, key = headers.get(EXCHANGE), headers.get(ROUTING_KEY)
+    exchange, key = headers.get(EXCHANGE_HEADER), headers.get(ROUTING_KEY_HEADER)
     send = partial(channel.send, body=message.body, properties=spec.Basic.Properties(**kept))
     believed = isinstance(exchange, str) and exchange in {RUNS_EXCHANGE, *exchanges} - {""}
     if believed and isinstance(key, str) and (exchange, key) != (RUNS_EXCHANGE, RUN_COMPLETED_KEY):

@@ -18,9 +18,11 @@ from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel as AmqpChannel
 from aiormq.exceptions import AMQPChannelError
 
+from consumer.amqp.channel import not_cancelled
 from consumer.amqp.connection import BROKER_ERRORS, BrokerConnection
+from consumer.contract.names import ERROR_HEADER, PARKED_AT_HEADER, PARKED_QUEUE, REASON_HEADER
 from consumer.errors import UnavailableError, one_line
-from consumer.parked.copies import ERROR, PARKED_AT, PARKED_QUEUE, REASON, attempts_of, headers_of
+from consumer.parked.copies import attempts_of, headers_of
 
 # Messages whose bodies are held at once: 32 MiB, if each is as large as MESSAGE_MAX_BYTES allows by default.
 _BATCH = 32
@@ -68,30 +70,26 @@ async def walk(connection: BrokerConnection, visit: Visit, report: Walk, progres
     given_back: list[int] = []  # the last tag of each batch that stays
     kept = 0
     try:
-        report.expected = await _ready(channel)
-        while report.looked_at < report.expected:
-            batch = await _take(channel, report.looked_at, min(_BATCH, report.expected - report.looked_at))
-            if not batch:
-                break
-            removed = {m.delivery_tag for m in await visit([(_parked(m, position), m) for position, m in batch])}
-            for tag in removed:
-                await channel.basic_ack(tag or 0, wait=False)
-            if stays := [m.delivery_tag or 0 for _, m in batch if m.delivery_tag not in removed]:
-                given_back.append(stays[-1])
-                kept += len(stays)
-            report.looked_at += len(batch)
-            if progress is not None:
-                progress(report.looked_at, report.expected)
-        for tag in given_back:
-            await channel.basic_nack(tag, multiple=True, requeue=True)
-        await _until_ready(channel, kept)
+        with not_cancelled():
+            report.expected = await _ready(channel)
+            while report.looked_at < report.expected:
+                batch = await _take(channel, report.looked_at, min(_BATCH, report.expected - report.looked_at))
+                if not batch:
+                    break
+                removed = {m.delivery_tag for m in await visit([(_parked(m, position), m) for position, m in batch])}
+                for tag in removed:
+                    await channel.basic_ack(tag or 0, wait=False)
+                if stays := [m.delivery_tag or 0 for _, m in batch if m.delivery_tag not in removed]:
+                    given_back.append(stays[-1])
+                    kept += len(stays)
+                report.looked_at += len(batch)
+                if progress is not None:
+                    progress(report.looked_at, report.expected)
+            for tag in given_back:
+                await channel.basic_nack(tag, multiple=True, requeue=True)
+            await _until_ready(channel, kept)
     except (*BROKER_ERRORS, UnavailableError) as error:
         _interrupted(report, one_line(error), error)
-    except asyncio.CancelledError as error:
-        # aiormq rejects what waits on a closing channel with CancelledError; only ours may pass as one.
-        if (task := asyncio.current_task()) and task.cancelling():
-            raise
-        _interrupted(report, "the channel was closed", error)
     finally:
         with suppress(*BROKER_ERRORS):
             await channel.close()
@@ -160,12 +158,12 @@ def _parked(message: DeliveredMessage, position: int) -> Parked:
     tenant, run = _run_in(message.body)
     deaths = headers.get("x-death")
     death = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
-    at = _moment(headers.get(PARKED_AT) or death.get("time"))
-    error = headers.get(ERROR)
-    if error is None and REASON not in headers:
+    at = _moment(headers.get(PARKED_AT_HEADER) or death.get("time"))
+    error = headers.get(ERROR_HEADER)
+    if error is None and REASON_HEADER not in headers:
         error = f"RabbitMQ put it here itself: {death.get('reason', 'nothing says why')}"
-    reason = headers.get(REASON)
-    unique = blake2b(f"{headers.get(PARKED_AT)} {reason} {properties.message_id}\n".encode(errors="replace"))
+    reason = headers.get(REASON_HEADER)
+    unique = blake2b(f"{headers.get(PARKED_AT_HEADER)} {reason} {properties.message_id}\n".encode(errors="replace"))
     unique.update(message.body)
     return Parked(
         position=position, parked_at=at, reason=reason if isinstance(reason, str) else None,

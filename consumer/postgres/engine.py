@@ -1,25 +1,24 @@
 """The engine: SQLAlchemy over asyncpg, with every wait bounded."""
 
-import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import asyncpg
-from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from config.settings import SettingsError
 from config.urls import CHECKING_MODES, SYSTEM_ROOTS, parameters
-from consumer.errors import UnavailableError, one_line, sqlstate_of
+from consumer.errors import one_line
 from consumer.tls_errors import Server, explained
-from domains.database.pooling import STATEMENT_PREFIX, mixes_statements
-from domains.migrations.compatibility import unfit
+from domains.database.pooling import STATEMENT_PREFIX
+
+if TYPE_CHECKING:
+    pass
 
 # Seconds to connect, one host; a host that is down refuses at once, one that is cut off stays silent.
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -49,11 +48,6 @@ _BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin"
 # All that a worker asks of its sessions at login; a pooler does not pass it on (deploy/pgbouncer/worker-role.sql).
 WORKER_SETTINGS = _SERVER_SETTINGS | _BY_KEY
 
-_NO_SUCH_STATEMENT = "26000"  # invalid_sql_statement_name
-_MIXED = (
-    "PostgreSQL is behind a pooler that mixes up prepared statements: use PgBouncer 1.21 or newer with "
-    "max_prepared_statements = 200, or no pooler"
-)
 
 DATABASE_ERRORS = (
     DBAPIError,
@@ -109,55 +103,6 @@ def create_engine(
     )
 
 
-class DriverTransaction:
-    """A transaction on a session that is in AUTOCOMMIT for SQLAlchemy: BEGIN and COMMIT are said to the driver.
-
-    SQLAlchemy would say the same, through a greenlet and the books that it keeps on each: 0.2 of the 2.5 ms that a
-    single run takes. Errors are asyncpg's.
-    """
-
-    def __init__(self, conn: AsyncConnection, driver: asyncpg.Connection) -> None:
-        self.conn = conn
-        self._driver = driver
-        self._transaction = driver.transaction()
-        self._committing = self._ended = False
-
-    @classmethod
-    @asynccontextmanager
-    async def begun(cls, sessions: AsyncEngine) -> AsyncIterator["DriverTransaction"]:
-        """Begin one on a session of *sessions*, which say AUTOCOMMIT; the caller commits it or rolls it back.
-
-        If neither came to its end, whatever the reason, the session is not used again.
-        """
-        async with sessions.connect() as conn:
-            transaction = cls(conn, (await conn.get_raw_connection()).driver_connection)
-            try:
-                await transaction._transaction.start()
-                yield transaction
-            finally:
-                if not transaction._ended:
-                    await conn.invalidate()
-
-    async def commit(self) -> None:
-        """Commit. Without an answer nobody knows whether it is; :meth:`roll_back` says so."""
-        self._committing = True
-        await self._transaction.commit()
-        self._ended = True
-
-    async def roll_back(self, error: BaseException) -> bool:
-        """Roll back because of *error* and say whether the server confirmed it; without an answer nobody knows."""
-        if self.conn.invalidated or self._driver.is_closed():
-            return False
-        if self._committing:
-            # Only the server's own refusal of a COMMIT says that it is undone: a time limit or a lost line does not.
-            self._ended = isinstance(error, asyncpg.PostgresError)
-        else:
-            with suppress(Exception):
-                await self._transaction.rollback()
-                self._ended = True
-        return self._ended
-
-
 async def open_session(
     url: Url, *, connect_seconds: float, command_seconds: float | None, server_settings: Mapping[str, str]
 ) -> asyncpg.Connection:
@@ -204,31 +149,5 @@ def _last_host(url: str, given: Mapping[str, str]) -> Server:
     return Server(kind="postgresql", host=host.strip("[]"), port=int(port), tls=tls, given=given)
 
 
-def unavailable(error: BaseException) -> UnavailableError:
-    """Say in words why a look at the database failed with *error*, one of :data:`DATABASE_ERRORS`."""
-    # Nobody but us takes our statements away: this one was prepared in a session that is another connection's now.
-    if sqlstate_of(error) == _NO_SUCH_STATEMENT and STATEMENT_PREFIX in str(error):
-        return UnavailableError(_MIXED)
-    return UnavailableError(f"PostgreSQL is not available: {one_line(error)}")
-
-
-async def probe(engine: AsyncEngine) -> None:
-    """Return if the database can take a close-out; raise :class:`UnavailableError` saying why it cannot."""
-    try:
-        # A connection whose line has stalled is given up, which takes it out of the pool.
-        async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-            mixed = await mixes_statements(engine)
-        async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS), engine.connect() as conn:
-            read_only = (await conn.execute(text("SHOW transaction_read_only"))).scalar_one()
-            table = (await conn.execute(text("SELECT to_regclass('governance.run_completions')"))).scalar_one()
-            behind = None if table is None else await unfit(conn)
-    except DATABASE_ERRORS as error:
-        raise unavailable(error) from error
-    if mixed:
-        raise UnavailableError(_MIXED)
-    if read_only == "on":
-        raise UnavailableError("PostgreSQL is read-only: a standby, or a primary that was told to be")
-    if table is None:
-        raise UnavailableError("PostgreSQL has no table governance.run_completions: run closeout migrate")
-    if behind is not None:
-        raise UnavailableError(behind)
+# Connections beside one a transaction: the relay's, the probe's, the look at the outbox, and the record of a rollback.
+SPARE_CONNECTIONS = 4

@@ -9,10 +9,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-
-from consumer.errors import UnavailableError
-from consumer.postgres.engine import DATABASE_ERRORS, probe, unavailable
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 WORKER_RIGHTS = MappingProxyType(
     {
@@ -78,18 +75,3 @@ def spelled_out(rights: Iterable[Right]) -> str:
     for right in rights:
         by_table.setdefault(right.table, []).append(str(right))
     return "; ".join(f"{', '.join(words)} on {table}" for table, words in by_table.items())
-
-
-async def probe_rights(engine: AsyncEngine) -> None:
-    """Return if the database can take a close-out, and takes it from this role; raise :class:`UnavailableError` if not.
-
-    A worker that found out by trying would take deliveries and give them back, again and again, and be ready meanwhile.
-    """
-    await probe(engine)
-    try:
-        async with engine.connect() as conn:
-            missing = await missing_rights(conn)
-    except DATABASE_ERRORS as error:
-        raise unavailable(error) from error
-    if missing:
-        raise UnavailableError(f"PostgreSQL: this role lacks {spelled_out(missing)}: {REMEDY}")

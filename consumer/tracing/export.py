@@ -15,9 +15,8 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 
-from consumer.metrics import installed_version
-from consumer.tracing.interface import NoTracing, Tracing
 from consumer.tracing.spans import Spans
+from consumer.version import installed_version
 
 log = structlog.get_logger(__name__)
 
@@ -26,11 +25,11 @@ log = structlog.get_logger(__name__)
 FLUSH_SECONDS = 1.0
 
 
-def exported_spans(exporters: Sequence[str], *, amqp_url: str) -> Tracing:
-    """Return tracing that sends its spans to *exporters*, by the names they are installed under; never raises."""
+def exported_spans(exporters: Sequence[str], *, amqp_url: str) -> Spans | None:
+    """Return the maker of spans that *exporters*, entry point names, send; ``None`` if none loads. Never raises."""
     made = [exporter for name in exporters if (exporter := _exporter(name)) is not None]
     if not made:
-        return NoTracing()
+        return None
     # It knows the keys of W3C's first edition only, and warns of each message's tracestate that has others: any runner
     # could fill the log.
     logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)

@@ -25,21 +25,20 @@ from opentelemetry.trace import (
     use_span,
 )
 
-from consumer.amqp.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
-from consumer.closeout.attempt import TransactionResult
 from consumer.closeout.inbox import Arrival
+from consumer.closeout.outcome import CloseOut, Failed, Outcome, TransactionFailed, TransactionResult
 from consumer.contract.events import OutboxEvent
+from consumer.contract.names import EVENTS_EXCHANGE, RUN_COMPLETED_KEY, RUN_COMPLETED_QUEUE, RUNS_EXCHANGE
+from consumer.contract.refusals import MessageRefusedError
 from consumer.contract.trace_context import context_in
 from consumer.delivery.intake import Delivery
-from consumer.delivery.settlement import Failed, Outcome
-from consumer.delivery.worker import RUN_COMPLETED_QUEUE
-from consumer.errors import MessageRefusedError, TransactionFailed, sqlstate_of
-from consumer.metrics import installed_version
-from consumer.outbox.publisher import EVENTS_EXCHANGE
-from consumer.phases import TransactionPhase
-from consumer.tracing.interface import CloseOut, Decode, OnFailure, OnPhase
+from consumer.errors import sqlstate_of
+from consumer.outbox.publisher import OnFailure
+from consumer.phases import OnPhase, TransactionPhase
 from consumer.tracing.span_contexts import below, links, nanoseconds, span_context, trace_of
+from consumer.version import installed_version
 
+_Decode = Callable[[Delivery], Arrival]
 _Attributes = dict[str, str | int]
 # Exchange, key and queue, as the conventions for RabbitMQ name a consumer's destination.
 _SOURCE = f"{RUNS_EXCHANGE}:{RUN_COMPLETED_KEY}:{RUN_COMPLETED_QUEUE}"
@@ -75,7 +74,7 @@ class Spans:
         """Send what is not yet sent, for a moment only."""
         await self._close()
 
-    def decoding(self, decode: Decode) -> Decode:
+    def decoding(self, decode: _Decode) -> _Decode:
         """Return *decode*, which also makes a span for each message that it refuses, in the sender's trace."""
 
         def traced(delivery: Delivery) -> Arrival:
@@ -144,7 +143,7 @@ class Spans:
         )
 
     @contextmanager
-    def attempt(self, arrivals: Sequence[Arrival], *, mode: str) -> Iterator[OnPhase]:
+    def attempt(self, arrivals: Sequence[Arrival], mode: str) -> Iterator[OnPhase]:
         """Make a span for one transaction over *arrivals*, and one for each phase that it enters, or fails to enter.
 
         A phase's span lasts from the phase before to this one; the first begins with the wait for a connection.

@@ -35,10 +35,10 @@ async def record_once(conn: AsyncConnection, evaluation: Evaluation) -> Evaluati
     inserted = await _INSERT_ONE.execute(conn, columns_of(_COLUMNS, [_row(evaluation)]))
     if inserted:
         return evaluation
-    return await _standing(conn, evaluation.key)
+    return await _existing(conn, evaluation.key)
 
 
-async def _standing(conn: AsyncConnection, key: RunKey) -> Evaluation:
+async def _existing(conn: AsyncConnection, key: RunKey) -> Evaluation:
     table = policy_evaluations
     found = await conn.execute(select(table).where(table.c.tenant_id == key.tenant_id, table.c.run_id == key.run_id))
     row = dict(found.mappings().one())

@@ -11,7 +11,7 @@ from pamqp.common import FieldValue
 from servers import PostgresServer, RabbitServer
 
 from consumer.amqp.connection import BrokerConnection
-from consumer.outbox.publisher import EVENTS_EXCHANGE
+from consumer.contract.names import EVENTS_EXCHANGE
 
 # One subscriber to all events, durable like a good subscriber's: every event must be written somewhere.
 EVENTS_QUEUE = "bench.events"

@@ -13,9 +13,9 @@ from benchmarks.arena import Arena
 from benchmarks.messages import PROPERTIES, bodies
 from benchmarks.race import running, until_told
 from benchmarks.subjects import Subject, closeout, peer
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
-from consumer.amqp.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
-from consumer.outbox.publisher import ConfirmedChannel
+from consumer.contract.names import RUN_COMPLETED_KEY, RUNS_EXCHANGE
 
 SECONDS = 15
 WARM_UP_RUNS = 50

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from aiormq import spec
 from demo_run.runs import realistic_runs
 
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
-from consumer.amqp.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
-from consumer.outbox.publisher import ConfirmedChannel
+from consumer.contract.names import RUN_COMPLETED_KEY, RUNS_EXCHANGE
 
 STEPS = 5
 # Messages on their way at once while a backlog is made.

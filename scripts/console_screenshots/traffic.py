@@ -15,9 +15,9 @@ from demo_run.runs import realistic_runs
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
-from consumer.amqp.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
-from consumer.outbox.publisher import EVENTS_EXCHANGE, ConfirmedChannel
+from consumer.contract.names import EVENTS_EXCHANGE, RUN_COMPLETED_KEY, RUNS_EXCHANGE
 
 BEAT_SECONDS = 0.25
 # Runs a second at the wave's middle, and of the burst; seconds of a wave.

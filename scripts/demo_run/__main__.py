@@ -17,7 +17,7 @@ from servers import up as background
 from servers.process import ServerError
 from servers.service_pair import end_on_signals, running_pair
 
-from consumer.errors import MessageRefusedError
+from consumer.contract.refusals import MessageRefusedError
 from demo_run.runs import realistic_runs
 from demo_run.show import Demonstration, console, decoded
 from domains.run import CompletedRun, RunKey

@@ -21,12 +21,11 @@ from servers.process import ServerError
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
-from consumer.amqp.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
+from consumer.contract.names import EVENTS_EXCHANGE, PARKED_QUEUE, REASON_HEADER, RUN_COMPLETED_KEY, RUNS_EXCHANGE
+from consumer.contract.refusals import MessageRefusedError
 from consumer.contract.run_message import decode
-from consumer.errors import MessageRefusedError
-from consumer.outbox.publisher import EVENTS_EXCHANGE, ConfirmedChannel
-from consumer.parked.copies import PARKED_QUEUE, REASON
 from consumer.postgres.engine import create_engine
 from demo_run.report import Received, report
 from domains.run import CompletedRun, RunKey
@@ -168,7 +167,7 @@ class Demonstration:
         channel = await self.broker.channel(confirms=False)
         reasons: Counter[str] = Counter()
         while (message := await channel.basic_get(PARKED_QUEUE)).delivery_tag is not None:
-            reasons[str((message.header.properties.headers or {}).get(REASON))] += 1
+            reasons[str((message.header.properties.headers or {}).get(REASON_HEADER))] += 1
         await channel.close()
         return dict(reasons)
 

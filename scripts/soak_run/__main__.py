@@ -19,7 +19,7 @@ from servers.service_pair import end_on_signals, running_pair
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from consumer.parked.copies import PARKED_QUEUE
+from consumer.contract.names import PARKED_QUEUE
 from consumer.postgres.engine import DATABASE_ERRORS, create_engine
 from soak_run.fault_injector import Storm
 from soak_run.invariant_checks import Verdict, compare, judge_memory

@@ -11,10 +11,10 @@ from aiormq import spec
 from aiormq.abc import DeliveredMessage
 from demo_run.runs import realistic_runs
 
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BROKER_ERRORS, BrokerConnection
-from consumer.amqp.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
+from consumer.contract.names import EVENTS_EXCHANGE, RUN_COMPLETED_KEY, RUNS_EXCHANGE
 from consumer.errors import UnavailableError
-from consumer.outbox.publisher import EVENTS_EXCHANGE, ConfirmedChannel
 
 EVENTS_QUEUE = "soak.events"
 CHUNK = 100

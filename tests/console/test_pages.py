@@ -281,7 +281,7 @@ async def test_the_latest_runs_and_the_owners_of_an_id_are_looked_up_without_a_s
                 async with engine.connect() as conn:
                     await conn.execution_options(isolation_level="AUTOCOMMIT")
                     await conn.execute(text("VACUUM ANALYZE governance.run_completions"))
-            for look in (database.latest_runs, database.pace, database.latest_rollbacks, database.waiting_events):
+            for look in (database.latest_runs, database.pace, database.latest_rollbacks, database.pending_events):
                 await look(console)
             assert await database.owners(console, uuid4()) == []
     finally:

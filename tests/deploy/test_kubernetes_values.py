@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from config.settings import Settings, describe, load_settings
-from consumer.assembly import SPARE_CONNECTIONS
 from consumer.cli import app
-from consumer.delivery.worker import RUN_COMPLETED_QUEUE
+from consumer.contract.names import RUN_COMPLETED_QUEUE
+from consumer.postgres.engine import SPARE_CONNECTIONS
 from tests.support.manifests import OVERLAYS, ROOT, Object, container, environment, one, overlay, pods
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]

@@ -10,7 +10,7 @@ from servers.rabbitmq_cluster import RabbitCluster, RabbitNode
 
 from consumer.amqp.connection import BrokerConnection
 from consumer.amqp.topology import declare
-from consumer.delivery.worker import RUN_COMPLETED_QUEUE
+from consumer.contract.names import RUN_COMPLETED_QUEUE
 from tests.support.fault_scenario import Scene
 from tests.support.proxy import Proxy
 

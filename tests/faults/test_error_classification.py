@@ -12,13 +12,13 @@ from aiormq.channel import Channel
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BROKER_ERRORS, BrokerConnection
-from consumer.amqp.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
-from consumer.closeout.retries import retry_the_moment
-from consumer.delivery.worker import RUN_COMPLETED_QUEUE
+from consumer.closeout.retries import retry_transient
+from consumer.contract.names import EVENTS_EXCHANGE, RUN_COMPLETED_KEY, RUN_COMPLETED_QUEUE, RUNS_EXCHANGE
 from consumer.errors import Fault, UnavailableError, fault_of, lies_in_data, sqlstate_of
-from consumer.outbox.publisher import EVENTS_EXCHANGE, ConfirmedChannel
-from consumer.postgres.engine import create_engine, probe
+from consumer.postgres.engine import create_engine
+from consumer.postgres.readiness import probe
 from tests.support.fault_scenario import Scene
 
 pytestmark = pytest.mark.timeout(60)
@@ -263,7 +263,7 @@ MOMENTS: list[tuple[Errors, str | None]] = [
 async def test_the_database_s_weather_is_nobody_s_fault(scene: Scene, role_engine: AsyncEngine, happens, state):
     with pytest.raises(Exception) as caught:  # noqa: PT011 - which one is what is looked at
         await happens(role_engine, scene)
-    assert fault_of(caught.value) is Fault.MOMENT, repr(caught.value)
+    assert fault_of(caught.value) is Fault.TRANSIENT, repr(caught.value)
     assert not lies_in_data(caught.value)
     if state is not None:
         assert sqlstate_of(caught.value) == state, repr(caught.value)
@@ -297,7 +297,7 @@ async def test_after_each_kind_of_lost_line_the_same_engine_works_again(scene: S
     for happens in (line_cut_in_a_statement, line_cut_between_statements, ended_in_a_statement):
         with pytest.raises(Exception):  # noqa: B017, PT011 - which one is the other tests' business
             await happens(role_engine, scene)
-        await retry_the_moment(lambda: probe(role_engine))
+        await retry_transient(lambda: probe(role_engine))
 
 
 # RabbitMQ
@@ -454,7 +454,7 @@ async def test_the_broker_s_weather_is_nobody_s_fault(scene: Scene, connection: 
     with pytest.raises(BaseException) as caught:  # noqa: PT011 - CancelledError would be the worst of all
         await happens(connection, scene)
     assert isinstance(caught.value, (*BROKER_ERRORS, UnavailableError)), repr(caught.value)
-    assert fault_of(caught.value) is Fault.MOMENT, repr(caught.value)
+    assert fault_of(caught.value) is Fault.TRANSIENT, repr(caught.value)
 
 
 async def _ends(channel: Channel) -> None:

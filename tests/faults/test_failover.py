@@ -5,7 +5,8 @@ from servers.postgres_standby import PostgresStandby
 
 from consumer import TransactionFailed, create_transaction_coordinator
 from consumer.errors import Fault, UnavailableError, fault_of
-from consumer.postgres.engine import create_engine, probe
+from consumer.postgres.engine import create_engine
+from consumer.postgres.readiness import probe
 from tests.support import run_messages as runs
 from tests.support.endurance import endure
 from tests.support.fault_scenario import Scene
@@ -53,4 +54,4 @@ async def test_a_url_that_finds_no_primary_is_weather(scene: Scene, tmp_path):
         with pytest.raises(TransactionFailed) as failure:
             await coordinator.execute(runs.run())
 
-        assert fault_of(failure.value) is Fault.MOMENT
+        assert fault_of(failure.value) is Fault.TRANSIENT

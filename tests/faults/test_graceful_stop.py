@@ -6,7 +6,7 @@ from time import monotonic
 
 import pytest
 
-from consumer.delivery.worker import RUN_COMPLETED_QUEUE
+from consumer.contract.names import RUN_COMPLETED_QUEUE
 from tests.support import run_messages as runs
 from tests.support.database_locks import table_locked, waiting
 from tests.support.fault_scenario import Running, Scene

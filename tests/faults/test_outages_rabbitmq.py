@@ -7,8 +7,7 @@ from functools import partial
 import pytest
 
 from consumer.amqp.topology import declare
-from consumer.delivery.worker import RUN_COMPLETED_QUEUE
-from consumer.outbox.publisher import EVENTS_EXCHANGE
+from consumer.contract.names import EVENTS_EXCHANGE, RUN_COMPLETED_QUEUE
 from tests.support import run_messages as runs
 from tests.support.endurance import RESUME_SECONDS, endure
 from tests.support.fault_scenario import Running, Scene

@@ -17,12 +17,17 @@ from typing import Any
 from aiormq import spec
 from servers import PostgresServer, RabbitServer
 
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
-from consumer.amqp.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
-from consumer.delivery.worker import RUN_COMPLETED_QUEUE
+from consumer.contract.names import (
+    EVENTS_EXCHANGE,
+    PARKED_QUEUE,
+    RETRY_QUEUE,
+    RUN_COMPLETED_KEY,
+    RUN_COMPLETED_QUEUE,
+    RUNS_EXCHANGE,
+)
 from consumer.errors import UnavailableError
-from consumer.outbox.publisher import EVENTS_EXCHANGE, ConfirmedChannel
-from consumer.parked.copies import PARKED_QUEUE, RETRY_QUEUE
 from consumer.postgres.rights import each_right
 from tests.support import run_messages as runs
 from tests.support import traffic

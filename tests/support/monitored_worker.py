@@ -22,7 +22,7 @@ from servers.rabbitmq import USER
 from config.settings import Settings
 from consumer.amqp.connection import BrokerConnection
 from consumer.amqp.topology import declare
-from consumer.outbox.publisher import EVENTS_EXCHANGE
+from consumer.contract.names import EVENTS_EXCHANGE
 from tests.support import run_messages as runs
 from tests.support.traffic import publish
 

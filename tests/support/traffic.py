@@ -11,12 +11,11 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from config.settings import load_settings
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
-from consumer.amqp.topology import RUN_COMPLETED_KEY, RUNS_EXCHANGE
 from consumer.assembly import Service, build_service
-from consumer.outbox.publisher import EVENTS_EXCHANGE, ConfirmedChannel
-from consumer.parked.copies import PARKED_QUEUE
-from consumer.tracing.interface import Tracing
+from consumer.contract.names import EVENTS_EXCHANGE, PARKED_QUEUE, RUN_COMPLETED_KEY, RUNS_EXCHANGE
+from consumer.tracing.spans import Spans
 from domains import tables
 from tests.support.roles import WORKER, WORKER_USER, as_role, as_user
 
@@ -26,7 +25,7 @@ PATIENCE = 30.0
 
 @asynccontextmanager
 async def worker(
-    database_url: str, amqp_url: str, tracing: Tracing | None = None, /, **environ: str
+    database_url: str, amqp_url: str, spans: Spans | None = None, /, **environ: str
 ) -> AsyncIterator[Service]:
     """Run a worker, as the role and the user that are a worker's where the URLs are an administrator's."""
     settings = load_settings(
@@ -39,7 +38,7 @@ async def worker(
             **environ,
         }
     )
-    service = build_service(settings, tracing=tracing)
+    service = build_service(settings, spans=spans)
     running = asyncio.create_task(service.run())
     try:
         yield service

@@ -6,7 +6,7 @@ from typing import get_args
 from prometheus_client import generate_latest
 
 from consumer.contract.events import EventType
-from consumer.errors import ParkReason
+from consumer.contract.refusals import ParkReason
 from consumer.health import Health
 from consumer.metrics import Metrics
 

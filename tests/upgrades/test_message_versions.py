@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import consumer.assembly
+from consumer.contract.names import PARKED_QUEUE
 from consumer.contract.run_message import Decoded, decode
-from consumer.parked.copies import PARKED_QUEUE
 from tests.support import run_messages as runs
 from tests.support.command_line import closeout
 from tests.support.fault_scenario import Running, Scene

@@ -18,7 +18,8 @@ from consumer import create_transaction_coordinator
 from consumer.console.queries import _SERVER_SETTINGS as CONSOLE_SETTINGS
 from consumer.diagnosis.check import Check, ok
 from consumer.diagnosis.database import examine_database
-from consumer.postgres.engine import WORKER_SETTINGS, create_engine, probe
+from consumer.postgres.engine import WORKER_SETTINGS, create_engine
+from consumer.postgres.readiness import probe
 from domains.database.pooling import STATEMENT_PREFIX
 from domains.migrations.upgrade import PooledConnectionError, migrate
 from tests.support import run_messages as runs

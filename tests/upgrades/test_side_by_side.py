@@ -6,7 +6,8 @@ import pytest
 from sqlalchemy import text
 
 from consumer.errors import UnavailableError
-from consumer.postgres.engine import create_engine, probe
+from consumer.postgres.engine import create_engine
+from consumer.postgres.readiness import probe
 from domains.migrations.compatibility import OLDEST_SCHEMA
 from domains.migrations.upgrade import Migrated, migrate, newest
 from tests.support.fault_scenario import Running, Scene

@@ -13,8 +13,8 @@ from consumer.commands.output import EXIT_USAGE, fail, print_json
 from consumer.commands.policies.dry_run_view import show
 from consumer.commands.policies.files import PolicyFile, drafts_in
 from consumer.commands.session import settings_for, with_database
+from consumer.contract.refusals import MessageRefusedError
 from consumer.contract.run_message import decode
-from consumer.errors import MessageRefusedError
 from consumer.policy_analysis.dry_run import Verdict, try_policies
 from consumer.runs.stored import StoredRun, read_runs, reading
 from domains.policies.files import PolicyDraft

@@ -13,12 +13,19 @@ from aiormq.exceptions import AMQPChannelError
 from servers import RabbitServer
 
 from consumer.amqp.batch_publish import why_closed
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
-from consumer.amqp.topology import RUNS_EXCHANGE, TOPOLOGY, Topology, declare
-from consumer.delivery.worker import RUN_COMPLETED_QUEUE
+from consumer.amqp.topology import TOPOLOGY, Topology, declare
+from consumer.contract.names import (
+    EVENTS_EXCHANGE,
+    INTERNAL_EXCHANGE,
+    PARKED_QUEUE,
+    RETRY_QUEUE,
+    RUN_COMPLETED_QUEUE,
+    RUNS_EXCHANGE,
+)
 from consumer.errors import UnavailableError
-from consumer.outbox.publisher import EVENTS_EXCHANGE, INTERNAL_EXCHANGE, ConfirmedChannel
-from consumer.parked.copies import PARKED_QUEUE, RETRY_QUEUE, headers_of
+from consumer.parked.copies import headers_of
 from tests.support import roles, traffic
 from tests.support import run_messages as runs
 

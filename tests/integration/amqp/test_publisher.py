@@ -6,12 +6,14 @@ from uuid import uuid4
 import pytest
 from aiormq import spec
 
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
 from consumer.amqp.topology import declare
 from consumer.contract.events import OutboxEvent
+from consumer.contract.names import EVENTS_EXCHANGE
 from consumer.errors import UnavailableError
 from consumer.metrics import Metrics
-from consumer.outbox.publisher import EVENTS_EXCHANGE, ConfirmedChannel, EventPublisher
+from consumer.outbox.publisher import EventPublisher
 from tests.support.proxy import Proxy
 from tests.support.traffic import listen, received
 

@@ -9,12 +9,11 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from consumer import TransactionFailed, create_transaction_coordinator
-from consumer.closeout.attempt import TransactionResult
 from consumer.closeout.dispatcher import Dispatcher, Rollout
 from consumer.closeout.inbox import Arrival
 from consumer.closeout.legacy import LegacyCloseOut
+from consumer.closeout.outcome import Failed, TransactionResult
 from consumer.closeout.retries import GIVE_UP_AFTER_SECONDS
-from consumer.delivery.settlement import Failed
 from consumer.metrics import Metrics
 from consumer.phases import TransactionPhase
 from consumer.postgres.engine import create_engine

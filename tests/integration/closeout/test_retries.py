@@ -7,8 +7,9 @@ import pytest
 from sqlalchemy import func, select, text
 
 from consumer import create_transaction_coordinator
-from consumer.closeout.retries import retry_the_moment
-from consumer.parked.copies import RETRY_QUEUE, headers_of
+from consumer.closeout.retries import retry_transient
+from consumer.contract.names import RETRY_QUEUE
+from consumer.parked.copies import headers_of
 from domains import tables
 from tests.support import run_messages as runs
 from tests.support.broken_writes import break_writes_to, count, mend_writes
@@ -77,6 +78,6 @@ async def test_a_migration_that_changes_a_type_under_a_prepared_statement_is_no_
     async with engine.begin() as conn:
         await conn.execute(text(f"ALTER TABLE governance.{table} ALTER COLUMN tenant_id TYPE varchar(200)"))
     run = runs.run()
-    result = await retry_the_moment(lambda: coordinator.execute(run))
+    result = await retry_transient(lambda: coordinator.execute(run))
     assert result.state == "committed"
     assert await count(engine, "rollbacks") == 1

@@ -24,13 +24,14 @@ from hypothesis.stateful import (
 from sqlalchemy import select, text
 
 from consumer import TransactionFailed
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
 from consumer.amqp.topology import declare
 from consumer.closeout.inbox import Arrival
 from consumer.closeout.legacy import LegacyCloseOut
 from consumer.closeout.transaction import RunCompletionTransaction
 from consumer.metrics import Metrics
-from consumer.outbox.publisher import ConfirmedChannel, EventPublisher
+from consumer.outbox.publisher import EventPublisher
 from consumer.outbox.relay import Relay
 from consumer.postgres.engine import create_engine
 from domains import tables

@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from consumer.contract.names import PARKED_QUEUE
 from consumer.maintenance.reconcile import reconcile
-from consumer.parked.copies import PARKED_QUEUE, headers_of
+from consumer.parked.copies import headers_of
 from consumer.runs.lookup import read_run
 from domains import tables
 from domains.policies.apply import apply_policies

@@ -10,11 +10,12 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from consumer import TransactionFailed, TransactionPhase, create_transaction_coordinator
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.closeout.inbox import Arrival
 from consumer.closeout.transaction import RunCompletionTransaction
 from consumer.errors import Fault, fault_of
 from consumer.metrics import Metrics
-from consumer.outbox.publisher import ConfirmedChannel, EventPublisher
+from consumer.outbox.publisher import EventPublisher
 from consumer.postgres.engine import create_engine
 from domains import tables
 from domains.policies.book import PolicyBook
@@ -327,7 +328,7 @@ async def test_a_commit_without_an_answer_in_time_is_not_called_rolled_back(data
         await coordinator.execute(run)
 
     assert not failure.value.rolled_back
-    assert fault_of(failure.value) is Fault.MOMENT
+    assert fault_of(failure.value) is Fault.TRANSIENT
     assert (await coordinator.execute(run)).state == "duplicate"
     assert await count(engine, "outbox_events") == 3
     await impatient.dispose()

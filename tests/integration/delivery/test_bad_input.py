@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 from sqlalchemy import func, select
 
+from consumer.contract.refusals import MessageRefusedError
 from consumer.contract.run_message import decode
-from consumer.errors import MessageRefusedError
 from consumer.parked.copies import headers_of
 from domains import tables
 from tests.support import run_messages as runs

@@ -6,8 +6,9 @@ import pytest
 from servers import RabbitServer
 
 from consumer.amqp.connection import BrokerConnection
+from consumer.contract.names import PARKED_QUEUE
 from consumer.errors import UnavailableError
-from consumer.parked.copies import PARKED_QUEUE, headers_of
+from consumer.parked.copies import headers_of
 from consumer.parked.operations import Filters, replay
 from tests.support import run_messages as runs
 from tests.support.traffic import emptied, eventually, parked, publish, published_runs, worker

@@ -10,11 +10,11 @@ import pytest
 from aiormq import spec
 from servers import RabbitServer
 
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
 from consumer.amqp.topology import declare
 from consumer.diagnosis.broker import examine_broker, version_check
 from consumer.diagnosis.check import Check
-from consumer.outbox.publisher import ConfirmedChannel
 from tests.support import run_messages as runs
 from tests.support.command_line import closeout
 from tests.support.traffic import listen, publish, worker

@@ -12,15 +12,16 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from consumer import create_transaction_coordinator
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
 from consumer.closeout.inbox import Arrival
 from consumer.closeout.legacy import LegacyCloseOut
+from consumer.closeout.outcome import TransactionFailed
 from consumer.closeout.rollbacks import record_rollbacks
 from consumer.diagnosis.check import Check
 from consumer.diagnosis.database import examine_database, version_check
-from consumer.errors import TransactionFailed
 from consumer.metrics import Metrics
-from consumer.outbox.publisher import ConfirmedChannel, EventPublisher
+from consumer.outbox.publisher import EventPublisher
 from consumer.outbox.relay import Relay
 from consumer.phases import TransactionPhase
 from consumer.postgres.engine import DATABASE_ERRORS, create_engine

@@ -15,7 +15,8 @@ from config.settings import load_settings
 from consumer.amqp.connection import BrokerConnection
 from consumer.amqp.topology import declare
 from consumer.errors import UnavailableError
-from consumer.postgres.engine import create_engine, probe
+from consumer.postgres.engine import create_engine
+from consumer.postgres.readiness import probe
 from domains.migrations.upgrade import migrate
 from tests.support import run_messages as runs
 from tests.support.certificates import ENDED_TOLD, HERE, Authority

@@ -7,9 +7,11 @@ import pika
 import pytest
 
 from consumer import create_transaction_coordinator
+from consumer.amqp.confirmed_channel import ConfirmedChannel
+from consumer.contract.names import EVENTS_EXCHANGE
 from consumer.metrics import Metrics
-from consumer.outbox.backlog import watch_outbox
-from consumer.outbox.publisher import EVENTS_EXCHANGE, ConfirmedChannel, EventPublisher
+from consumer.outbox.backlog import watch_pending
+from consumer.outbox.publisher import EventPublisher
 from consumer.outbox.relay import Relay
 from consumer.postgres.engine import create_engine
 from tests.support import run_messages as runs
@@ -33,7 +35,7 @@ async def test_the_oldest_event_grows_older_while_the_relay_cannot_publish(
     relay = Relay(engine=engine, publisher=publisher, metrics=metrics, grace_seconds=0)
     async with asyncio.TaskGroup() as group:
         group.create_task(relay.run(stopping))
-        group.create_task(watch_outbox(stopping, engine=engine, metrics=metrics, every=0.05))
+        group.create_task(watch_pending(stopping, engine=engine, metrics=metrics, every=0.05))
         async with asyncio.timeout(10):
             while not _oldest(metrics) > 1:
                 await asyncio.sleep(0.02)
@@ -47,7 +49,7 @@ async def test_an_outbox_that_cannot_be_asked_for_is_unknown_not_what_it_was(
     """A number from before the outage would keep an alert up, or down."""
     nowhere = create_engine(f"{empty_database_url}_gone", pool_size=1)
     metrics.outbox_oldest.set(130)
-    watching = asyncio.create_task(watch_outbox(stopping, engine=nowhere, metrics=metrics, every=0.05))
+    watching = asyncio.create_task(watch_pending(stopping, engine=nowhere, metrics=metrics, every=0.05))
     async with asyncio.timeout(10):
         while not math.isnan(_oldest(metrics)):
             await asyncio.sleep(0.02)

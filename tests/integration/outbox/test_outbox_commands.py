@@ -9,13 +9,14 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from consumer import create_transaction_coordinator
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
 from consumer.metrics import Metrics
 from consumer.outbox import store as outbox
+from consumer.outbox.backlog import COUNTED_RUNS_MAX, BacklogState, read_backlog
 from consumer.outbox.drain import Drained, drain
-from consumer.outbox.publisher import ConfirmedChannel, EventPublisher
+from consumer.outbox.publisher import EventPublisher
 from consumer.outbox.relay import GRACE_SECONDS, RUNS_A_SWEEP
-from consumer.outbox.waiting import COUNTED_RUNS, State, waiting
 from tests.support import run_messages as runs
 from tests.support.broken_writes import count
 from tests.support.command_line import closeout, on_a_terminal, plain
@@ -50,7 +51,7 @@ async def drained(engine: AsyncEngine, broker: BrokerConnection, *, required: bo
 async def held_by_a_relay(engine: AsyncEngine, number: int):
     """Hold the oldest runs as a live relay does while it waits for confirms."""
     async with engine.begin() as conn:
-        yield list(await conn.execute(outbox.left_behind(0, number)))
+        yield list(await conn.execute(outbox.stale_runs(0, number)))
 
 
 async def test_an_empty_outbox_is_said_to_be_empty_and_exits_0(database_url):
@@ -59,7 +60,7 @@ async def test_an_empty_outbox_is_said_to_be_empty_and_exits_0(database_url):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "no events wait",
-        "it means: every event that was committed has been confirmed by RabbitMQ",
+        "it means: RabbitMQ has confirmed every committed event",
     ]
 
 
@@ -67,8 +68,8 @@ async def test_an_empty_outbox_is_said_to_be_empty_and_exits_0(database_url):
     ("age", "state", "status", "words"),
     [
         ("0 s", "normal", 0, "it means: normal"),
-        (f"{GRACE_SECONDS + 9} s", "late", 0, "to do: look again in a minute"),
-        ("2 min", "stale", 1, "publish them now with closeout outbox drain"),
+        (f"{GRACE_SECONDS + 9} s", "late", 0, "to do: check again in a minute"),
+        ("2 min", "stale", 1, "publish the events now with closeout outbox drain"),
     ],
 )
 async def test_the_age_of_the_oldest_decides_what_it_means_and_the_status(
@@ -122,9 +123,9 @@ async def test_what_is_stale_can_be_said_otherwise(engine, database_url):
 async def test_counting_ends_somewhere_and_says_so(engine):
     await commit(engine, 5, age="1 min")
     async with engine.connect() as conn:
-        some, every = await waiting(conn, at_most=3), await waiting(conn)
+        some, every = await read_backlog(conn, at_most=3), await read_backlog(conn)
 
-    assert (some.all.runs, some.complete, some.state()) == (3, False, State.STALE)
+    assert (some.all.runs, some.complete, some.state()) == (3, False, BacklogState.STALE)
     assert (every.all.runs, every.complete) == (5, True)
 
 
@@ -139,11 +140,11 @@ async def test_counting_reads_the_oldest_through_the_index_however_many_wait(eng
         await conn.execute(text("ANALYZE governance.outbox_events"))
     before = await _scans(engine)
     async with engine.connect() as conn:
-        assert (await waiting(conn, at_most=10)).all.runs == 10
+        assert (await read_backlog(conn, at_most=10)).all.runs == 10
         await conn.execute(text("SELECT pg_stat_force_next_flush()"))
 
     assert await _scans(engine) == before
-    assert COUNTED_RUNS > 20000
+    assert COUNTED_RUNS_MAX > 20000
 
 
 async def test_drain_publishes_all_that_waits_in_each_runs_order_and_waits_for_the_young_ones(

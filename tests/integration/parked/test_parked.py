@@ -18,11 +18,11 @@ from aiormq import spec
 from servers import RabbitServer
 from sqlalchemy import text
 
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
 from consumer.amqp.topology import declare
 from consumer.commands.parked_view import body_in_words, printable
 from consumer.errors import UnavailableError
-from consumer.outbox.publisher import ConfirmedChannel
 from consumer.parked.copies import headers_of
 from consumer.parked.operations import Filters, discard, look, replay
 from tests.support import run_messages as runs

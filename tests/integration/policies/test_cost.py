@@ -3,9 +3,10 @@
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.closeout.transaction import RunCompletionTransaction
 from consumer.metrics import Metrics
-from consumer.outbox.publisher import ConfirmedChannel, EventPublisher
+from consumer.outbox.publisher import EventPublisher
 from consumer.postgres.engine import create_engine
 from domains.policies.book import PolicyBook
 from tests.support import run_messages as runs

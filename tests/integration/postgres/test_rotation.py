@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from config.settings import SettingsError, load_settings
 from consumer.amqp.connection import BrokerConnection
-from consumer.parked.copies import PARKED_QUEUE, RETRY_QUEUE
+from consumer.contract.names import PARKED_QUEUE, RETRY_QUEUE
 from tests.support import run_messages as runs
 from tests.support.command_line import closeout
 from tests.support.fault_scenario import Running

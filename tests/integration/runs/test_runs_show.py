@@ -10,10 +10,10 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from consumer import TransactionFailed, create_transaction_coordinator
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
 from consumer.closeout.inbox import Arrival
 from consumer.closeout.legacy import LegacyCloseOut
-from consumer.outbox.publisher import ConfirmedChannel
 from domains.policies.apply import apply_policies
 from domains.policies.book import PolicyBook
 from domains.policies.files import read_policies

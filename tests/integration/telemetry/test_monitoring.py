@@ -19,7 +19,8 @@ from servers import PostgresServer, RabbitServer
 from servers.binaries.prometheus import find_prometheus
 from sqlalchemy import text
 
-from consumer.metrics import Metrics, installed_version
+from consumer.metrics import Metrics
+from consumer.version import installed_version
 from tests.conftest import _TEMPLATE
 from tests.support.monitored_worker import DEPLOY, KEPT_BACK, PREFETCH, RULES, Monitored, monitored
 from tests.unit.docs.test_readme import ON_CALL

@@ -13,16 +13,18 @@ from opentelemetry.trace import SpanKind, StatusCode
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from consumer import TransactionFailed, create_transaction_coordinator
+from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
 from consumer.closeout.inbox import Arrival
 from consumer.closeout.legacy import LegacyCloseOut
+from consumer.closeout.outcome import Failed, Outcome
 from consumer.closeout.transaction import RunCompletionTransaction
+from consumer.contract.names import RETRY_QUEUE
 from consumer.contract.trace_context import TraceContext, context_in
-from consumer.delivery.settlement import Failed, Outcome
 from consumer.metrics import Metrics
-from consumer.outbox.publisher import ConfirmedChannel, EventPublisher
+from consumer.outbox.publisher import EventPublisher
 from consumer.outbox.relay import Relay
-from consumer.parked.copies import RETRY_QUEUE, headers_of, retry_later
+from consumer.parked.copies import headers_of, retry_later
 from consumer.tracing.spans import Spans
 from domains.policies.book import PolicyBook
 from tests.support import run_messages as runs
@@ -147,8 +149,8 @@ def links_of(span: ReadableSpan) -> list[str]:
 
 
 def coordinator(engine: AsyncEngine, broker: BrokerConnection, recorder: Recorder) -> RunCompletionTransaction:
-    publisher = EventPublisher(ConfirmedChannel(broker), metrics=Metrics(), tracing=recorder)
-    return RunCompletionTransaction(engine=engine, policies=PolicyBook(), publisher=publisher, tracing=recorder)
+    publisher = EventPublisher(ConfirmedChannel(broker), metrics=Metrics(), observe=recorder.sending)
+    return RunCompletionTransaction(engine=engine, policies=PolicyBook(), publisher=publisher, observe=recorder.attempt)
 
 
 async def test_a_run_that_is_a_batch_of_its_own_is_told_whole_in_its_runners_trace(
@@ -305,7 +307,7 @@ async def test_events_that_cannot_be_sent_are_an_error_of_their_span_alone(engin
 
 async def test_what_a_relay_publishes_is_linked_to_the_runs_whose_events_it_is(engine, broker, recorder):
     await create_transaction_coordinator(engine=engine).execute_many([arrival(SENDER), arrival(OTHER), arrival(None)])
-    publisher = EventPublisher(ConfirmedChannel(broker), metrics=Metrics(), tracing=recorder)
+    publisher = EventPublisher(ConfirmedChannel(broker), metrics=Metrics(), observe=recorder.sending)
     await Relay(engine=engine, publisher=publisher, metrics=Metrics(), grace_seconds=0.0).sweep()
     publish_span = recorder.one("publish governance.events")
     assert publish_span.parent is None
@@ -313,7 +315,7 @@ async def test_what_a_relay_publishes_is_linked_to_the_runs_whose_events_it_is(e
 
 
 async def test_the_legacy_path_tells_its_phases_too(engine, recorder):
-    legacy = LegacyCloseOut(engine=engine, policies=PolicyBook(), tracing=recorder)
+    legacy = LegacyCloseOut(engine=engine, policies=PolicyBook(), observe=recorder.attempt)
 
     async def close_out(arrivals: Any) -> list[Outcome]:
         return [await legacy.execute(each) for each in arrivals]

@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from consumer.parked.copies import PARKED_QUEUE, headers_of
+from consumer.contract.names import PARKED_QUEUE
+from consumer.parked.copies import headers_of
 from tests.support import run_messages as runs
 from tests.support.roles import WORKER, WORKER_USER, as_role, as_user
 from tests.support.traffic import emptied, eventually, listen, publish, published_runs, received

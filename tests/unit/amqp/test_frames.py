@@ -9,8 +9,9 @@ from pamqp import frame
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
-from consumer.amqp.frames import PERSISTENT, event_frames
+from consumer.amqp.frames import event_frames
 from consumer.contract.events import CONTENT_TYPE
+from consumer.contract.names import PERSISTENT
 from consumer.contract.trace_context import TraceContext
 
 NAMES = st.text(st.characters(codec="ascii", exclude_characters="\0"), min_size=1, max_size=200)

@@ -25,11 +25,12 @@ from consumer.console.history import (
     slots,
 )
 from consumer.console.overview_data import Picture, by_reason
-from consumer.console.queries import Pace, Waiting
+from consumer.console.queries import Pace
 from consumer.console.queue_depths import Depths
 from consumer.console.rendering import Rendering
 from consumer.console.shared_reads import Reading
 from consumer.metrics import Metrics
+from consumer.outbox.backlog import Pending
 from consumer.runs.lookup import RunFile
 
 START = 1_793_000_004.0  # a multiple of the columns' width
@@ -155,7 +156,7 @@ def picture(**changes: Any) -> Picture:
         "now": NOW, "worker": "host:1", "version": "1", "reason": None, "since": NOW - timedelta(hours=1),
         "is_atomic": True, "inflight": 0, "counts": Counts(clock), "lately": None, "minutes": 2,
         "rates": rate_chart([], clock, columns=20), "lags": lag_chart([], clock, columns=20), "reasons": {},
-        "parked_lately": [], "depths": Reading(Depths(0, 0, 0, 1), NOW), "waiting": Reading(Waiting(0, 0.0), NOW),
+        "parked_lately": [], "depths": Reading(Depths(0, 0, 0, 1), NOW), "waiting": Reading(Pending(0, 0.0), NOW),
         "pace": Reading(Pace(0, None, None), NOW), "rollbacks": Reading([], NOW), "runs": Reading([], NOW),
     }  # fmt: skip
     return Picture(**{**fields, **changes})
@@ -190,17 +191,17 @@ def test_starting_is_no_alarm():
 
 
 def test_events_that_wait_longer_than_the_relay_takes_are_an_alarm():
-    assert words(waiting=Reading(Waiting(3, 59.0), NOW)) == []
-    ((level, told),) = words(waiting=Reading(Waiting(1_234, 300.0), NOW))
+    assert words(waiting=Reading(Pending(3, 59.0), NOW)) == []
+    ((level, told),) = words(waiting=Reading(Pending(1_234, 300.0), NOW))
     assert level == "bad"
     assert "1,234 committed runs" in told
     assert "5 min" in told
-    assert "Events of 1 committed run are not" in words(waiting=Reading(Waiting(1, 300.0), NOW))[0][1]
+    assert "Events of 1 committed run are not" in words(waiting=Reading(Pending(1, 300.0), NOW))[0][1]
     assert (
-        "Events of 10,000 committed runs or more are not" in words(waiting=Reading(Waiting(10_000, 300.0), NOW))[0][1]
+        "Events of 10,000 committed runs or more are not" in words(waiting=Reading(Pending(10_000, 300.0), NOW))[0][1]
     )
     # What is only the last known state of a server that is away is not told as news.
-    assert [told for _, told in words(waiting=Reading(Waiting(1, 300.0), NOW, "away"))] == ["away"]
+    assert [told for _, told in words(waiting=Reading(Pending(1, 300.0), NOW, "away"))] == ["away"]
 
 
 def test_parked_messages_a_rollback_a_fallback_and_the_flag_are_told():
@@ -283,7 +284,7 @@ def test_events_wait_or_are_confirmed_and_there_are_none_before_the_last_write()
 
 async def test_what_is_counted_no_further_is_shown_to_be_as_much_or_more():
     async def shown(runs: int, waiting: int) -> list[str]:
-        seen = picture(pace=Reading(Pace(runs, 0.1, 0.2), NOW), waiting=Reading(Waiting(waiting, 1.0), NOW))
+        seen = picture(pace=Reading(Pace(runs, 0.1, 0.2), NOW), waiting=Reading(Pending(waiting, 1.0), NOW))
         page = await Rendering().text("live.html", picture=seen, troubles=[])
         return re.findall(r'<b class="figure">([\d,+]+)<', page)
 

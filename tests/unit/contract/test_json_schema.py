@@ -16,9 +16,9 @@ from consumer.cli import app
 from consumer.contract.asyncapi import asyncapi
 from consumer.contract.events import EventType, events_for
 from consumer.contract.json_schema import events_schema, run_completed_schema
+from consumer.contract.refusals import MessageRefusedError
 from consumer.contract.run_message import decode
 from consumer.contract.trace_context import TraceContext
-from consumer.errors import MessageRefusedError
 from domains.incidents.rules import finding_for
 from domains.policies.rules import PolicySet, evaluate
 from tests.support import run_messages as runs

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from consumer.contract.refusals import MAX_ERROR_CHARACTERS, MessageRefusedError, ParkReason
 from consumer.contract.run_message import Decoded, decode
-from consumer.errors import MAX_ERROR_CHARACTERS, MessageRefusedError, ParkReason
 from tests.support import run_messages as runs
 
 MAX_BYTES = 1_048_576

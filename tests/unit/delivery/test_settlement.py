@@ -9,18 +9,10 @@ import asyncpg
 import pytest
 from sqlalchemy import exc as sa
 
-from consumer.closeout.attempt import TransactionResult
-from consumer.delivery.settlement import Ack, Failed, Park, PauseAndRequeue, RetryLater, Settlement, settle
-from consumer.errors import (
-    Fault,
-    MessageRefusedError,
-    ParkReason,
-    TransactionFailed,
-    UnavailableError,
-    fault_of,
-    lies_in_data,
-    one_line,
-)
+from consumer.closeout.outcome import Failed, TransactionFailed, TransactionResult
+from consumer.contract.refusals import MessageRefusedError, ParkReason
+from consumer.delivery.settlement import Ack, Park, PauseAndRequeue, RetryLater, Settlement, settle
+from consumer.errors import Fault, UnavailableError, fault_of, lies_in_data, one_line
 from consumer.phases import TransactionPhase
 
 MOMENT_STATES = [
@@ -67,32 +59,32 @@ def caused(error: BaseException, cause: BaseException) -> BaseException:
 
 
 FAULTS: list[tuple[BaseException, Fault]] = [
-    *((Coded(state), Fault.MOMENT) for state in MOMENT_STATES),
-    *((database_error(Coded(state)), Fault.MOMENT) for state in MOMENT_STATES),
+    *((Coded(state), Fault.TRANSIENT) for state in MOMENT_STATES),
+    *((database_error(Coded(state)), Fault.TRANSIENT) for state in MOMENT_STATES),
     *((Coded(state), Fault.UNKNOWN) for state in OTHER_STATES),
     *((failed(database_error(Coded(state))), Fault.UNKNOWN) for state in OTHER_STATES),
     (MessageRefusedError("invalid_json", "x"), Fault.MESSAGE),
     (failed(MessageRefusedError("invalid_json", "x")), Fault.MESSAGE),
     (caused(RuntimeError(), MessageRefusedError("invalid_json", "x")), Fault.MESSAGE),
-    (UnavailableError("away"), Fault.MOMENT),
-    (TimeoutError(), Fault.MOMENT),
-    (ConnectionRefusedError(), Fault.MOMENT),
-    (ConnectionResetError(), Fault.MOMENT),
-    (OSError("no route to host"), Fault.MOMENT),
-    (sa.TimeoutError("pool"), Fault.MOMENT),
-    (asyncpg.InterfaceError("connection is closed"), Fault.MOMENT),
-    (asyncpg.ConnectionDoesNotExistError("connection was closed"), Fault.MOMENT),
-    (asyncpg.DeadlockDetectedError("deadlock detected"), Fault.MOMENT),
-    (asyncpg.CannotConnectNowError("starting up"), Fault.MOMENT),
+    (UnavailableError("away"), Fault.TRANSIENT),
+    (TimeoutError(), Fault.TRANSIENT),
+    (ConnectionRefusedError(), Fault.TRANSIENT),
+    (ConnectionResetError(), Fault.TRANSIENT),
+    (OSError("no route to host"), Fault.TRANSIENT),
+    (sa.TimeoutError("pool"), Fault.TRANSIENT),
+    (asyncpg.InterfaceError("connection is closed"), Fault.TRANSIENT),
+    (asyncpg.ConnectionDoesNotExistError("connection was closed"), Fault.TRANSIENT),
+    (asyncpg.DeadlockDetectedError("deadlock detected"), Fault.TRANSIENT),
+    (asyncpg.CannotConnectNowError("starting up"), Fault.TRANSIENT),
     (asyncpg.UniqueViolationError("duplicate key"), Fault.UNKNOWN),
     (asyncpg.StringDataRightTruncationError("too long"), Fault.UNKNOWN),
-    (aiormq.exceptions.AMQPConnectionError(), Fault.MOMENT),
-    (aiormq.exceptions.ChannelClosed(), Fault.MOMENT),
-    (asyncio.IncompleteReadError(b"", 1), Fault.MOMENT),
-    (database_error(ValueError("x"), invalidated=True), Fault.MOMENT),
+    (aiormq.exceptions.AMQPConnectionError(), Fault.TRANSIENT),
+    (aiormq.exceptions.ChannelClosed(), Fault.TRANSIENT),
+    (asyncio.IncompleteReadError(b"", 1), Fault.TRANSIENT),
+    (database_error(ValueError("x"), invalidated=True), Fault.TRANSIENT),
     (database_error(ValueError("x")), Fault.UNKNOWN),
-    (failed(database_error(asyncpg.SerializationError("x"))), Fault.MOMENT),
-    (failed(failed(TimeoutError())), Fault.MOMENT),
+    (failed(database_error(asyncpg.SerializationError("x"))), Fault.TRANSIENT),
+    (failed(failed(TimeoutError())), Fault.TRANSIENT),
     (caused(database_error(ValueError("x")), ConnectionResetError()), Fault.UNKNOWN),
     (Coded(None), Fault.UNKNOWN),
     (Coded(57014), Fault.UNKNOWN),

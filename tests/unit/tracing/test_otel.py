@@ -7,7 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from config.otel import span_exporters
-from consumer.tracing.interface import NoTracing, load_tracing
+from consumer.tracing.loading import load_spans
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
 
@@ -37,7 +37,7 @@ def test_the_standard_variables_say_which_exporters_are_asked_for(environ, expor
 
 def test_an_exporter_that_is_not_installed_is_named_with_those_that_are_and_nothing_else_is_lost():
     with capture_logs() as logs:
-        assert isinstance(load_tracing(["otlp_proto_grpc"], amqp_url="amqp://broker"), NoTracing)
+        assert load_spans(["otlp_proto_grpc"], amqp_url="amqp://broker") is None
     assert logs[0]["exporter"] == "otlp_proto_grpc"
     assert logs[0]["error"] == "LookupError: not installed"
     assert "otlp_proto_http" in logs[0]["installed"]
@@ -45,8 +45,8 @@ def test_an_exporter_that_is_not_installed_is_named_with_those_that_are_and_noth
 
 def test_opentelemetry_is_not_imported_unless_it_is_asked_for():
     code = (
-        "import sys, consumer.assembly, consumer.cli; from consumer.tracing.interface import load_tracing; "
-        "load_tracing((), amqp_url='amqp://broker'); "
+        "import sys, consumer.assembly, consumer.cli; from consumer.tracing.loading import load_spans; "
+        "load_spans((), amqp_url='amqp://broker'); "
         "print([name for name in sys.modules if name.startswith('opentelemetry')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,0 +1,23 @@
+"""Names that runners, subscribers and operators program against: exchanges, queues, routing keys and headers."""
+
+RUNS_EXCHANGE = "runs"
+RUN_COMPLETED_KEY = "run.completed"
+RUN_COMPLETED_QUEUE = "closeout.run-completed"
+RETRY_QUEUE = "closeout.run-completed.retry"
+PARKED_QUEUE = "closeout.parked"
+EVENTS_EXCHANGE = "governance.events"
+# Routes to the worker's own queues only. A user that may write to the default exchange may write to every queue.
+INTERNAL_EXCHANGE = "closeout.internal"
+
+# Headers of a parked message, and of one that waits in the retry queue.
+REASON_HEADER = "x-closeout-reason"
+ERROR_HEADER = "x-closeout-error"
+ATTEMPTS_HEADER = "x-closeout-attempts"
+PARKED_AT_HEADER = "x-closeout-parked-at"
+FIRST_SEEN_HEADER = "x-closeout-first-seen"
+EXCHANGE_HEADER = "x-closeout-exchange"
+ROUTING_KEY_HEADER = "x-closeout-routing-key"
+DROPPED_HEADER = "x-closeout-dropped-headers"
+
+# AMQP's delivery_mode of a message that the broker writes to disk.
+PERSISTENT = 2
