@@ -1,4 +1,4 @@
-"""Settings in, a worker out: the only file that knows everything."""
+"""Builds the worker from settings: the only module that knows every part."""
 
 import asyncio
 import os
@@ -35,7 +35,7 @@ from consumer.outbox.backlog import watch_pending
 from consumer.outbox.publisher import EventPublisher
 from consumer.outbox.relay import Relay
 from consumer.postgres.engine import SPARE_CONNECTIONS, create_engine
-from consumer.postgres.readiness import probe_rights
+from consumer.postgres.readiness import probe_privileges
 from consumer.version import installed_version
 from domains.policies.book import PolicyBook
 
@@ -47,7 +47,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Service:
-    """The whole process: worker, relay and HTTP, and what they stand on."""
+    """The worker process: worker, relay, HTTP server, and the connections they use."""
 
     worker: Worker
     relay: Relay
@@ -59,9 +59,9 @@ class Service:
     spans: "Spans | None"
 
     async def run(self, *, on_signal: Callable[[], None] | None = None) -> None:
-        """Work until SIGTERM or SIGINT, drain, and close everything; a second signal ends the process at once.
+        """Work until SIGTERM or SIGINT, drain, and close everything; a second signal exits immediately.
 
-        *on_signal* is called at the first one.
+        *on_signal* is called at the first signal.
         """
         async with AsyncExitStack() as closing:
             if self.spans is not None:
@@ -84,11 +84,11 @@ class Service:
 
         def on_signal(number: signal.Signals) -> None:
             if self.worker.stopping.is_set():
-                log.warning("second signal: ending at once", signal=number.name)
-                # The default action, so that the exit status says which signal it was.
+                log.warning("second signal: exiting immediately", signal=number.name)
+                # The default action, so that the exit status names the signal.
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
-                # Still here: the kernel keeps a container's process 1 from signals that have no handler.
+                # Still running: the kernel ignores signals without a handler for process 1 of a container.
                 os._exit(128 + number)
             log.info("stopping", signal=number.name)
             self.worker.stop()
@@ -100,13 +100,13 @@ class Service:
 
 
 def build_service(settings: Settings, *, spans: "Spans | None" = None) -> Service:
-    """Assemble the worker that *settings* describe. Needs a running loop; nothing is connected yet."""
+    """Build the worker that *settings* describe. Needs a running event loop; connects to nothing yet."""
     metrics = Metrics()
-    # CPU, memory and files of the process, under the names that every dashboard knows.
+    # CPU, memory and file descriptors of the process, under their standard names.
     ProcessCollector(registry=metrics.registry)
     metrics.coordinator_enabled.set(settings.transaction_coordinator_enabled)
     health = Health(metrics)
-    # Asked at each new connection, so that a password in a mounted file can be changed without a restart.
+    # Read for each new connection, so that a password in a mounted file can change without a restart.
     database_url, amqp_url = settings.database_url_now, settings.amqp_url_now
     engine = create_engine(
         database_url,
@@ -148,7 +148,7 @@ def build_service(settings: Settings, *, spans: "Spans | None" = None) -> Servic
             metrics=metrics,
             max_attempts=settings.delivery_max_attempts,
         ),
-        probe=partial(probe_rights, engine),
+        probe=partial(probe_privileges, engine),
         intake=Intake(metrics),
         health=health,
         prefetch_count=settings.prefetch_count,
@@ -157,7 +157,7 @@ def build_service(settings: Settings, *, spans: "Spans | None" = None) -> Servic
         grace_seconds=settings.shutdown_grace_seconds,
         leaving=leaving,
     )
-    # The relay has a channel of its own: an event that both publish at once must not share a message id's bookkeeping.
+    # A separate channel for the relay: aiormq tracks returned messages by id, and both may publish the same event.
     relay = Relay(engine=engine, publisher=publisher(ConfirmedChannel(publishing)), metrics=metrics)
     console = Console(
         database_url=database_url,
@@ -175,7 +175,7 @@ def build_service(settings: Settings, *, spans: "Spans | None" = None) -> Servic
 def decode_delivery(delivery: Delivery, *, settings: Settings, publishing: BrokerConnection) -> Arrival:
     """Return the arrival in *delivery*; raise ``MessageRefusedError`` as ``decode`` does.
 
-    A copy that came back from the retry queue was published by this worker's own user, which the broker verified.
+    The worker's own user is trusted: it publishes the copies that come back from the retry queue.
     """
     properties = delivery.message.header.properties
     trusted, own_user = settings.trusted_publishers, publishing.user
@@ -202,11 +202,11 @@ def _announce(settings: Settings, http: HttpService) -> None:
     )
     if not settings.transaction_coordinator_enabled:
         log.warning(
-            "TRANSACTION_COORDINATOR_ENABLED IS FALSE: runs are closed out with three separate writes. A crash between "
-            "them leaves a run half closed out until its message is delivered again. Set it to true."
+            "TRANSACTION_COORDINATOR_ENABLED IS FALSE: each run is closed out with three separate writes. A crash "
+            "between them leaves a run partly closed out until its message is redelivered. Set it to true."
         )
     elif settings.transaction_coordinator_tenants:
         log.warning(
-            "the coordinator is on for some tenants only; all others are closed out without atomicity",
+            "the coordinator is enabled for some tenants only; runs of all others are closed out without atomicity",
             tenants=sorted(settings.transaction_coordinator_tenants),
         )

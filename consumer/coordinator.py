@@ -21,10 +21,10 @@ def create_transaction_coordinator(
     amqp_url: Url | None = None,
     metrics: Metrics | None = None,
 ) -> RunCompletionTransaction:
-    """Return a fresh coordinator on *engine*, or on a new one for *database_url*; for tests and embedding.
+    """Return a new coordinator on *engine*, or on a new engine for *database_url*.
 
-    With *amqp_url* it publishes a run's events after the commit; without, they stay in the outbox for a worker's relay.
-    What is called for a URL is called at each connection.
+    With *amqp_url* it publishes events after the commit. Otherwise they stay in the outbox for a worker's relay.
+    A URL given as a function is read for each new connection.
     Raises ``ValueError`` unless exactly one of *database_url* and *engine* is given.
     """
     if (database_url is None) == (engine is None):
@@ -44,7 +44,7 @@ def create_transaction_coordinator(
 
 @lru_cache(maxsize=1)
 def get_transaction_coordinator() -> RunCompletionTransaction:
-    """Return the coordinator that the environment configures (contract section 6), the same one at every call.
+    """Return the coordinator that the environment configures, the same one at every call.
 
     Its connections belong to the event loop that uses it first. Raises ``SettingsError``.
     """

@@ -1,6 +1,6 @@
-"""What can go wrong, by who must act: the sender, nobody (the weather), or us.
+"""Errors classified by who must act: the sender, the infrastructure, or a developer.
 
-Client libraries' errors are placed by :func:`fault_of`, the only function that knows their classes.
+:func:`fault_of` is the only function that knows the client libraries' error classes.
 """
 
 import asyncio
@@ -15,18 +15,18 @@ from consumer.contract.refusals import MessageRefusedError
 
 
 class UnavailableError(Exception):
-    """The weather: a server is away, or does not answer in time. Nobody is to blame and nothing is counted."""
+    """A dependency is unavailable or timed out. Transient: not counted as a delivery attempt."""
 
 
 class Fault(Enum):
-    """Whose fault an error is; it decides what happens to the delivery."""
+    """The class of an error; it decides how the delivery is settled."""
 
     MESSAGE = "message"
     TRANSIENT = "transient"
     UNKNOWN = "unknown"
 
 
-# SQLSTATE classes and codes that pass by themselves. PostgreSQL 18, appendix A.
+# Transient SQLSTATE classes and codes (PostgreSQL 18, appendix A).
 _TRANSIENT_CLASSES = (
     "08",  # connection exception
     "40",  # serialization failure, deadlock
@@ -38,13 +38,13 @@ _INSUFFICIENT_PRIVILEGE = "42501"
 _TRANSIENT_CODES = frozenset(
     {
         "25006",  # read_only_sql_transaction: a standby after failover
-        "25P03",  # idle_in_transaction_session_timeout: the worker or the machine stood still
+        "25P03",  # idle_in_transaction_session_timeout: the worker or the machine was suspended
         "25P04",  # transaction_timeout
-        "26000", "42P05",  # no such prepared statement, or there is one: a pooler that does not keep them apart
-        "28000", "28P01",  # authorization: a password or role that is being rotated; an outage until it is put right
-        "3D000", "3F000",  # the database or schema is not there (yet)
-        _INSUFFICIENT_PRIVILEGE,  # revoked, or not granted yet; no message is to blame
-        "42P01", "42703",  # table or column not there (yet): migrations are behind
+        "26000", "42P05",  # prepared statement missing or duplicate: a pooler mixes sessions
+        "28000", "28P01",  # authorization: a password or role is being rotated
+        "3D000", "3F000",  # the database or schema does not exist (yet)
+        _INSUFFICIENT_PRIVILEGE,  # revoked, or not granted yet; not caused by a message
+        "42P01", "42703",  # table or column missing: migrations are behind
         "55P03",  # lock_not_available: lock_timeout
         "55006",  # object in use
         "XX000",  # internal error
@@ -58,20 +58,22 @@ _TRANSIENT_ERRORS = (
     OSError,
     sa.TimeoutError,  # no connection became free in the pool
     asyncpg.InterfaceError,  # the connection was closed under the statement
-    asyncpg.InternalClientError,  # the session was ended, and the end of the line is not seen yet
-    asyncpg.TargetServerAttributeNotMatched,  # no primary among the URL's hosts: a failover is under way
+    asyncpg.InternalClientError,  # the server ended the session; the client has not seen the close yet
+    asyncpg.TargetServerAttributeNotMatched,  # no primary among the hosts: a failover is in progress
     aiormq.exceptions.AMQPError,
-    aiormq.exceptions.ChannelInvalidStateError,  # no AMQPError: the channel closed under a call
+    aiormq.exceptions.ChannelInvalidStateError,  # not an AMQPError: the channel closed during a call
     asyncio.IncompleteReadError,
 )
 
 
 def fault_of(error: BaseException) -> Fault:
-    """Say whose fault *error* is; its causes count, and what nobody foresaw is unknown."""
+    """Classify *error* by itself and its causes; an unforeseen error is ``UNKNOWN``."""
     for link in links(error):
         if isinstance(link, MessageRefusedError):
             return Fault.MESSAGE
-        if isinstance(link, asyncpg.InvalidCachedStatementError):  # its SQLSTATE, 0A000, is that of much else
+        if isinstance(
+            link, asyncpg.InvalidCachedStatementError
+        ):  # its SQLSTATE, 0A000, is shared with many other errors
             return Fault.TRANSIENT
         state = sqlstate_of(link)
         if state is not None:
@@ -85,17 +87,17 @@ def fault_of(error: BaseException) -> Fault:
 
 
 def lies_in_data(error: BaseException) -> bool:
-    """Say whether *error* may be the fault of one run among several, so that isolating it helps."""
+    """Return whether one run of a batch may have caused *error*, so that isolating it helps."""
     return fault_of(error) is Fault.UNKNOWN
 
 
-def lacks_a_right(error: BaseException) -> bool:
-    """Say whether PostgreSQL refused for want of a right: nothing that waiting mends unless somebody grants it."""
+def lacks_privilege(error: BaseException) -> bool:
+    """Return whether PostgreSQL denied a privilege; retrying does not help until it is granted."""
     return any(sqlstate_of(link) == _INSUFFICIENT_PRIVILEGE for link in links(error))
 
 
 def refusal_in(error: BaseException) -> MessageRefusedError:
-    """Return the refusal that made :func:`fault_of` blame the message for *error*."""
+    """Return the refusal in *error*'s chain; call it only when :func:`fault_of` returned ``MESSAGE``."""
     return next(link for link in links(error) if isinstance(link, MessageRefusedError))
 
 
@@ -109,7 +111,7 @@ def sqlstate_of(error: BaseException) -> str | None:
 
 
 def links(error: BaseException) -> Iterator[BaseException]:
-    """Yield *error* and, one after the other, what caused it."""
+    """Yield *error* and its causes, in order."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:
@@ -119,11 +121,11 @@ def links(error: BaseException) -> Iterator[BaseException]:
 
 
 def one_line(error: BaseException, limit: int = 500) -> str:
-    """Return *error*'s own words on one line, without what may quote a run.
+    """Return the message of *error* on one line, without text that may quote a run.
 
-    That is SQLAlchemy's statement and parameters, and PostgreSQL's DETAIL, which shows the row that was refused.
+    Omitted are SQLAlchemy's statement and parameters, and PostgreSQL's DETAIL, which contains the refused row.
     """
     origin = error.orig if isinstance(error, sa.DBAPIError) and error.orig is not None else error
     text = str(origin.args[0]) if isinstance(origin, asyncpg.PostgresError) and origin.args else str(origin)
-    words = " ".join(text.split()) or type(origin).__name__
-    return words if len(words) <= limit else words[: limit - 1] + "…"
+    line = " ".join(text.split()) or type(origin).__name__
+    return line if len(line) <= limit else line[: limit - 1] + "…"

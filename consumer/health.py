@@ -1,4 +1,4 @@
-"""Whether the worker does its work: what /livez and /readyz answer from."""
+"""The worker's readiness, as reported by /readyz."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from consumer.metrics import Metrics
 
 @dataclass(slots=True)
 class Health:
-    """Ready means that deliveries can arrive, not that a socket is open; otherwise why not, and since when."""
+    """Ready means that deliveries can arrive, not that a socket is open. Otherwise: the reason, and since when."""
 
     metrics: Metrics
     clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
@@ -17,15 +17,15 @@ class Health:
     since: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def __post_init__(self) -> None:
-        # A worker that dies again and again before it consumes must not look like one that consumes.
+        # A worker that crashes repeatedly before it consumes must not look like one that consumes.
         self.metrics.paused.set(1)
 
     def consuming(self) -> None:
-        """Say that a consumer is registered at the broker and the database answers."""
+        """Record that a consumer is registered and the database is available."""
         self._change(None)
 
     def paused(self, reason: str) -> None:
-        """Say why nothing is consumed; the time of the first of several reasons in a row is kept."""
+        """Record why consuming stopped; ``since`` keeps the time of the first of several reasons in a row."""
         self._change(reason)
 
     def _change(self, reason: str | None) -> None:
@@ -36,5 +36,5 @@ class Health:
 
     @property
     def is_ready(self) -> bool:
-        """Say whether the worker consumes."""
+        """Return whether the worker consumes."""
         return self.reason is None

@@ -1,4 +1,4 @@
-"""The worker's HTTP side, in the worker's own loop: /metrics, /livez, /readyz and the console. Contract section 8."""
+"""The worker's HTTP server, in the worker's event loop: /metrics, /livez, /readyz and the console."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ def application(metrics: Metrics, health: Health, console: Console) -> ASGIApp:
     """Return the ASGI application."""
 
     async def livez(_request: Request) -> Response:
-        # Answered by the loop itself: a loop that does not turn does not answer.
+        # Served by the event loop itself: a blocked loop does not respond.
         return PlainTextResponse("ok\n")
 
     async def readyz(_request: Request) -> Response:
@@ -33,7 +33,7 @@ def application(metrics: Metrics, health: Health, console: Console) -> ASGIApp:
 
     async def scrape(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        # In a thread: a large scrape would hold up the loop for 100 ms.
+        # In a thread: a large scrape would block the loop for 100 ms.
         body = await asyncio.to_thread(encode, metrics.registry)
         return Response(body, headers={"content-type": content_type})
 
@@ -50,7 +50,7 @@ def application(metrics: Metrics, health: Health, console: Console) -> ASGIApp:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: signals belong to the worker."""
+    """uvicorn without its signal handlers; the worker handles signals."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -58,7 +58,7 @@ class _Server(uvicorn.Server):
 
 
 class HttpService:
-    """Listens from construction on, so that a taken port is an error before anything is consumed."""
+    """Listens from construction on, so that a port in use is an error before anything is consumed."""
 
     def __init__(self, app: ASGIApp, *, host: str, port: int) -> None:
         try:
@@ -77,5 +77,5 @@ class HttpService:
         await self._server.serve(sockets=[self._socket])
 
     def stop(self) -> None:
-        """Answer what was asked, then return from :meth:`run`."""
+        """Finish open requests, then return from :meth:`run`."""
         self._server.should_exit = True

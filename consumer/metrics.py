@@ -1,8 +1,8 @@
-"""Every metric the worker has, each with what a rise means and what to do about it. Contract section 9.
+"""All metrics of the worker, each with the meaning of a rise and what to do.
 
-No tenant, run or agent id is ever a label: their number has no bound, and a scrape's size must have one. Every value
-that a label can take is there from the start, at 0: a counter that begins with its first event begins at 1, and
-Prometheus, which looks at differences, never sees that event.
+No tenant, run or agent id is a label: their number is unbounded, and the size of a scrape must be bounded. Every label
+value exists from the start, at 0: a counter that appeared with its first event would start at 1, and Prometheus, which
+computes differences, would never see that event.
 """
 
 from collections.abc import Iterable
@@ -16,14 +16,14 @@ from consumer.contract.refusals import ParkReason
 from consumer.phases import LEGAL_MOVES, TransactionPhase
 from consumer.version import installed_version
 
-# Seconds, from half of what an idle worker was measured at to the timeout that bounds them, each step about double.
-# Seen on two cores: a transaction of one run 3.5 ms (p99 10), of 50 runs 19 ms (p99 75); a lock wait ends at 5 s.
+# Seconds, from half of an idle worker's value to the timeout that bounds it, each about twice the last.
+# Measured on two cores: a transaction of one run 3.5 ms (p99 10), of 50 runs 19 ms (p99 75); a lock wait ends at 5 s.
 _TRANSACTION_BUCKETS = (0.002, 0.004, 0.008, 0.015, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 # Events of one run 1 ms (p99 5), of 50 runs 42 ms (p99 200), of 200 runs 180 ms (p99 640); confirms end at 10 s.
 _PUBLISH_BUCKETS = (0.0005, 0.001, *_TRANSACTION_BUCKETS)
-# Idle 5 ms (p99 15), at 800 runs a second 15 to 50 ms (p99 230). The rest is backlog: alerts begin at 60 and 300.
+# Idle 5 ms (p99 15), at 800 runs per second 15 to 50 ms (p99 230). The rest is backlog: alerts begin at 60 and 300.
 _LAG_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
-# Runs. 1 while idle, 5 to 15 at 800 a second, BATCH_MAX_RUNS (200 by default) with a backlog.
+# Runs. 1 while idle, 5 to 15 at 800 per second, BATCH_MAX_RUNS (200 by default) with a backlog.
 _BATCH_BUCKETS = (1, 2, 5, 10, 20, 35, 50, 75, 100, 150, 200, 500)
 
 _MODES = ("atomic", "legacy")
@@ -35,7 +35,7 @@ _ENTERED = tuple(phase for phase in TransactionPhase if phase is not Transaction
 
 
 class Described(NamedTuple):
-    """One metric in words: what it is, what a rise means, what to do about it."""
+    """The documentation of one metric: its meaning, the meaning of a rise, and what to do."""
 
     name: str
     labels: tuple[str, ...]
@@ -45,7 +45,7 @@ class Described(NamedTuple):
 
 
 class Metrics:
-    """The worker's metrics in a registry of its own, so that tests and embedders may have several."""
+    """The worker's metrics in a separate registry, so that a process may have several."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
@@ -59,52 +59,52 @@ class Metrics:
     def _count_work(self) -> None:
         self.deliveries = self._counter(
             "closeout_deliveries_total",
-            "Deliveries, by how they were settled.",
-            rise="parked: a message cannot be processed; retried: a run fails for a reason of its own; requeued: a "
-            "server is away; duplicate: runners send again, which is harmless.",
-            to_do="`closeout parked list`; the worker's log names retried runs and the server that is away.",
+            "Deliveries, by settlement.",
+            rise="parked: a message cannot be processed; retried: one run fails repeatedly; requeued: a server is "
+            "unavailable; duplicate: runners resend, which is harmless.",
+            to_do="`closeout parked list`; the worker's log names retried runs and the unavailable server.",
             result=_SETTLED,
         )
         self.transactions = self._counter(
             "closeout_transactions_total",
             "Runs that an attempt committed or rolled back, by path; failed: the server did not confirm the rollback.",
-            rise="rolled_back, failed: PostgreSQL is in trouble, or a run cannot be written; legacy: no atomicity.",
+            rise="rolled_back, failed: PostgreSQL has problems, or a run cannot be written; legacy: no atomicity.",
             to_do="Read error_type in `governance.rollbacks`; set `TRANSACTION_COORDINATOR_ENABLED=true`.",
             mode=_MODES,
             result=_ENDED,
         )
         self.phase_entered = self._counter(
             "closeout_phase_entered_total",
-            "Runs that entered each phase; those before COMMITTED count once they are committed.",
+            "Runs that entered each phase; phases before COMMITTED are counted at the commit.",
             rise="ROLLED_BACK, FAILED: attempts fail, see closeout_rollbacks_total. All others rise together.",
-            to_do="If two phases drift apart, runs end between them: `closeout reconcile`.",
+            to_do="If two phases differ, runs stop between them: run `closeout reconcile`.",
             phase=_ENTERED,
         )
         self.rollbacks = self._counter(
             "closeout_rollbacks_total",
-            "Runs whose attempt was rolled back, by the phase it had reached; a bad run takes its batch along.",
-            rise="PostgreSQL is in trouble, or a run cannot be written.",
+            "Runs whose attempt was rolled back, by the phase reached; a bad run rolls back its batch.",
+            rise="PostgreSQL has problems, or a run cannot be written.",
             to_do="Read error_type and phase_reached in `governance.rollbacks`.",
             phase=_UNDOABLE,
         )
         self.legacy_fallbacks = self._counter(
             "closeout_legacy_fallbacks_total",
-            "Runs handed to the non-atomic path after their transaction failed (`LEGACY_FALLBACK_ENABLED`).",
+            "Runs closed out on the legacy path after their transaction failed (`LEGACY_FALLBACK_ENABLED`).",
             rise="Transactions fail, and the fallback hides it.",
-            to_do="Find the cause in the log; turn the fallback off once transactions succeed.",
+            to_do="Find the cause in the log; disable the fallback once transactions succeed.",
         )
         self.parked = self._counter(
             "closeout_parked_total",
             "Messages parked, by reason.",
-            rise="A runner breaks the contract; attempts_exhausted: a run cannot be written.",
-            to_do="`closeout parked list`, mend the cause, `closeout parked replay`.",
+            rise="A runner sends invalid messages; attempts_exhausted: a run cannot be written.",
+            to_do="`closeout parked list`, fix the cause, `closeout parked replay`.",
             reason=get_args(ParkReason),
         )
         self.policy_shadow = self._counter(
             "closeout_policy_shadow_total",
-            "What policies in shadow would have done to the runs that were closed out.",
-            rise="A shadow catches runs; error: its condition fails to evaluate.",
-            to_do="`closeout policies shadow`; mend what fails before it is put into force.",
+            "Results of shadow policies on closed-out runs.",
+            rise="A shadow policy matches runs; error: its condition fails to evaluate.",
+            to_do="`closeout policies shadow`; fix failing conditions before you enforce them.",
             result=_SHADOWED,
         )
 
@@ -112,86 +112,86 @@ class Metrics:
         self.events_published = self._counter(
             "closeout_events_published_total",
             "Events that RabbitMQ confirmed.",
-            rise="More runs. A fall beside steady commits: the broker does not confirm.",
+            rise="More runs. A fall while commits continue: the broker does not confirm.",
             to_do="See closeout_outbox_oldest_seconds.",
             type=get_args(EventType),
         )
         self.events_unroutable = self._counter(
             "closeout_events_unroutable_total",
-            "Events that no queue was bound for, counted at each attempt.",
-            rise="A subscriber's binding is gone, or there never was one.",
-            to_do="Bind a queue to `governance.events`; until then these events reach nobody.",
+            "Events that were unroutable (no queue bound), counted at each attempt.",
+            rise="A subscriber's binding is missing.",
+            to_do="Bind a queue to `governance.events`; until then no subscriber receives these events.",
             type=get_args(EventType),
         )
 
     def _measure(self) -> None:
         self.transaction_duration = self._histogram(
             "closeout_transaction_duration_seconds",
-            "From the connection to the commit of one transaction: a batch (atomic) or a run (legacy).",
+            "Time from connection to commit of one transaction: a batch (atomic) or a run (legacy).",
             _TRANSACTION_BUCKETS,
             rise="PostgreSQL is slow, waits for locks, or batches are larger.",
-            to_do="Compare closeout_batch_runs; then look for locks and slow disks.",
+            to_do="Compare closeout_batch_runs; then check for locks and slow disks.",
             labels=("mode",),
         )
         self.publish_duration = self._histogram(
             "closeout_publish_duration_seconds",
-            "From the first publish of a batch's events to the last confirm.",
+            "Time from the first publish of a batch's events to the last confirm.",
             _PUBLISH_BUCKETS,
-            rise="RabbitMQ's disk is slow, a replica is lost, or an alarm is on.",
-            to_do="`rabbitmq-diagnostics alarms`; look at the subscribers' queues.",
+            rise="RabbitMQ's disk is slow, a replica is lost, or an alarm is active.",
+            to_do="`rabbitmq-diagnostics alarms`; check the subscribers' queues.",
         )
         self.completion_lag = self._histogram(
             "closeout_completion_lag_seconds",
-            "From a run's completion, by the runner's clock, to its commit.",
+            "Time from a run's completion, by the runner's clock, to its commit.",
             _LAG_BUCKETS,
-            rise="More runs arrive than are closed out, there was an outage, or old runs were sent again.",
-            to_do="Add workers; look at closeout_consumer_paused and the queue's length.",
+            rise="Runs arrive faster than they are closed out, there was an outage, or old runs were resent.",
+            to_do="Add workers; check closeout_consumer_paused and the length of the queue.",
         )
         self.batch_runs = self._histogram(
             "closeout_batch_runs",
             "Runs in one atomic transaction.",
             _BATCH_BUCKETS,
-            rise="The load rises. At `BATCH_MAX_RUNS` all the time: this worker is at its limit.",
+            rise="The load rises. Constantly at `BATCH_MAX_RUNS`: this worker is at its limit.",
             to_do="Add workers before the lag grows.",
         )
 
     def _show_the_outbox(self) -> None:
         self.outbox_pending = self._gauge(
             "closeout_outbox_pending",
-            "Runs whose events are committed and not yet confirmed, up to 10,000; every worker shows the same outbox.",
-            rise="RabbitMQ does not confirm, or `REQUIRE_EVENT_SUBSCRIBERS` keeps what no queue takes.",
-            to_do='The worker\'s log says why ("events left to the relay").',
+            "Runs with committed, unconfirmed events, up to 10,000; all workers report the same outbox.",
+            rise="RabbitMQ does not confirm, or `REQUIRE_EVENT_SUBSCRIBERS` keeps unroutable events.",
+            to_do='The worker\'s log has the reason ("events not published").',
         )
         self.outbox_oldest = self._gauge(
             "closeout_outbox_oldest_seconds",
-            "Age of the oldest event in the outbox; NaN while PostgreSQL cannot be asked.",
-            rise="Above 15 s the relay gets nothing out.",
+            "Age of the oldest event in the outbox; NaN while PostgreSQL is unavailable.",
+            rise="Above 15 s: the relay cannot publish.",
             to_do="As for closeout_outbox_pending; `closeout reconcile --repair` once RabbitMQ confirms again.",
         )
 
     def _show_the_worker(self) -> None:
         self.inflight = self._gauge(
             "closeout_inflight_deliveries",
-            "Deliveries that are taken and not yet settled.",
-            rise="At `PREFETCH_COUNT` all the time: this worker is at its limit.",
-            to_do="Add workers. If nothing is settled meanwhile, the worker hangs: see the operator's guide.",
+            "Deliveries received and not yet settled.",
+            rise="Constantly at `PREFETCH_COUNT`: this worker is at its limit.",
+            to_do="Add workers. If nothing is settled meanwhile, the worker hangs: see the on-call guide.",
         )
         self.paused = self._gauge(
             "closeout_consumer_paused",
-            "1 while this worker does not consume: it starts, or a server is away.",
-            rise="PostgreSQL or RabbitMQ is away, or migration or topology is missing.",
-            to_do="`/readyz` says which, and since when.",
+            "1 while this worker does not consume: it is starting, or a server is unavailable.",
+            rise="PostgreSQL or RabbitMQ is unavailable, or migration or topology is missing.",
+            to_do="`/readyz` names the server, and since when.",
         )
         self.coordinator_enabled = self._gauge(
             "closeout_coordinator_enabled",
-            "1 if `TRANSACTION_COORDINATOR_ENABLED`, also for some tenants only.",
-            rise="Nothing. A fall to 0: runs are closed out without atomicity.",
+            "1 if `TRANSACTION_COORDINATOR_ENABLED`, even if for some tenants only.",
+            rise="None. A fall to 0: runs are closed out without atomicity.",
             to_do="Set it to true and restart.",
         )
         build = self._gauge(
             "closeout_build_info",
-            "1; the label says which version runs.",
-            rise="Nothing. Two versions at once: a deployment is under way, or stuck.",
+            "1; the label is the running version.",
+            rise="None. Two versions at once: a deployment is in progress, or stuck.",
             to_do="Nothing, unless it stays.",
             labels=("version",),
         )

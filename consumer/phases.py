@@ -1,12 +1,12 @@
 """The phases of a close-out: one table of legal moves.
 
-Theory. A close-out is a straight line of five steps. Each phase is named in the past tense: it says what is already
-done, so a phase that is stored is a statement of fact. From any phase before COMMITTED the attempt may end in
-ROLLED_BACK; after COMMITTED nothing can be taken back, and the only move left is that the events went out.
+Theory. A close-out is a sequence of five steps. Each phase is named in the past tense: it states what is done, so a
+stored phase is a fact. From any phase before COMMITTED the attempt may end in ROLLED_BACK. After COMMITTED nothing can
+be undone, and the only move left is to EVENTS_PUBLISHED.
 
-The ugly parts. FAILED is not "the run failed" but "we do not know": the connection was lost before the server said
-that it rolled back, or a COMMIT was sent and no answer came. The run's next delivery finds out, because the claim
-looks. And NOT_STARTED is stored by the legacy path only: there the inbox row is committed before any domain write.
+The ugly parts. FAILED means "unknown", not "the run failed": the connection was lost before the server confirmed the
+rollback, or COMMIT was sent and no response came. The claim of the run's next delivery finds the truth. And only the
+legacy path stores NOT_STARTED: it commits the inbox row before any domain write.
 """
 
 from collections.abc import Callable
@@ -48,11 +48,11 @@ LEGAL_MOVES: MappingProxyType[TransactionPhase, frozenset[TransactionPhase]] = M
 
 
 class IllegalMoveError(RuntimeError):
-    """A move that the table does not have: a bug of ours, never the weather."""
+    """A move that is not in the table: a bug, never an infrastructure error."""
 
     def __init__(self, current: TransactionPhase, target: TransactionPhase) -> None:
-        allowed = ", ".join(sorted(LEGAL_MOVES[current])) or "nothing, it is final"
-        super().__init__(f"cannot move from {current} to {target}; from there: {allowed}")
+        allowed = ", ".join(sorted(LEGAL_MOVES[current])) or "none, the phase is final"
+        super().__init__(f"cannot move from {current} to {target}; legal moves: {allowed}")
         self.current = current
         self.target = target
 
@@ -73,11 +73,11 @@ class PhaseMachine:
 
     @property
     def current(self) -> TransactionPhase:
-        """The phase that was reached last."""
+        """The current phase."""
         return self._current
 
     def advance(self, target: TransactionPhase) -> TransactionPhase:
-        """Move to *target* and return it; raise :class:`IllegalMoveError` and stay where we are if it is illegal."""
+        """Move to *target* and return it; raise :class:`IllegalMoveError`, and stay, if the move is illegal."""
         if target not in LEGAL_MOVES[self._current]:
             raise IllegalMoveError(self._current, target)
         self._current = target
@@ -87,7 +87,7 @@ class PhaseMachine:
 
 
 def diagram() -> str:
-    """Return the table of moves as a Mermaid state diagram, for the README."""
+    """Return the table of moves as a Mermaid state diagram, for the guide."""
     moves = [f"    {current} --> {target}" for current, targets in LEGAL_MOVES.items() for target in sorted(targets)]
     finals = [f"    {phase} --> [*]" for phase, targets in LEGAL_MOVES.items() if not targets]
     return "\n".join(["stateDiagram-v2", "    [*] --> NOT_STARTED", *moves, *finals])

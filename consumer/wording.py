@@ -1,13 +1,13 @@
-"""Counts for people."""
+"""Counts and durations as text for people."""
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
-    """Return *number* with its noun: 1 run, 2,000 runs; *many* is the plural where it is not *one* with an s."""
+    """Return *number* with its noun: 1 run, 2,000 runs; *many* is an irregular plural."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def spoken(seconds: float) -> str:
-    """Return *seconds* as a person says it, in the largest unit that keeps two digits: 12 s, 90 s, 75 min, 3 d."""
+    """Return *seconds* in the largest unit that keeps two digits: 12 s, 90 s, 75 min, 3 d."""
     for unit, length in (("s", 1), ("min", 60), ("h", 3600)):
         if seconds < 100 * length:
             return f"{seconds / length:.0f} {unit}"

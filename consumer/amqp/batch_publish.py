@@ -1,7 +1,7 @@
-"""Many messages on a channel in confirm mode, written at once and awaited at once.
+"""Publishes many messages on a channel in confirm mode with one write, and awaits all confirms together.
 
-The client's own publish costs a task, two futures, a lock and a wake-up a message; a batch here costs that once.
-It is built on the parts of aiormq's channel that its publish is built on.
+aiormq's publish costs a task, two futures, a lock and a wake-up per message; here a batch costs that once. It uses the
+same parts of aiormq's channel (``tests/unit/test_private_attributes.py`` lists them).
 """
 
 import asyncio
@@ -14,32 +14,32 @@ from aiormq.channel import Channel as AmqpChannel
 
 from consumer.amqp.channel import not_cancelled
 
-# What became of a message: the broker's ack, the message itself if it was returned, or an error.
-Answer = spec.Basic.Ack | DeliveredMessage | BaseException
+# The result for one message: the broker's ack, the message itself if it was returned, or an error.
+PublishResult = spec.Basic.Ack | DeliveredMessage | BaseException
 
-# Seconds between two looks whether the broker has stopped reading. A healthy one confirms in milliseconds, before the
-# first look; in an alarm whoever waits for confirms holds up the acks of its batch.
-_LOOK_SECONDS = 0.25
+# Seconds between two checks whether the broker has blocked the connection. Confirms normally arrive in milliseconds; in
+# an alarm, waiting for them delays the acks of the batch.
+_POLL_SECONDS = 0.25
 
 
 class _Batch:
-    """The answers to one batch as they come in."""
+    """The results of one batch as they arrive."""
 
     def __init__(self, channel: AmqpChannel, number: int) -> None:
-        self.answers: list[Answer | None] = [None] * number
-        # Made by the channel, which fails it when it closes.
+        self.results: list[PublishResult | None] = [None] * number
+        # Created by the channel, which fails it when it closes.
         self.complete = channel.create_future()
         self._missing = number
 
-    def answer(self, position: int, answer: Answer) -> None:
-        self.answers[position] = answer
+    def settle(self, position: int, result: PublishResult) -> None:
+        self.results[position] = result
         self._missing -= 1
         if not self._missing and not self.complete.done():
             self.complete.set_result(None)
 
 
-class _Awaited:
-    """Stands where the client keeps a future for one message's confirm; it has of a future what the client uses."""
+class _Confirm:
+    """Replaces aiormq's future for one message's confirm; implements the methods of a future that aiormq calls."""
 
     __slots__ = ("_batch", "_done", "_position")
 
@@ -52,10 +52,10 @@ class _Awaited:
     def cancelled(self) -> bool:
         return False
 
-    def set_result(self, answer: Answer) -> None:
+    def set_result(self, result: PublishResult) -> None:
         if not self._done:
             self._done = True
-            self._batch.answer(self._position, answer)
+            self._batch.settle(self._position, result)
 
     set_exception = set_result
 
@@ -66,35 +66,35 @@ async def publish_batch(
     *,
     confirm_seconds: float,
     is_blocked: Callable[[], Awaitable[bool]],
-) -> Sequence[Answer]:
-    """Write *messages*, each a message id and its frames, in order, and return the broker's answer to each.
+) -> Sequence[PublishResult]:
+    """Write *messages*, each a message id and its frames, in order, and return a result for each.
 
-    An answer is the confirming frame, the message itself if no queue took it, or the error that stands for it: a
-    refusal of the broker, ``TimeoutError`` after *confirm_seconds* or soon after *is_blocked* says that nothing is read
-    any more, or what ended the channel. Raises nothing but the caller's own cancellation.
+    A result is the confirming frame, the message itself if it was unroutable, or an error: the broker's refusal,
+    ``TimeoutError`` after *confirm_seconds* or once *is_blocked* returns true, or the error that closed the channel.
+    Raises nothing but the caller's own cancellation.
     """
     if not messages:
         return ()
     batch = _Batch(channel, len(messages))
-    unanswered: BaseException = TimeoutError("not answered")
+    unconfirmed: BaseException = TimeoutError("not confirmed")
     try:
         with not_cancelled():
             async with asyncio.timeout(confirm_seconds):
                 await _write(channel, messages, batch)
-                await _answered(batch, is_blocked)
+                await _confirmed(batch, is_blocked)
     except Exception as error:  # noqa: BLE001 - a closing channel fails its futures with whatever ended it, a plain
         # Exception included; the caller raises those that are not the broker's
-        unanswered = error
+        unconfirmed = error
     finally:
-        batch.complete.cancel()  # whoever left early: nothing is kept for answers that nobody waits for
-    return [unanswered if answer is None else answer for answer in batch.answers]
+        batch.complete.cancel()  # frees the confirmations if the caller stopped waiting
+    return [unconfirmed if result is None else result for result in batch.results]
 
 
-async def _answered(batch: _Batch, is_blocked: Callable[[], Awaitable[bool]]) -> None:
-    while not (await asyncio.wait({batch.complete}, timeout=_LOOK_SECONDS))[0]:
-        # RabbitMQ tells a connection of an alarm only when it publishes: this batch may be what it was told for.
+async def _confirmed(batch: _Batch, is_blocked: Callable[[], Awaitable[bool]]) -> None:
+    while not (await asyncio.wait({batch.complete}, timeout=_POLL_SECONDS))[0]:
+        # RabbitMQ reports an alarm to a connection only when it publishes: this batch may have triggered the report.
         if await is_blocked():
-            raise TimeoutError("RabbitMQ went into a memory or disk alarm and takes no messages")
+            raise TimeoutError("RabbitMQ is in a memory or disk alarm and accepts no messages")
     batch.complete.result()
 
 
@@ -103,15 +103,15 @@ async def _write(channel: AmqpChannel, messages: Sequence[tuple[str, bytes]], ba
         first = channel.delivery_tag + 1
         batch.complete.add_done_callback(lambda _: _forget(channel, messages, first))
         for position, (message_id, _) in enumerate(messages):
-            channel.confirmations[first + position] = cast("asyncio.Future[object]", _Awaited(batch, position))
-            # By this the client finds what was returned.
+            channel.confirmations[first + position] = cast("asyncio.Future[object]", _Confirm(batch, position))
+            # aiormq matches returned messages by this.
             channel.message_id_delivery_tag[message_id] = first + position
         channel.delivery_tag += len(messages)
         frames = b"".join(frames for _, frames in messages)
         try:
             await channel.write_queue.put(ChannelFrame(payload=frames, should_close=False))
         except BaseException:
-            # The broker has not seen them: their numbers are free again.
+            # Nothing was written: the delivery tags are free again.
             channel.delivery_tag = first - 1
             for position in range(len(messages)):
                 channel.confirmations.pop(first + position, None)
@@ -119,10 +119,7 @@ async def _write(channel: AmqpChannel, messages: Sequence[tuple[str, bytes]], ba
 
 
 async def why_closed(channel: AmqpChannel, *, within: float) -> Exception | None:
-    """Return the error with which the broker closed *channel*; none if it gave none within so many seconds.
-
-    For those who were waiting on it, and were told no more than that it closed.
-    """
+    """Return the error with which the broker closed *channel*; ``None`` if none arrives *within* so many seconds."""
     await asyncio.wait({channel.closing}, timeout=within)
     if channel.closing.done() and not channel.closing.cancelled():
         error = channel.closing.exception()

@@ -1,9 +1,8 @@
-"""The client's channel, leaner where a frame comes with every message.
+"""aiormq's channel with less work per message.
 
-The client makes a task of each delivery, and for a confirm of many messages it looks at every message that is still
-unconfirmed and puts a call of its own into the loop for each that is meant. Without both a run took a fifth less of the
-worker's CPU, with a backlog. And what waits on it is never cancelled by a lost line. The rest of the channel is the
-client's, unchanged.
+aiormq creates a task per delivery, and for a ``multiple`` confirm it scans every unconfirmed message and schedules a
+call for each one confirmed. Without both, a run took a fifth less of the worker's CPU with a backlog. A lost connection
+also never cancels a caller. Everything else is aiormq's, unchanged.
 """
 
 import asyncio
@@ -19,18 +18,18 @@ from aiormq.exceptions import ChannelInvalidStateError
 from pamqp.base import Frame
 from pamqp.header import ContentHeader
 
-# Frames read ahead of the channel: beyond it the connection stops reading, and so, in the end, the broker sending.
+# Frames buffered for the channel. Beyond it the connection stops reading, and TCP flow control stops the broker.
 _FRAMES_BUFFERED = 1_000
 
 
 class Channel(AmqpChannel):
-    """A channel whose consumers are called in the order of their deliveries, each before the next frame is read.
+    """A channel that calls consumers in delivery order, each before it reads the next frame.
 
-    So a consumer's callback must not wait for an answer of the broker on the same channel, nor raise.
+    A consumer's callback must therefore not wait for the broker on the same channel, and must not raise.
     """
 
     async def rpc(self, frame: Frame, timeout: TimeoutType = None) -> Any:  # noqa: ANN401, ASYNC109 - the client's
-        """Send *frame* and return its answer; where the connection ends first, the error is never a cancellation."""
+        """Send *frame* and return the response; raise :class:`ChannelLostError`, not a cancellation, if it is lost."""
         with not_cancelled():
             return await super().rpc(frame, timeout=timeout)
 
@@ -39,7 +38,7 @@ class Channel(AmqpChannel):
         exc: ExceptionType | None = asyncio.CancelledError,
         timeout: TimeoutType = None,  # noqa: ASYNC109 - the client's
     ) -> None:
-        """Close as the client does; where the connection ends first, the error is never a cancellation."""
+        """Close as aiormq does; raise :class:`ChannelLostError`, not a cancellation, if the connection is lost."""
         with not_cancelled():
             await super().close(exc, timeout=timeout)
 
@@ -49,7 +48,7 @@ class Channel(AmqpChannel):
             raise ValueError(f"a delivery is followed by {header!r}; expected its header")  # noqa: TRY004 - as the client
         message = await self._read_content(frame, header)
         consumer = self.consumers.get(frame.consumer_tag or "")
-        if consumer is not None:  # a consumer that was cancelled a moment ago has no more use for it
+        if consumer is not None:  # the consumer may have been cancelled meanwhile
             await consumer(message)
 
     async def _on_confirm_frame(self, frame: spec.Basic.Ack | spec.Basic.Nack | spec.Basic.Reject) -> None:
@@ -57,8 +56,8 @@ class Channel(AmqpChannel):
         if isinstance(frame, spec.Basic.Reject) or not frame.multiple:
             self._confirm_delivery(upto, frame)
             return
-        # In the order of their tags, but for those that were returned: they go to the end, and wait there for a later
-        # confirm if this one does not get so far.
+        # In tag order, except returned messages: they are moved to the end, and wait for a later confirm if this one
+        # does not reach them.
         for tag in list(takewhile(lambda tag: tag <= upto, self.confirmations)):
             self._confirm_delivery(tag, frame)
 
@@ -83,13 +82,13 @@ def not_cancelled() -> Iterator[None]:
 
 
 async def open_channel(connection: AbstractConnection, *, confirms: bool) -> Channel:
-    """Open a channel on *connection*; a mandatory message that is returned is reported by its confirmation.
+    """Open a channel on *connection*; a returned mandatory message is the result of its confirmation.
 
-    Raises the client's errors, ``ConnectionError`` if the connection was closed a moment ago.
+    Raises aiormq's errors, and ``ConnectionError`` if the connection is closed.
     """
     if connection.is_closed:
         raise ConnectionError("the connection was closed")
-    # No wait between the choice of a number and its registration: nobody else can choose the same.
+    # No await between choosing and registering the number, so that no other task can choose the same.
     number = max(connection.channels, default=0) + 1
     channel = Channel(
         connection, number, publisher_confirms=confirms, on_return_raises=False, frame_buffer=_FRAMES_BUFFERED

@@ -1,7 +1,7 @@
-"""One plain AMQP connection that is made anew, from nothing, as often as needed.
+"""One plain AMQP connection, re-created from nothing whenever it is lost.
 
-Not aio-pika's robust mode: after a lost connection it restores through weak references and may come back without its
-consumer (aio-pika #231, #536, #563, #626). Here nothing is restored; what broke is thrown away and built again.
+Not aio-pika's robust mode: it restores through weak references and may come back without its consumer (aio-pika #231,
+#536, #563, #626). Here nothing is restored: a lost connection is discarded and a new one is built.
 """
 
 import asyncio
@@ -28,31 +28,31 @@ from consumer.tls_errors import CUT_SHORT, HandshakeError, Server, explained, sp
 
 log = structlog.get_logger(__name__)
 
-# Seconds. A dead line is noticed after 3 x (heartbeat + 1): 33 s, where the client's default of 60 takes three minutes.
+# Seconds. A dead connection is detected after 3 x (heartbeat + 1): 33 s; with aiormq's default of 60, 183 s.
 HEARTBEAT_SECONDS = 10
-# Seconds to connect and to open a channel. A broker that is still booting accepts and stays silent.
+# Seconds to connect and to open a channel. A booting broker accepts the connection and does not respond.
 OPEN_TIMEOUT_SECONDS = 10.0
-# Seconds between two attempts to connect, so that many callers cannot make a storm of them.
+# Seconds between two attempts to connect, shared by all callers.
 RECONNECT_PAUSE_SECONDS = 1.0
 
 _PORTS = {"amqp": 5672, "amqps": 5671}
 
-# ChannelInvalidStateError is no AMQPError: the channel closed under a call.
+# ChannelInvalidStateError is not an AMQPError: the channel closed during a call.
 BROKER_ERRORS = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError, asyncio.IncompleteReadError)
 
-# amqp:// or amqps://, or what returns it as it is now.
+# An amqp:// or amqps:// URL, or a function that returns the current one.
 Url = str | Callable[[], str]
 
 
 class BrokerConnection:
-    """A connection to RabbitMQ, opened by the first :meth:`channel` and again after it was lost."""
+    """A connection to RabbitMQ, opened by the first :meth:`channel` and re-created after a loss."""
 
     def __init__(self, url: Url, *, name: str) -> None:
-        """Take *url*, or what returns it as it is now: asked for each connection, for its password may change."""
+        """Use *url*, or call it for each connection, because its password may change."""
         read_leniently()  # one message with an unreadable property must not break every connection
         self._url = url
         self._name = name
-        # Of the connection there is, or will be.
+        # The user of the current or next connection.
         self.user = self._current_url().user
         self._connection: aio_pika.abc.AbstractConnection | None = None
         self._lock = asyncio.Lock()
@@ -60,7 +60,7 @@ class BrokerConnection:
         self._failure = ""
 
     async def channel(self, *, confirms: bool) -> Channel:
-        """Open a channel, connecting first where need be; raise :class:`UnavailableError` if the broker is away."""
+        """Open a channel, connecting first if needed; raise :class:`UnavailableError` if the broker is unavailable."""
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_SECONDS):
                 transport = (await self._connected()).transport
@@ -68,7 +68,7 @@ class BrokerConnection:
                     raise ConnectionError("the connection was closed")
                 return await open_channel(transport.connection, confirms=confirms)
         except (*BROKER_ERRORS, RuntimeError, StopAsyncIteration) as error:
-            # aiormq's words for a connection that closed a moment ago, and for one that ends before its first answer.
+            # aiormq raises RuntimeError and StopAsyncIteration for connections that close during the call.
             raise UnavailableError(f"RabbitMQ is not available: {one_line(error)}") from error
 
     async def _connected(self) -> aio_pika.abc.AbstractConnection:
@@ -77,9 +77,9 @@ class BrokerConnection:
                 return self._connection
             if time.monotonic() < self._failed_at + RECONNECT_PAUSE_SECONDS:
                 raise UnavailableError(f"RabbitMQ is not available: {self._failure}")
-            await self.close()  # what is lost counts as open to the client until somebody says so
+            await self.close()  # aio-pika counts a lost connection as open until it is closed
             url = self._current_url()
-            # It reads the files that the URL names for TLS, so they can be renewed as well.
+            # Reads the TLS files named in the URL, so that they can be renewed.
             made = aio_pika.Connection(
                 url.update_query(heartbeat=HEARTBEAT_SECONDS), client_properties={"connection_name": self._name}
             )
@@ -103,12 +103,12 @@ class BrokerConnection:
             raise ConnectionError(one_line(error)) from error
 
     async def is_blocked(self) -> bool:
-        """Say whether the broker, in a memory or disk alarm, has stopped reading what is published here."""
+        """Return whether a memory or disk alarm of the broker blocks this connection."""
         connection = self._connection
         if connection is None or connection.transport is None or not self.is_open:
             return False
         try:
-            async with asyncio.timeout(0):  # ready() returns without a pause unless the connection is blocked
+            async with asyncio.timeout(0):  # ready() returns immediately unless the connection is blocked
                 await connection.transport.ready()
         except TimeoutError:
             return True
@@ -116,15 +116,15 @@ class BrokerConnection:
 
     @property
     def is_open(self) -> bool:
-        """Say whether there is a connection; a dead line counts as one until its heartbeat is missed."""
-        # aio-pika's own is_closed stays false when aiormq's connection, which it stands on, was lost.
+        """Return whether the connection is open; a dead one counts as open until heartbeats are missed."""
+        # aio-pika's is_closed stays false when its underlying aiormq connection is lost.
         connection = self._connection
         if connection is None or connection.is_closed or connection.transport is None:
             return False
         return not connection.transport.connection.is_closed
 
     async def close(self) -> None:
-        """Close the connection, at most a few seconds long; never raises for a broker that is gone."""
+        """Close the connection within a few seconds; never raises for an unavailable broker."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(*BROKER_ERRORS):

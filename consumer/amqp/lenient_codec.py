@@ -1,8 +1,8 @@
-"""Properties and headers that are not what AMQP says: read as far as they go, and written again.
+"""Reads properties and headers that violate AMQP as far as possible, and makes them writable again.
 
-RabbitMQ stores whatever a publisher sends, and the client library gives up the whole connection over a message id in
-Latin-1, a timestamp in microseconds or headers nested too deep. The message would come again on the next connection,
-and so would all that were delivered with it, for ever. (``tests/integration/amqp/test_hostile_properties.py``)
+RabbitMQ stores whatever a publisher sends, but pamqp fails the whole connection over a message id in Latin-1, a
+timestamp in microseconds or deeply nested headers. The message and everything delivered with it would be redelivered
+for ever (``tests/integration/amqp/test_hostile_properties.py``).
 """
 
 import struct
@@ -11,11 +11,11 @@ from typing import Any
 
 from pamqp import decode, encode
 
-# Bytes of a short string, by AMQP 0-9-1.
+# Bytes of a short string (AMQP 0-9-1).
 _SHORT_STRING_BYTES = 255
-# The one header of a table that could not be read: its bytes as they came.
+# The only header of an unreadable table: its raw bytes.
 UNREADABLE = "x-closeout-unreadable-headers"
-# Tables within tables that are written. pamqp does it by recursion, two of Python's thousand frames each.
+# Nested tables that are written. pamqp recurses, with two of Python's 1,000 frames per level.
 _DEPTH_MAX = 50
 
 _short_string = decode.METHODS["shortstr"]
@@ -23,14 +23,14 @@ _table = decode.METHODS["table"]
 
 
 def read_leniently() -> None:
-    """Teach pamqp, in this process, to read every property and header that RabbitMQ passes on."""
-    # The two registries are pamqp's own way from a type's name, or its tag, to what reads it.
+    """Make pamqp, in this process, read every property and header that RabbitMQ delivers. Safe to repeat."""
+    # pamqp looks up decoders by type name and by tag in these two registries.
     decode.METHODS.update(shortstr=_read_short_string, timestamp=_read_timestamp, table=_read_table)
     decode.TABLE_MAPPING[b"T"] = _read_timestamp_header
 
 
 def writable(value: object, depth: int = 0) -> Any:  # noqa: ANN401 - whatever a header can hold
-    """Return *value*, which was read from a header, as one that can be written; what cannot be becomes its text."""
+    """Return *value*, read from a header, in a form that pamqp can write; an unwritable value becomes its text."""
     match value:
         case bytes():
             made: object = bytearray(value)
@@ -56,7 +56,7 @@ def _can_be_written(value: Any) -> bool:  # noqa: ANN401 - as above
 
 
 def _is_single(value: float) -> bool:
-    """Say whether *value* survives being written: pamqp writes single precision only."""
+    """Return whether *value* is unchanged by writing: pamqp writes single precision only."""
     try:
         return bool(struct.unpack(">f", struct.pack(">f", value))[0] == value)
     except OverflowError:
@@ -69,12 +69,12 @@ def _read_short_string(value: bytes) -> tuple[int, Any]:
     except UnicodeDecodeError:
         end = 1 + value[0]
         text = value[1:end].decode("utf-8", "backslashreplace")
-        # Escaped it may be longer than AMQP lets it be; what is cut stays UTF-8, for an escape is ASCII.
+        # Escapes may exceed the AMQP limit. The cut text stays UTF-8, because escapes are ASCII.
         return end, text.encode()[:_SHORT_STRING_BYTES].decode("utf-8", "ignore")
 
 
 def _read_timestamp(value: bytes) -> tuple[int, Any]:
-    """Read seconds, and the finer units that clocks like to count in; ``None`` for what no calendar holds."""
+    """Read seconds, milli-, micro- or nanoseconds; ``None`` for a time outside the calendar."""
     (count,) = struct.unpack(">Q", value[:8])
     for unit in (1, 1_000, 1_000_000, 1_000_000_000):
         if count // unit <= 0xFFFF_FFFF:  # the year 2106, as pamqp has it
@@ -83,8 +83,8 @@ def _read_timestamp(value: bytes) -> tuple[int, Any]:
 
 
 def _read_timestamp_header(value: bytes) -> tuple[int, Any]:
-    length, moment = _read_timestamp(value)
-    return length, struct.unpack(">Q", value[:8])[0] if moment is None else moment
+    length, time = _read_timestamp(value)
+    return length, struct.unpack(">Q", value[:8])[0] if time is None else time
 
 
 def _read_table(value: bytes) -> tuple[int, Any]:

@@ -1,8 +1,7 @@
-"""What must exist at the broker: exchanges, queues, bindings. Contract sections 1, 4 and 5.
+"""The exchanges, queues and bindings that must exist at the broker.
 
-``deploy/rabbitmq/definitions.json`` says the same, and who may do what with it, for those who import it.
-
-Declared by ``closeout topology`` as a user who may configure; the worker may not, and declares nothing.
+``deploy/rabbitmq/definitions.json`` has the same, with permissions, for import. ``closeout topology`` declares them as
+a user with configure permission; the worker has none and declares nothing.
 """
 
 from collections.abc import Awaitable, Callable
@@ -25,11 +24,11 @@ from consumer.contract.names import (
 )
 from consumer.errors import UnavailableError, one_line
 
-# Milliseconds between two tries at a run that fails for a reason of its own.
+# Milliseconds between two attempts at a run that fails for a reason that lies in the run.
 RETRY_DELAY_MS = 10_000
-# A quorum queue counts deliveries, also those that only a lost connection brought back, and RabbitMQ 4 drops a message
-# after 20 unless told otherwise: an outage would park good messages. Attempts are counted by us (parked/copies.py),
-# so the broker's limit is set out of reach, and what it would drop all the same goes to the parked queue.
+# A quorum queue also counts redeliveries after a lost connection, and RabbitMQ 4 drops a message after 20 by default:
+# an outage would drop good messages. Closeout counts attempts itself (parked/copies.py), so the broker's limit is set
+# out of reach, and what it would still drop is dead-lettered to the parked queue.
 UNREACHABLE_DELIVERY_LIMIT = 2**31 - 1
 
 
@@ -51,7 +50,7 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """Everything this project needs at the broker."""
+    """Everything that must exist at the broker."""
 
     exchanges: tuple[Exchange, ...]
     queues: tuple[Queue, ...]
@@ -59,7 +58,7 @@ class Topology:
 
 
 def _quorum(name: str, **arguments: str | int) -> Queue:
-    # On every queue: looking at the parked ones counts as delivering them, and they have nowhere else to go.
+    # On every queue: reading parked messages counts as delivering them.
     arguments["delivery_limit"] = UNREACHABLE_DELIVERY_LIMIT
     named = {f"x-{key.replace('_', '-')}": value for key, value in arguments.items()}
     return Queue(name, MappingProxyType({"x-queue-type": "quorum", **named}))
@@ -69,7 +68,7 @@ TOPOLOGY = Topology(
     exchanges=(
         Exchange(RUNS_EXCHANGE, "topic"),
         Exchange(EVENTS_EXCHANGE, "topic"),
-        # By which the worker reaches its own two queues, without the right to write every queue there is.
+        # The worker writes its own two queues through it, without permission to write to every queue.
         Exchange(INTERNAL_EXCHANGE, "direct"),
     ),
     queues=(
@@ -78,7 +77,7 @@ TOPOLOGY = Topology(
             RUN_COMPLETED_QUEUE,
             dead_letter_exchange="",
             dead_letter_routing_key=PARKED_QUEUE,
-            # Dead letters are confirmed like any publish; this asks for overflow to refuse rather than drop.
+            # At-least-once dead lettering needs it: overflow is refused, not dropped.
             dead_letter_strategy="at-least-once",
             overflow="reject-publish",
         ),
@@ -100,14 +99,14 @@ TOPOLOGY = Topology(
 
 
 class TopologyMismatchError(Exception):
-    """Something of the name exists and differs; the text says what, and what to do."""
+    """An exchange or queue exists with other properties; the text names it and what to do."""
 
 
 async def declare(connection: BrokerConnection, topology: Topology = TOPOLOGY) -> list[str]:
-    """Declare *topology*, which may be there already; return a line for each thing that stands now.
+    """Declare *topology*; return a line for each object that now exists. Safe to repeat.
 
-    Raises :class:`TopologyMismatchError` naming everything that exists with other properties, and
-    :class:`UnavailableError` if the broker is away or refuses for another reason.
+    Raises :class:`TopologyMismatchError` naming every object that exists with other properties, and
+    :class:`UnavailableError` if the broker is unavailable or refuses for another reason.
     """
     done: list[str] = []
     faults: list[str] = []
@@ -146,15 +145,15 @@ async def _declare_one(
     faults: list[str],
     declare_it: _Declare,
 ) -> None:
-    # A channel each: the broker closes the one on which a declaration did not match.
+    # One channel per declaration: the broker closes the channel after a mismatch.
     channel: AmqpChannel = await connection.channel(confirms=False)
     try:
         await declare_it(channel)
     except AMQPChannelError as error:
-        words = one_line(error)
-        if "inequivalent" not in words:
-            raise UnavailableError(f"{what}: RabbitMQ refused: {words}") from error
-        faults.append(_in_words(what, words))
+        message = one_line(error)
+        if "inequivalent" not in message:
+            raise UnavailableError(f"{what}: RabbitMQ refused: {message}") from error
+        faults.append(_describe_mismatch(what, message))
     except BROKER_ERRORS as error:
         raise UnavailableError(f"{what}: {one_line(error)}") from error
     else:
@@ -162,10 +161,10 @@ async def _declare_one(
         await channel.close()
 
 
-def _in_words(what: str, complaint: str) -> str:
+def _describe_mismatch(what: str, complaint: str) -> str:
     """Turn ``inequivalent arg 'x-queue-type' for ...: received 'quorum' but current is 'classic'`` into advice."""
     details = complaint.rpartition("inequivalent arg ")[2]
     return (
-        f"{what} exists with other properties: {details}. Either keep it and change closeout's topology, or drain it, "
-        f"delete it and run closeout topology again."
+        f"{what} exists with other properties: {details}. Drain and delete it, then run closeout topology again; "
+        f"or keep it and change closeout's topology."
     )

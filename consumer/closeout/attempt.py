@@ -1,4 +1,4 @@
-"""One try at closing out a batch, and what became of each of its runs."""
+"""One attempt to close out a batch, and its results per run."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,7 +10,7 @@ from consumer.phases import OnPhase, PhaseMachine, TransactionPhase
 from domains.result import DomainResult
 from domains.run import RunKey
 
-# Opened around one attempt, with its runs and its mode; it may yield a function that is called at each phase.
+# Opened around one attempt with its runs and mode; may yield a function that is called at each phase.
 ObserveAttempt = Callable[[Sequence[Arrival], str], AbstractContextManager[OnPhase | None]]
 
 
@@ -21,7 +21,7 @@ def unobserved(_arrivals: Sequence[Arrival], _mode: str) -> AbstractContextManag
 
 @dataclass(slots=True)
 class Attempt:
-    """One try at a batch: where it stands, what it has done, and what it will tell downstream."""
+    """The state of one attempt: its phase, what it has written, and the events it will publish."""
 
     arrivals: Sequence[Arrival]
     machine: PhaseMachine = field(default_factory=PhaseMachine)
@@ -32,12 +32,12 @@ class Attempt:
     events: list[OutboxEvent] = field(default_factory=list)
 
     def claimed(self, claims: dict[RunKey, Claim]) -> None:
-        """Note what the inbox said of each arrival."""
+        """Store the claim of each arrival."""
         self.claims = claims
         self.new = [arrival for arrival in self.arrivals if claims[arrival.key].new]
 
     def done(self, phase: TransactionPhase, results: dict[RunKey, DomainResult]) -> None:
-        """Note what was done for each run, and move to *phase*."""
+        """Store the result for each run, and move to *phase*."""
         for key, result in results.items():
             self.results[key].append(result)
         self.operations.append(f"{phase}: {_summary(results)}")

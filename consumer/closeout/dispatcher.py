@@ -1,4 +1,4 @@
-"""The flag that chooses: which runs are closed out atomically, which on the legacy path, and what falls back."""
+"""Chooses the path of each run: atomic or legacy, by the rollout settings; isolates a bad run in a batch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Who is closed out atomically: with *enabled* the tenants named, or all if none is."""
+    """The rollout settings: if *enabled*, runs of *tenants* are atomic, or of all tenants if the set is empty."""
 
     enabled: bool
     tenants: frozenset[str] = frozenset()
     fallback: bool = False
 
     def is_atomic(self, tenant_id: str) -> bool:
-        """Say whether runs of *tenant_id* go through the coordinator."""
+        """Return whether runs of *tenant_id* are closed out atomically."""
         return self.enabled and (not self.tenants or tenant_id in self.tenants)
 
 
 class Dispatcher:
-    """Closes out runs by the path that each one's tenant is on."""
+    """Closes out each run on its tenant's path."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Dispatcher:
         self._legacy = legacy
         self._rollout = rollout
         self._metrics = metrics
-        # Says that the worker is leaving or has paused: nothing that failed is then tried again in place.
+        # Returns true once the worker stops or pauses: failures are then not retried in place.
         self._give_up = give_up
 
     async def close_out(self, arrivals: Sequence[Arrival]) -> list[Outcome]:
@@ -54,27 +54,27 @@ class Dispatcher:
         outcomes: dict[int, Outcome] = {}
         if atomic:
             for arrival, outcome in zip(atomic, await isolate(self._atomically, atomic), strict=True):
-                outcomes[id(arrival)] = await self._second_path(arrival, outcome)
-        away: Outcome | None = None
+                outcomes[id(arrival)] = await self._legacy_if_needed(arrival, outcome)
+        outage: Outcome | None = None
         for arrival in arrivals:
             if id(arrival) not in outcomes:
-                # One by one, each would wait for a database that is away, and hold its delivery.
-                outcome = outcomes[id(arrival)] = away or await self._legacy_way(arrival)
-                away = outcome if _is_away(outcome) else None
+                # After one transient failure the others fail with it, or each would wait for the database in turn.
+                outcome = outcomes[id(arrival)] = outage or await self._legacy_way(arrival)
+                outage = outcome if _is_transient(outcome) else None
         return [outcomes[id(arrival)] for arrival in arrivals]
 
     async def _atomically(self, arrivals: Sequence[Arrival]) -> Sequence[Outcome]:
         return await retry_transient(lambda: self._coordinator.execute_many(arrivals), give_up=self._give_up)
 
-    async def _second_path(self, arrival: Arrival, outcome: Outcome) -> Outcome:
-        """Finish on the legacy path what was begun there, and what falls back to it."""
+    async def _legacy_if_needed(self, arrival: Arrival, outcome: Outcome) -> Outcome:
+        """Finish a legacy close-out on the legacy path, and fall back to it where that is enabled."""
         if isinstance(outcome, TransactionResult):
             return await self._legacy_way(arrival) if outcome.state == "unfinished" else outcome
         error = outcome.error
         if not (self._rollout.fallback and isinstance(error, TransactionFailed)):
             return outcome
-        if _is_away(outcome):
-            return outcome  # without a database there is no other path either
+        if _is_transient(outcome):
+            return outcome  # the legacy path needs the database too
         log.warning(
             "falling back to non-atomic writes",
             tenant_id=arrival.run.tenant_id, run_id=str(arrival.run.run_id), phase=error.phase, error=one_line(error),
@@ -89,14 +89,15 @@ class Dispatcher:
             return Failed(error)
 
 
-def _is_away(outcome: Outcome) -> bool:
+def _is_transient(outcome: Outcome) -> bool:
     return isinstance(outcome, Failed) and fault_of(outcome.error) is Fault.TRANSIENT
 
 
 async def isolate(close_out: CloseOut, arrivals: Sequence[Arrival]) -> list[Outcome]:
-    """Return an outcome for each of *arrivals*, in order; only those that fail alone have failed.
+    """Return an outcome for each of *arrivals*, in order; a run has failed only if it fails alone.
 
-    An infrastructure error is nobody's fault: then the whole part has failed and nothing is isolated.
+    A batch shares a commit, not a fate: when an error may lie in the data, the batch is retried in halves. A transient
+    error fails the whole part, and nothing is isolated.
     """
     try:
         return list(await close_out(arrivals))
@@ -108,9 +109,9 @@ async def isolate(close_out: CloseOut, arrivals: Sequence[Arrival]) -> list[Outc
 
 
 async def count_shadows(arrivals: Sequence[Arrival], *, close_out: CloseOut, metrics: Metrics) -> Sequence[Outcome]:
-    """Close out *arrivals* and count the results of policies in shadow, of runs that were committed now.
+    """Close out *arrivals*, and count the results of shadow policies for runs committed now.
 
-    By result only: the number of policies has no bound, and a scrape's size must have one.
+    The result is the only label: the number of policies is unbounded, and the size of a scrape must be bounded.
     """
     outcomes = await close_out(arrivals)
     for outcome in outcomes:

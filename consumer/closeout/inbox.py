@@ -1,4 +1,4 @@
-"""The claim: the one place that decides whether a run is new. Contract section 3, ``run_completions``."""
+"""The claim on ``run_completions``: the only place that decides whether a run is new."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -28,17 +28,17 @@ _FROM_RUN = (
 
 
 class Arrival(NamedTuple):
-    """A run as it arrived: what the claim stores beside the run's own fields, and the trace that it belongs to."""
+    """A run with what the claim stores next to its fields, and its trace context."""
 
     run: CompletedRun
     digest: bytes
     received_at: datetime
     message_id: str | None = None
-    trace: TraceContext | None = None  # what is done for the run, and its events, belong under it
+    trace: TraceContext | None = None  # parent of the run's spans and events
 
     @classmethod
     def of(cls, run: CompletedRun) -> "Arrival":
-        """Return *run* as if it arrived now, for callers that have no message; the digest is of the run itself."""
+        """Return *run* as if it arrived now, for callers without a message; the digest is of the run itself."""
         return cls(run, sha256(_json.encode(run)).digest(), datetime.now(UTC))
 
     @property
@@ -48,16 +48,16 @@ class Arrival(NamedTuple):
 
 
 class ClaimState(Enum):
-    """What the inbox says about an arrival."""
+    """The result of claiming an arrival."""
 
     NEW = "new"
     DUPLICATE = "duplicate"
     CONFLICT = "conflict"
-    UNFINISHED = "unfinished"  # a legacy close-out stopped half-way
+    UNFINISHED = "unfinished"  # a legacy close-out stopped before its last write
 
 
 class Claim(NamedTuple):
-    """The claim on one run: whether it is new, and the phase and digest that are stored for it."""
+    """The claim on one run: whether it is new, and its stored phase and digest."""
 
     new: bool
     phase: TransactionPhase
@@ -65,7 +65,7 @@ class Claim(NamedTuple):
     finished: bool = True
 
     def state_of(self, arrival: Arrival) -> ClaimState:
-        """Say what the inbox makes of *arrival*; for one that is :attr:`new`, the one that was claimed."""
+        """Return the state of *arrival* under this claim."""
         if arrival.digest != self.digest:
             return ClaimState.CONFLICT
         if self.new:
@@ -86,7 +86,7 @@ def _claim_statement(phase: TransactionPhase, mode: str, *, finished: bool) -> C
     )
 
 
-# The row is written as COMMITTED at once: nobody can see it before the COMMIT, and an update would be a second version.
+# The row is written as COMMITTED: it is invisible before the COMMIT, and an UPDATE would write a second version.
 _CLAIM_ATOMIC = _claim_statement(TransactionPhase.COMMITTED, "atomic", finished=True)
 _CLAIM_LEGACY = _claim_statement(TransactionPhase.NOT_STARTED, "legacy", finished=False)
 
@@ -107,10 +107,10 @@ _EXISTING = Compiled(
 
 
 async def claim(conn: AsyncConnection, arrivals: Sequence[Arrival], *, legacy: bool = False) -> dict[RunKey, Claim]:
-    """Claim each of *arrivals*, whose keys must differ, and say which are new.
+    """Claim each of *arrivals*, whose keys must differ, and return the claims by key.
 
-    Waits for another transaction that holds the same key, so two workers cannot both find a run new. Keys are
-    claimed in order, so that two batches cannot wait for each other.
+    Waits for another transaction that holds the same key, so that two workers cannot both find a run new. Claims are
+    made in key order, so that two batches cannot deadlock.
     """
     ordered = sorted(arrivals, key=_key_of)
     statement = _CLAIM_LEGACY if legacy else _CLAIM_ATOMIC
@@ -131,8 +131,8 @@ async def _existing(conn: AsyncConnection, keys: Sequence[RunKey]) -> dict[RunKe
         for tenant_id, run_id, digest, phase, finished in found
     }
     if len(claims) < len(keys):
-        # Deleted between the two statements, by pruning: the next attempt finds it new.
-        raise UnavailableError("a claimed run vanished while it was looked at; trying again")
+        # Pruned between the two statements: the next attempt finds it new.
+        raise UnavailableError("a claimed run was deleted during the claim; retrying")
     return claims
 
 

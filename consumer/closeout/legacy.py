@@ -1,7 +1,7 @@
-"""The non-atomic way, beside which the coordinator is rolled out: three writes, each in a transaction of its own.
+"""The legacy, non-atomic path: three writes, each in a separate transaction. The coordinator replaces it gradually.
 
-A crash between two of them leaves a run half closed out, which is what the coordinator exists to prevent; here the
-phase that each write stores with itself lets a redelivery go on where the last one stopped.
+A crash between two writes leaves a run partly closed out. Each write stores its phase in the same transaction, so that
+a redelivery resumes where the last one stopped.
 """
 
 from datetime import UTC, datetime
@@ -44,7 +44,7 @@ _NEXT = {
 
 
 class LegacyCloseOut:
-    """Closes out one run at a time, a write at a time. Safe to repeat at any point."""
+    """Closes out one run at a time, one write at a time. Safe to repeat at any point."""
 
     mode = "legacy"
 
@@ -64,7 +64,7 @@ class LegacyCloseOut:
         self._observe_attempt = observe
 
     async def execute(self, arrival: Arrival) -> TransactionResult:
-        """Close out *arrival*, or what is left of it; raise :class:`TransactionFailed` where a write failed."""
+        """Close out *arrival*, or finish it; raise :class:`TransactionFailed` if a write fails."""
         run = arrival.run
         about = structlog.contextvars.bound_contextvars(tenant_id=run.tenant_id, run_id=str(run.run_id), mode=self.mode)
         with about, self._observe_attempt([arrival], self.mode) as on_phase:
@@ -93,19 +93,19 @@ class LegacyCloseOut:
         return TransactionResult(run.tenant_id, run.run_id, "committed", phase, tuple(results))
 
     async def _step(self, arrival: Arrival, phase: TransactionPhase, results: list[DomainResult]) -> TransactionPhase:
-        """Do the write after *phase* in one transaction with the phase itself; return the phase that stands then."""
+        """Make the write after *phase* and store its phase in one transaction; return the phase that is now stored."""
         try:
             async with self._engine.begin() as conn:
                 stored = await _lock(conn, arrival.key)
                 if stored is not phase:
-                    return stored  # another worker has gone on in the meantime
+                    return stored  # another worker has advanced it meanwhile
                 machine = PhaseMachine(stored)
                 results += await self._write(conn, arrival, machine.advance(_NEXT[stored]))
                 await _store(conn, arrival.key, machine.current)
         except Exception as error:
             self._metrics.rollbacks.labels(phase.value).inc()
             self._metrics.transactions.labels(self.mode, "rolled_back").inc()
-            log.warning("write failed; a redelivery goes on from here", phase=phase, error=one_line(error))
+            log.warning("write failed; a redelivery resumes from this phase", phase=phase, error=one_line(error))
             raise TransactionFailed(
                 phase=phase, results=tuple(results), operations=(), rolled_back=True, cause=error
             ) from error
@@ -114,7 +114,7 @@ class LegacyCloseOut:
 
     async def _write(self, conn: AsyncConnection, arrival: Arrival, phase: TransactionPhase) -> list[DomainResult]:
         run, now = arrival.run, datetime.now(UTC)
-        # The conditions may have changed since the write before: the price of a path that is not atomic.
+        # Policies may have changed since the previous write: a cost of the non-atomic path.
         evaluation = evaluate(run, await self._policies.current(conn))
         match phase:
             case _P.INCIDENT_CREATED:
@@ -128,7 +128,7 @@ class LegacyCloseOut:
             case _:
                 finding_stored = await standing(conn, run.key)
                 if finding_stored is None:
-                    raise UnavailableError("the incident of a half-done run vanished; trying again")
+                    raise UnavailableError("the incident of a partly closed-out run was deleted; retrying")
                 kept = await record_evaluation_once(conn, evaluation)
                 await outbox.stage(conn, events_for(run, finding_stored, kept, now=now, trace=arrival.trace))
                 return []
@@ -147,7 +147,7 @@ class LegacyCloseOut:
                     self._metrics.phase_entered.labels(_P.EVENTS_PUBLISHED.value).inc()
                     return _P.EVENTS_PUBLISHED
         except Exception as error:  # noqa: BLE001 - after COMMITTED nothing may fail the run; the relay goes on
-            log.warning("events left to the relay", error=one_line(error))
+            log.warning("events not published; the relay retries", error=one_line(error))
         return phase
 
 

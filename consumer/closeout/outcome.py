@@ -14,9 +14,8 @@ from domains.result import DomainResult
 class TransactionFailed(Exception):  # noqa: N818 - the contract's name
     """An attempt to close out runs was rolled back.
 
-    ``phase`` is the phase that was reached, ``results`` what the domains had done by then, ``operations`` the same
-    last first, as the ROLLBACK undid it. The cause is ``__cause__``, and ``rolled_back`` is false where the server
-    did not confirm the rollback.
+    ``phase`` is the phase reached, ``results`` the domain results by then, and ``operations`` the rollback stack, last
+    operation first. The error is ``__cause__``. ``rolled_back`` is false if the server did not confirm the rollback.
     """
 
     def __init__(
@@ -38,11 +37,11 @@ class TransactionFailed(Exception):  # noqa: N818 - the contract's name
 
 @dataclass(frozen=True, slots=True)
 class TransactionResult:
-    """What became of one run: committed now, or found to be there already.
+    """The result for one run: committed now, or already stored.
 
-    ``state`` is ``committed``; ``duplicate`` (closed out before, nothing written); ``conflict`` (the same identity
-    with another content: nothing written); or ``unfinished`` (a legacy close-out stopped half-way, nothing written).
-    ``phase`` is the run's phase now. ``results`` has one entry a domain for a run that was committed now.
+    ``state`` is ``committed``; ``duplicate`` (already closed out); ``conflict`` (same identity, different content); or
+    ``unfinished`` (a legacy close-out stopped before its last write). Only ``committed`` wrote anything. ``phase`` is
+    the run's current phase. ``results`` has one entry per domain if the run was committed now.
     """
 
     tenant_id: str
@@ -54,12 +53,12 @@ class TransactionResult:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The run was not closed out, and why."""
+    """The run was not closed out because of *error*."""
 
     error: BaseException
 
 
 Outcome = TransactionResult | Failed
 
-# Returns an outcome for each arrival, in their order; failures are values.
+# Returns an outcome for each arrival, in order; failures are values.
 CloseOut = Callable[[Sequence[Arrival]], Awaitable[Sequence[Outcome]]]

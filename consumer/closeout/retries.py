@@ -1,4 +1,4 @@
-"""Trying again at once what the moment spoiled: a lost connection, a deadlock, a server that is just restarting."""
+"""Immediate retries after transient errors: a lost connection, a deadlock, a restarting server."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -14,10 +14,10 @@ from consumer.errors import Fault, fault_of
 
 T = TypeVar("T")
 
-# Seconds of trying before it counts as an outage. A restart of PostgreSQL takes two to five; deliveries that are held
-# longer than this are better off in the queue, where another worker can have them.
+# Seconds of retries before an error counts as an outage. PostgreSQL restarts in two to five; after that deliveries are
+# better off in the queue, where another worker can take them.
 GIVE_UP_AFTER_SECONDS = 6.0
-# Seconds. The first pause is random between 0 and 0.05, so that two workers that deadlocked do not meet again.
+# Seconds. The first pause is random between 0 and 0.05, so that two deadlocked workers do not collide again.
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 1.0
 
@@ -28,9 +28,9 @@ async def retry_transient(
     give_up_after: float = GIVE_UP_AFTER_SECONDS,
     give_up: Callable[[], bool] = lambda: False,
 ) -> T:
-    """Return what *work* returns, repeating it while its error is the moment's; its last error passes through.
+    """Return the result of *work*; retry while it fails with a transient error, then raise its last error.
 
-    Once *give_up* says so, the next failure is the last.
+    Once *give_up* returns true, the next failure is the last.
     """
     too_late = stop_after_delay(give_up_after)
     retrying = AsyncRetrying(
@@ -40,7 +40,7 @@ async def retry_transient(
         reraise=True,
     )
 
-    async def once() -> T:  # tenacity awaits only what it sees to be a coroutine function
+    async def once() -> T:  # tenacity awaits only coroutine functions
         return await work()
 
     return await retrying(once)

@@ -1,4 +1,4 @@
-"""The durable record of an attempt that was rolled back."""
+"""The durable record of each attempt that was rolled back."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,12 +15,12 @@ from domains.completions import rollbacks
 from domains.database.statements import columns_of, unnest
 from domains.run import RunKey
 
-_OF_ANOTHER = "a run of this batch could not be written; each is tried again by itself, and the one at fault says why"
+_OF_ANOTHER = "another run of this batch could not be written; see that run's own record"
 _COLUMNS = (
     "tenant_id", "rollback_id", "run_id", "phase_reached", "operations", "error_type", "error", "occurred_at",
 )  # fmt: skip
 _given = unnest(rollbacks, _COLUMNS)
-# The attempt is counted over all workers: rollbacks of the run so far, and this one.
+# The attempt number counts the run's rollbacks by all workers, this one included.
 _attempt = cast(
     1
     + select(func.count())
@@ -43,11 +43,11 @@ async def record_rollbacks(
     operations: Sequence[str],
     error: BaseException,
 ) -> None:
-    """Write one row for each of *keys*, in a transaction of its own, after the rollback.
+    """Write one row for each of *keys* in a separate transaction, after the rollback.
 
-    *operations* is the rollback stack, last first. Raises what the database raises; the caller must not let that
-    hide the first error. Where the error lies in one run's data and *keys* are of several tenants, its text is left
-    out, for PostgreSQL quotes rows: the run at fault is tried again by itself, and its own record then has it.
+    *operations* is the rollback stack, last first. Raises the database's errors; the caller must not let them hide the
+    first error. The error's text is omitted if it may lie in one run's data and *keys* span tenants, because PostgreSQL
+    quotes rows: the bad run is retried alone, and its own record then has the text.
     """
     done = msgspec.json.encode(list(operations)).decode()
     kind = type(getattr(error, "orig", None) or error).__name__

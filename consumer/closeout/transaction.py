@@ -1,4 +1,4 @@
-"""The atomic close-out: claim, incident, policy, trace, outbox, COMMIT; then the events, confirmed, and the mark.
+"""The atomic close-out: claim, incident, policy, trace, outbox, COMMIT; then publish with confirms, and mark.
 
 Every step takes all runs of a batch and issues one statement; a single run is a batch of one.
 """
@@ -35,14 +35,14 @@ from domains.traces.writes import complete as complete_traces
 
 log = structlog.get_logger(__name__)
 
-# Seconds for writing the rollback record; in an outage it is given up, the first error matters more.
+# Seconds to write the rollback record. In an outage it is abandoned: the first error matters more.
 _RECORD_TIMEOUT_SECONDS = 5.0
 
 
 class RunCompletionTransaction:
-    """Closes out runs atomically: all of a run's rows are committed together, or none.
+    """Closes out runs atomically: all rows of a run are committed together, or none.
 
-    Events are published after the commit if there is a *publisher*; what it cannot deliver stays in the outbox.
+    A *publisher* publishes events after the commit; events that it cannot publish stay in the outbox.
     """
 
     mode = "atomic"
@@ -57,7 +57,7 @@ class RunCompletionTransaction:
         observe: ObserveAttempt = unobserved,
     ) -> None:
         self._engine = engine
-        # BEGIN and COMMIT are said to the driver; the mark, one statement, would be three round trips with them.
+        # AUTOCOMMIT: BEGIN and COMMIT go to the driver, and the mark, one statement, needs neither.
         self._sessions = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._policies = policies
         self._publisher = publisher
@@ -71,15 +71,15 @@ class RunCompletionTransaction:
     async def execute_many(self, runs: Sequence[CompletedRun | Arrival]) -> list[TransactionResult]:
         """Close out *runs* in one transaction and return a result for each, in their order.
 
-        Raises :class:`TransactionFailed` if the transaction, and so every run in it, was rolled back. A run that is
-        given twice is a duplicate, or a conflict, the second time.
+        Raises :class:`TransactionFailed` if the transaction, and so every run in it, was rolled back. The second of two
+        runs with one key is a duplicate or a conflict.
         """
         arrivals = [run if isinstance(run, Arrival) else Arrival.of(run) for run in runs]
         unique: dict[RunKey, Arrival] = {}
         for arrival in arrivals:
             unique.setdefault(arrival.key, arrival)
         firsts = list(unique.values())
-        about = structlog.contextvars.bound_contextvars(**_about(firsts))
+        about = structlog.contextvars.bound_contextvars(**_log_context(firsts))
         with about, self._observe_attempt(firsts, self.mode) as on_phase:
             attempt = Attempt(firsts, PhaseMachine(on_phase=on_phase), results={key: [] for key in unique})
             await self._commit(attempt)
@@ -90,12 +90,12 @@ class RunCompletionTransaction:
     async def _commit(self, attempt: Attempt) -> None:
         started = perf_counter()
         try:
-            async with DriverTransaction.begun(self._sessions) as transaction:
+            async with DriverTransaction.started(self._sessions) as transaction:
                 await self._within(transaction, attempt)
         except TransactionFailed:
             raise
         except Exception as error:
-            # No connection was had, so nothing was begun and there is nothing to undo or to record.
+            # No connection: no transaction started, so nothing is undone or recorded.
             raise self._failed(attempt, error, rolled_back=True) from error
         self._metrics.transaction_duration.labels(self.mode).observe(perf_counter() - started)
 
@@ -104,7 +104,7 @@ class RunCompletionTransaction:
             await self._write(transaction.conn, attempt)
             await transaction.commit()
         except BaseException as error:
-            # The shield keeps a second cancellation from leaving the rollback half said.
+            # The shield protects the rollback from a second cancellation.
             failure = await asyncio.shield(self._undo(transaction, attempt, error))
             if isinstance(error, Exception):
                 raise failure from error
@@ -119,7 +119,7 @@ class RunCompletionTransaction:
             await self._write_new(conn, attempt, [arrival.run for arrival in attempt.new], now)
         waiting = [key for key, claim in attempt.claims.items() if claim.phase is TransactionPhase.COMMITTED]
         if waiting:
-            # Of runs that were committed before: what a crash, or another worker, has not published yet.
+            # Committed earlier: events that a crash or another worker left unpublished.
             attempt.events += await outbox.unpublished(conn, waiting)
 
     async def _write_new(
@@ -172,21 +172,21 @@ class RunCompletionTransaction:
         )
 
     async def _publish(self, attempt: Attempt) -> set[RunKey]:
-        """Publish and mark; never raises: the commit stands, and the relay takes what is left."""
+        """Publish and mark. Never raises: the run is committed, and the relay publishes what is left."""
         if self._publisher is None or not attempt.events:
             return set()
         try:
             outcome = await self._publisher.publish(attempt.events)
             if outcome.failure:
-                left = len(attempt.events) - len(outcome.confirmed)
-                log.warning("events left to the relay", events=left, error=outcome.failure)
+                unpublished = len(attempt.events) - len(outcome.confirmed)
+                log.warning("events not published; the relay retries", events=unpublished, error=outcome.failure)
             if not outcome.confirmed:
                 return set()
             async with self._sessions.connect() as conn:
                 done = await outbox.mark(conn, outcome.confirmed)
             self._metrics.phase_entered.labels(TransactionPhase.EVENTS_PUBLISHED.value).inc(len(done))
         except Exception as error:  # noqa: BLE001 - after COMMITTED nothing may fail the run
-            log.warning("events not marked as published; the relay repeats them", error=one_line(error))
+            log.warning("events not marked as published; the relay publishes them again", error=one_line(error))
             return set()
         return done
 
@@ -230,8 +230,8 @@ _STATE: dict[ClaimState, Literal["committed", "duplicate", "conflict", "unfinish
 }
 
 
-def _about(arrivals: Sequence[Arrival]) -> dict[str, object]:
-    """Return what a log line says it is about: the run, or how many there are."""
+def _log_context(arrivals: Sequence[Arrival]) -> dict[str, object]:
+    """Return the log context of a batch: the run, or the number of runs."""
     if len(arrivals) == 1:
         run = arrivals[0].run
         return {"tenant_id": run.tenant_id, "run_id": str(run.run_id)}

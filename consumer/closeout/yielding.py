@@ -1,4 +1,4 @@
-"""Long work in the event loop, with turns for everybody else: heartbeats, acks, probes, other transactions."""
+"""Cooperative yields in long computations, so that heartbeats, acks, probes and other transactions run."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -8,29 +8,29 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Seconds that one task may hold the loop. A usual batch of a hundred runs is decoded in 3 ms and never pauses.
-TURN_SECONDS = 0.05
+# Seconds that one task may hold the loop. A batch of a hundred runs is decoded in 3 ms and never yields.
+YIELD_AFTER_SECONDS = 0.05
 
 
-class Turns:
-    """Counts from its making, or from the last pause."""
+class CooperativeYield:
+    """Measures the time since it was created, or since the last yield."""
 
     __slots__ = ("_since",)
 
     def __init__(self) -> None:
         self._since = perf_counter()
 
-    async def pause_if_due(self) -> None:
-        """Let the loop turn once if this task has held it too long."""
-        if perf_counter() - self._since > TURN_SECONDS:
+    async def yield_if_due(self) -> None:
+        """Yield to the event loop if this task has held it too long."""
+        if perf_counter() - self._since > YIELD_AFTER_SECONDS:
             await asyncio.sleep(0)
             self._since = perf_counter()
 
 
 async def each(items: Sequence[T], work: Callable[[T], R]) -> list[R]:
-    """Return what *work* makes of each of *items*, in order, with turns between."""
-    turns, done = Turns(), []
+    """Return the result of *work* for each of *items*, in order, yielding to the event loop between them."""
+    yielding, done = CooperativeYield(), []
     for item in items:
-        await turns.pause_if_due()
+        await yielding.yield_if_due()
         done.append(work(item))
     return done

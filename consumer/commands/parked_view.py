@@ -56,10 +56,10 @@ def print_report(report: Report, done: str, *, as_json: bool) -> None:
                 "messages": [as_plain(message) for message in report.rows],
                 "count": report.count,
                 "by_reason": dict(report.reasons.most_common()),
-                "left_untrusted": report.vouching_needed,
+                "left_untrusted": report.untrusted,
                 "not_confirmed": report.failed,
                 "failure": report.failure,
-                "complete": report.failure is None and report.looked_at >= report.expected,
+                "complete": report.failure is None and report.visited >= report.expected,
             }
         )
     else:
@@ -68,15 +68,15 @@ def print_report(report: Report, done: str, *, as_json: bool) -> None:
 
 def warn(report: Report) -> bool:
     """Say on standard error what stood in the way; return whether anything did."""
-    if report.vouching_needed:
-        _say(f"{report.vouching_needed} of untrusted publishers stay: vouch for them with --reason untrusted_publisher")
+    if report.untrusted:
+        _say(f"{report.untrusted} of untrusted publishers stay: vouch for them with --reason untrusted_publisher")
     if report.failed and report.failure is None:
         _say(f"{report.failed} stay: they have headers that cannot be written again; see closeout parked show")
     elif report.failure is not None:
         _say(f"stopped early: {report.failure}; the rest is still parked")
-    elif report.looked_at < report.expected:
-        _say(f"only {report.looked_at} of {report.expected} could be looked at: somebody else is reading the queue")
-    return bool(report.vouching_needed or report.failed or report.failure or report.looked_at < report.expected)
+    elif report.visited < report.expected:
+        _say(f"only {report.visited} of {report.expected} could be looked at: somebody else is reading the queue")
+    return bool(report.untrusted or report.failed or report.failure or report.visited < report.expected)
 
 
 def print_table(report: Report, done: str, *, to: Console) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from config.logs import configure_logs
 from config.settings import Settings, SettingsError, load_settings
 from consumer.commands.output import EXIT_USAGE, fail
-from consumer.errors import UnavailableError, lacks_a_right, links, one_line, sqlstate_of
+from consumer.errors import UnavailableError, lacks_privilege, links, one_line, sqlstate_of
 from consumer.postgres.engine import COMMAND_TIMEOUT_SECONDS, DATABASE_ERRORS, create_engine
 
 log = structlog.get_logger(__name__)
@@ -67,7 +67,7 @@ def in_words(work: Awaitable[T]) -> T:
 def database_words(error: BaseException) -> str:
     """Return what PostgreSQL refused, or that it is away, and what to do where that can be told from it."""
     hint = ""
-    if lacks_a_right(error):
+    if lacks_privilege(error):
         hint = "; README, Least privilege, says which role each command is for"
     elif any(sqlstate_of(link) in _MISSING for link in links(error)):
         hint = "; the schema is not there, or older than this version: run closeout migrate"

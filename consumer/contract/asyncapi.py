@@ -1,4 +1,4 @@
-"""The AsyncAPI 3 document of what this service receives and sends, on the schemas of ``schema.py``."""
+"""The AsyncAPI 3 document of what this service receives and sends, with the schemas of ``json_schema.py``."""
 
 from typing import get_args
 
@@ -46,7 +46,7 @@ def _channels() -> Schema:
         channels[_camel(kind.name)] = channel
     bound = f"A quorum queue, bound to exchange {RUNS_EXCHANGE} with routing key {RUN_COMPLETED_KEY}."
     channels["runCompletedQueue"] = _queue(RUN_COMPLETED_QUEUE, "runCompleted", bound)
-    channels["parkedQueue"] = _queue(names.PARKED_QUEUE, "parked", "A quorum queue for what nobody can process.")
+    channels["parkedQueue"] = _queue(names.PARKED_QUEUE, "parked", "Messages that cannot be processed: a quorum queue.")
     return channels
 
 
@@ -82,21 +82,19 @@ def _messages() -> Schema:
     limit = Settings.model_fields["message_max_bytes"].default
     run_completed = {
         "title": "Run completed",
-        "summary": f"At most {limit:,} bytes, unless MESSAGE_MAX_BYTES says otherwise. Properties message_id and "
-        "user_id are optional, the latter unless TRUSTED_PUBLISHERS is set.",
+        "summary": f"At most {limit:,} bytes by default (MESSAGE_MAX_BYTES). The properties message_id and user_id are "
+        "optional; user_id is required if TRUSTED_PUBLISHERS is set.",
         "contentType": JSON,
-        "headers": _trace_headers(
-            "W3C: the runner's span. The run's events belong under it; one that is not valid is left out"
-        ),
+        "headers": _trace_headers("W3C: the runner's span, parent of the run's events; an invalid value is ignored"),
         "payload": {"$ref": "#/components/schemas/CompletedRun"},
     }
     events = {
         _camel(kind.name): {
             "title": kind.name,
-            "summary": "Property message_id is the event's id, correlation_id the run's.",
+            "summary": "The property message_id is the event's id, correlation_id is the run's id.",
             "contentType": CONTENT_TYPE,
             "correlationId": {"location": "$message.payload#/data/run_id"},
-            "headers": _trace_headers("the attribute of the same name, where the event has it"),
+            "headers": _trace_headers("the attribute of the same name, if the event has it"),
             "payload": {"$ref": f"#/components/schemas/{kind.envelope}"},
             "bindings": {"amqp": {"messageType": kind.name, **_BINDING}},
         }
@@ -107,7 +105,7 @@ def _messages() -> Schema:
 
 def _trace_headers(words: str) -> Schema:
     traceparent = {"type": "string", "pattern": TRACEPARENT_PATTERN, "description": words}
-    tracestate = {"type": "string", "maxLength": TRACESTATE_CHARACTERS_MAX, "description": "W3C, beside traceparent"}
+    tracestate = {"type": "string", "maxLength": TRACESTATE_CHARACTERS_MAX, "description": "W3C, next to traceparent"}
     return {"type": "object", "properties": {TRACEPARENT: traceparent, TRACESTATE: tracestate}}
 
 
@@ -121,10 +119,10 @@ def _parked_message() -> Schema:
         names.ROUTING_KEY_HEADER: {"type": "string", "description": "under which key"},
     }
     return {
-        "title": "A message that nobody can process, whole",
-        "summary": "Body, content type, properties and headers as they came, and these headers.",
+        "title": "A message that cannot be processed, unmodified",
+        "summary": "Body, properties and headers as received, plus these headers.",
         "headers": {"type": "object", "properties": headers, "required": list(headers)},
-        "payload": {"description": "the body as it came, valid or not"},
+        "payload": {"description": "the body as received, valid or not"},
     }
 
 

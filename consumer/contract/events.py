@@ -1,8 +1,8 @@
-"""What to tell downstream once a run is closed out: pure. Contract section 4.
+"""The events of a closed-out run; pure functions.
 
-An event is a CloudEvent 1.0 in structured JSON. It is built once, inside the transaction, and stored as the text
-that goes out; publishing again sends the same text under the same id. The trace that the run's message named goes
-along as CloudEvents' distributed tracing extension, so that whoever publishes the text later finds it there.
+An event is a CloudEvent 1.0 in structured JSON. It is built once, inside the transaction, and stored as the text that
+is published; publishing again sends the same text under the same id. The trace context of the run's message is included
+as CloudEvents' distributed tracing extension, so that any publisher finds it there.
 """
 
 from datetime import datetime
@@ -25,7 +25,7 @@ EventType = Literal["incident.created", "incident.suppressed", "policy.evaluated
 
 
 class About(Struct, frozen=True, kw_only=True):
-    """Which run the event is about."""
+    """The run that the event is about."""
 
     tenant_id: str
     run_id: UUID
@@ -44,7 +44,7 @@ class IncidentCreated(About, frozen=True, kw_only=True):
 
 
 class IncidentSuppressed(About, frozen=True, kw_only=True):
-    """A policy kept an incident from being raised; a prevention record stands in its place."""
+    """A policy suppressed the incident; a prevention record was written instead."""
 
     prevention_record_id: UUID
     policy_id: UUID
@@ -52,7 +52,7 @@ class IncidentSuppressed(About, frozen=True, kw_only=True):
 
 
 class PolicyEvaluated(About, frozen=True, kw_only=True):
-    """The policies were evaluated over the run."""
+    """The policies were evaluated on the run."""
 
     policy_evaluation_id: UUID
     outcome: str
@@ -61,7 +61,7 @@ class PolicyEvaluated(About, frozen=True, kw_only=True):
 
 
 class RunFinalized(About, frozen=True, kw_only=True):
-    """All three domains are done with the run; the last event of a run."""
+    """The run is closed out; the last event of a run."""
 
     status: str
     incident_id: UUID | None
@@ -73,10 +73,10 @@ class RunFinalized(About, frozen=True, kw_only=True):
 
 Traceparent = Annotated[
     str,
-    Meta(pattern=TRACEPARENT_PATTERN, description="W3C: the span that the event belongs under; none, if none is known"),
+    Meta(pattern=TRACEPARENT_PATTERN, description="W3C: the parent span of the event; absent if unknown"),
 ]
 Tracestate = Annotated[
-    str, Meta(max_length=TRACESTATE_CHARACTERS_MAX, description="W3C: what tracing vendors add to traceparent")
+    str, Meta(max_length=TRACESTATE_CHARACTERS_MAX, description="W3C: vendor data that accompanies traceparent")
 ]
 
 Data = IncidentCreated | IncidentSuppressed | PolicyEvaluated | RunFinalized
@@ -98,7 +98,7 @@ class CloudEvent(Struct, frozen=True, kw_only=True):
 
 
 class _Traced(Struct):
-    """What of an event's text says which trace it belongs to."""
+    """The trace context inside an event's text."""
 
     traceparent: str | None = None
     tracestate: str | None = None
@@ -112,7 +112,7 @@ class _AboutFields(TypedDict):
 
 
 class OutboxEvent(Struct, frozen=True, kw_only=True):
-    """One row of the outbox: an event as it is stored and as it is published."""
+    """One outbox row: an event as it is stored and published."""
 
     tenant_id: str
     run_id: UUID
@@ -121,17 +121,17 @@ class OutboxEvent(Struct, frozen=True, kw_only=True):
     type: str
     routing_key: str
     body: str
-    trace: TraceContext | None = None  # no column of its own: it is in the body
+    trace: TraceContext | None = None  # not a column: it is part of the body
 
     @property
     def key(self) -> RunKey:
-        """The run whose event this is."""
+        """The key of the event's run."""
         return RunKey(self.tenant_id, self.run_id)
 
 
 _decoder = msgspec.json.Decoder(_Traced)
 
-# The order within a run, and the type, of each kind of data.
+# The sequence within a run, and the type, of each kind of data.
 _KINDS: dict[type[Data], tuple[int, EventType]] = {
     IncidentCreated: (1, "incident.created"),
     IncidentSuppressed: (1, "incident.suppressed"),
@@ -141,7 +141,7 @@ _KINDS: dict[type[Data], tuple[int, EventType]] = {
 
 
 def trace_in(body: str) -> TraceContext | None:
-    """Return the trace context that an event's text carries."""
+    """Return the trace context in an event's text."""
     traced = _decoder.decode(body)
     return TraceContext(traced.traceparent, traced.tracestate) if traced.traceparent else None
 
@@ -149,14 +149,14 @@ def trace_in(body: str) -> TraceContext | None:
 def events_for(
     run: CompletedRun, finding: Finding, evaluation: Evaluation, *, now: datetime, trace: TraceContext | None = None
 ) -> tuple[OutboxEvent, OutboxEvent, OutboxEvent]:
-    """Return *run*'s three events in the order in which they are published, each carrying *trace* if there is one."""
+    """Return the three events of *run* in publishing order, each with *trace* if there is one."""
     about: _AboutFields = {
         "tenant_id": run.tenant_id,
         "run_id": run.run_id,
         "agent_id": run.agent_id,
         "is_synthetic": run.is_synthetic,
     }
-    # A suppressed incident is announced under the severity that it would have had.
+    # A suppressed incident is published under the severity that it would have had.
     severity, _ = severity_of(run)
     evaluated = PolicyEvaluated(
         policy_evaluation_id=evaluation.policy_evaluation_id,

@@ -1,4 +1,4 @@
-"""The contract's JSON Schemas (2020-12), generated from the types that decode and encode."""
+"""JSON Schemas (2020-12) of messages and events, generated from the types that decode and encode them."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -24,27 +24,28 @@ from domains.run import CompletedRun, RunStatus
 Schema = dict[str, Any]
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
-# What the types cannot say, in words: consumer/contract/run_message.py holds these rules.
+# Rules that the types cannot express; run_message.py enforces them.
 _RULES = (
     " completed_at is not before started_at; each step's index is unique; no text holds NUL or half a surrogate pair; "
     f"whole numbers have no point and no exponent; costs are below {MAX_COST_USD:,} US dollars, with at most "
-    f"{MAX_COST_DECIMALS} digits after the point. A missing optional field is null or its default, others ignored."
+    f"{MAX_COST_DECIMALS} digits after the point. A missing optional field is null or its default; "
+    "unknown fields are ignored."
 )
-# Validators may take a format for a remark only; a time without its offset must not pass them.
+# Validators may treat a format as an annotation; a time without an offset must not pass.
 _PATTERNS = {
     "date-time": r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[Tt]([01][0-9]|2[0-3])(:[0-5][0-9]){2}(\.[0-9]+)?"
     r"([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$",
     "uuid": "^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$",
 }
 _ENVELOPE_WORDS = {
-    "id": "The same however often the event is published.",
+    "id": "Unique per event; republishing does not change it.",
     "subject": "<tenant_id>/<run_id>",
-    "time": "When the run was closed out.",
+    "time": "The time of the close-out.",
 }
 
 
 class Kind(NamedTuple):
-    """One type of event: its data, and what its routing key's last word is called and can be."""
+    """One event type: its data, and the name and values of the last word of its routing key."""
 
     name: EventType
     data: type[Struct]
@@ -79,16 +80,16 @@ def events_schema() -> Schema:
         "$schema": _DIALECT,
         "$id": "urn:closeout:events:1",
         "title": "Closeout event",
-        "description": "A CloudEvent 1.0 in structured JSON. Delivery is at least once; remember the id.",
+        "description": "A CloudEvent 1.0 in structured JSON. Delivery is at least once; deduplicate by id.",
         "oneOf": [{"$ref": f"#/$defs/{kind.envelope}"} for kind in KINDS],
         "$defs": definitions_of([envelope_of(kind) for kind in KINDS], "#/$defs/"),
     }
 
 
 def envelope_of(kind: Kind) -> type[Struct]:
-    """Return CloudEvent narrowed to *kind*: msgspec has no schema for its union, whose members carry no tag.
+    """Return CloudEvent narrowed to *kind*: msgspec has no schema for a union of untagged members.
 
-    Nothing else than what :data:`TRACE` names has a default: all other fields are written always.
+    Only the fields in :data:`TRACE` have a default; all others are always written.
     """
     hints = get_type_hints(CloudEvent, include_extras=True) | {"type": Literal[kind.name], "data": kind.data}
     fields = [(name, hint, UNSET) if name in TRACE else (name, hint) for name, hint in hints.items()]
@@ -96,13 +97,13 @@ def envelope_of(kind: Kind) -> type[Struct]:
 
 
 def definitions_of(types: Sequence[type[Struct]], prefix: str) -> Schema:
-    """Return the schemas of *types* and of all they hold, by name; they refer to each other by *prefix* and name."""
+    """Return the schemas of *types* and their members by name; references are *prefix* plus name."""
     _, generated = msgspec.json.schema_components(types, ref_template=prefix + "{name}")
     definitions: Schema = {name: _as_on_the_wire(schema) for name, schema in generated.items()}
     for struct in (*types, *(kind.data for kind in KINDS)):
         properties = definitions.get(struct.__name__, {}).get("properties", {})
         for field in msgspec.structs.fields(struct):
-            # msgspec calls a plain datetime a string; ours are aware, so they are written with their offset.
+            # msgspec describes a naive datetime; these are aware and written with their offset.
             if field.type is datetime and field.name in properties:
                 properties[field.name] |= _as_on_the_wire({"format": "date-time"})
             if field.name in _ENVELOPE_WORDS and field.name in properties:
@@ -113,7 +114,7 @@ def definitions_of(types: Sequence[type[Struct]], prefix: str) -> Schema:
 
 
 def _as_on_the_wire(schema: Any) -> Any:  # noqa: ANN401 - any part of a schema
-    """Say what msgspec's output leaves out: decimals may be numbers; and what it says in Python's way: regexes."""
+    """Complete msgspec's output: decimals may be numbers, and Python regexes become ECMA-262."""
     if isinstance(schema, list):
         return [_as_on_the_wire(item) for item in schema]
     if not isinstance(schema, dict):
@@ -126,7 +127,7 @@ def _as_on_the_wire(schema: Any) -> Any:  # noqa: ANN401 - any part of a schema
     if made.get("format") in _PATTERNS:
         made["pattern"] = _PATTERNS[made["format"]]
     if isinstance(pattern := made.get("pattern"), str):
-        made["pattern"] = pattern.replace(r"\Z", "$")  # ECMA-262 has no \Z, and its $ is the very end
+        made["pattern"] = pattern.replace(r"\Z", "$")  # ECMA-262 has no \Z; its $ matches only the end
     if isinstance(choices := made.get("enum"), list) and len(choices) == 1:
         made["const"] = made.pop("enum")[0]
     if isinstance(words := made.get("description"), str):

@@ -1,7 +1,7 @@
-"""The words of a refusal: which field, what was found there, and what would be right.
+"""Refused messages: the reason, and an error text that names the field, what was found, and what is expected.
 
-Only refused messages come here, so it may be slow; it must never raise. What was found is cut short, and it goes
-into the parked message's header, beside the body it was taken from, never into a log.
+Only refused messages reach this code, so it may be slow, but it must never raise. Found values are truncated. The text
+goes into the parked message's header, next to the body it quotes, and never into a log.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     pass
 
-# Characters of a found value that are shown: enough to recognise it, little enough for a header.
-_SHOWN_CHARACTERS = 80
+# Characters of a found value: enough to recognise it, short enough for a header.
+_FOUND_CHARACTERS = 80
 
 _EXPECTED = {
     "status": "one of succeeded, failed, halted, aborted",
@@ -48,25 +48,25 @@ class Numeral(str):
     __slots__ = ()
 
 
-def shown(value: object) -> str:
-    """Return *value* in a few words that are safe in one line, whatever it is."""
+def describe_value(value: object) -> str:
+    """Return a short description of any *value*, safe on one line."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, dict):
         return f"an object of {len(value)} keys"
     if isinstance(value, list):
         return f"a list of {len(value)} items"
-    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to print the largest of them
+    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to print very large integers
         return "an integer of hundreds of digits"
     if isinstance(value, str) and not isinstance(value, Numeral):
-        text = json.dumps(value[: _SHOWN_CHARACTERS + 1])
+        text = json.dumps(value[: _FOUND_CHARACTERS + 1])
     else:
         text = str(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
+    return text if len(text) <= _FOUND_CHARACTERS else text[:_FOUND_CHARACTERS] + "…"
 
 
 def explain_malformed(body: bytes, error: Exception) -> str:
-    """Say where *body* stops being JSON, or UTF-8."""
+    """Return where and why *body* is not JSON, or not UTF-8."""
     if isinstance(error, RecursionError):
         return "the body is nested too deeply; expected one JSON object with at most a list of objects in it"
     try:
@@ -79,25 +79,25 @@ def explain_malformed(body: bytes, error: Exception) -> str:
         return (
             "a string holds half of a surrogate pair (\\ud800 to \\udfff alone), or ends early; expected Unicode text"
         )
-    words = str(error).removeprefix("JSON is malformed: ")
-    return f"not JSON: {words}; expected one JSON object in UTF-8"
+    detail = str(error).removeprefix("JSON is malformed: ")
+    return f"not JSON: {detail}; expected one JSON object in UTF-8"
 
 
 def explain_violation(document: Mapping[str, Any], complaint: str) -> str:
-    """Turn msgspec's *complaint* about *document* into field, what was found, and what would be right."""
+    """Turn msgspec's *complaint* about *document* into the field, what was found, and what is expected."""
     match = _PATH.match(complaint)
     what, path = (match["what"], match["path"] or "") if match else (complaint, "")
     missing = _MISSING.search(what)
     if missing:
         path = f"{path}.{missing['name']}"
     trail, name = _locate(document, path)
-    found = "missing" if missing else f"found {shown(trail)}"
+    found = "missing" if missing else f"found {describe_value(trail)}"
     expected = _EXPECTED.get(re.sub(r"\[\d+\]", "[]", name)) or _expectation(what)
     return f"{name or 'the body'}: {found}; expected {expected}"
 
 
 def _locate(document: object, path: str) -> tuple[object, str]:
-    """Follow a path such as ``.steps[3].index``; ``[...]`` stands for the first key whose value is not a scalar."""
+    """Follow a path such as ``.steps[3].index``; ``[...]`` is the first key whose value is not a scalar."""
     value, name = document, ""
     for part in re.findall(r"\.[^.\[]+|\[\d+\]|\[\.\.\.\]", path):
         if part == "[...]":
@@ -113,24 +113,24 @@ def _locate(document: object, path: str) -> tuple[object, str]:
 
 
 def _odd_item(value: object) -> tuple[str, object]:
-    """Return the first item that cannot be a scalar of the metadata; msgspec does not say which one it was."""
+    """Return the first item that is not a metadata scalar; msgspec does not name it."""
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(item, str | int | None) or _overflows(item):
-                return shown(key), item
+                return describe_value(key), item
     return "?", value
 
 
 def _overflows(value: str | int | None) -> bool:
-    """Say whether *value* is a number beyond what a double holds, which is what msgspec makes of fractions."""
+    """Return whether *value* exceeds a double, which msgspec uses for fractions."""
     return isinstance(value, Numeral) and isinf(float(value))
 
 
 def _expectation(what: str) -> str:
     if what == "Number out of range":
         return "a number that a double can hold"
-    words = what.removeprefix("Expected ").replace("`", "")
-    return words.split(", got ")[0] or "another value"
+    expected = what.removeprefix("Expected ").replace("`", "")
+    return expected.split(", got ")[0] or "another value"
 
 
 ParkReason = Literal[
@@ -143,12 +143,12 @@ ParkReason = Literal[
     "conflicting_duplicate",
     "attempts_exhausted",
 ]
-# Characters. It goes into a header of the parked message, and headers share one frame with the sender's own.
+# Characters. The text becomes a header of the parked message; all its headers share one frame.
 MAX_ERROR_CHARACTERS = 500
 
 
 class MessageRefusedError(Exception):
-    """The sender must act: the message can never be processed as it is. ``str()`` says what is wrong, and where."""
+    """The message can never be processed as it is; its sender must act. ``str()`` names what is wrong, and where."""
 
     def __init__(self, reason: ParkReason, error: str) -> None:
         super().__init__(error if len(error) <= MAX_ERROR_CHARACTERS else error[: MAX_ERROR_CHARACTERS - 1] + "…")

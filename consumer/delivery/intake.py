@@ -1,4 +1,4 @@
-"""Deliveries that have arrived and wait for a transaction: natural batches, never a wait for more."""
+"""Deliveries that wait for a transaction. Batches form naturally: a batch never waits for more deliveries."""
 
 import asyncio
 from collections import deque
@@ -10,12 +10,12 @@ from aiormq.abc import DeliveredMessage
 from consumer.amqp.acks import Acks
 from consumer.metrics import Metrics
 
-# Bytes of bodies. A decoded message takes several times its body, so a batch must not be as large as its messages are.
+# Bytes of bodies per batch. A decoded message takes several times the memory of its body.
 BATCH_MAX_BYTES = 16 * 1024 * 1024
 
 
 class Delivery(NamedTuple):
-    """A message as the broker handed it over, when, and where its ack goes."""
+    """A message as the broker delivered it, its arrival time, and where its ack goes."""
 
     message: DeliveredMessage
     received_at: datetime
@@ -23,12 +23,12 @@ class Delivery(NamedTuple):
 
     @property
     def tag(self) -> int:
-        """The delivery tag; the broker gives one to whatever it delivers."""
+        """The delivery tag; every delivery has one."""
         return self.message.delivery_tag or 0
 
 
 class Intake:
-    """A queue between the consumer's callback and the transactions; bounded by the broker's prefetch."""
+    """A queue between the consumer's callback and the transactions, bounded by the prefetch count."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._waiting: deque[Delivery] = deque()
@@ -37,17 +37,17 @@ class Intake:
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = False
-        # Asked for when it is scraped, not told with every message.
+        # Computed at each scrape, not updated with each message.
         metrics.inflight.set_function(lambda: len(self._waiting) + self._taken)
 
     def put(self, message: DeliveredMessage, acks: Acks) -> None:
-        """Take in one delivery."""
+        """Add one delivery."""
         self._waiting.append(Delivery(message, datetime.now(UTC), acks))
         self._arrived.set()
         self._changed()
 
     async def take(self, at_most: int) -> list[Delivery]:
-        """Wait for the first delivery and return it with what else is there; empty once closed and drained.
+        """Wait for the first delivery and return it with those that have arrived; empty once closed and drained.
 
         At most ``BATCH_MAX_BYTES`` of bodies, but always one message. Every batch that is taken must be
         :meth:`settled`.
@@ -69,23 +69,23 @@ class Intake:
         return batch
 
     def settled(self, batch: list[Delivery]) -> None:
-        """Say that a batch which was taken is done with, however it went."""
+        """Record that every delivery of a taken *batch* is settled."""
         self._taken -= len(batch)
         self._changed()
 
     def give_back(self) -> list[Delivery]:
-        """Return, and forget, what waits and was not taken."""
+        """Remove and return the deliveries that were not taken."""
         waiting = list(self._waiting)
         self._waiting.clear()
         self._changed()
         return waiting
 
     async def idle(self) -> None:
-        """Wait until nothing waits and nothing is being worked on."""
+        """Wait until no delivery is queued or in work."""
         await self._idle.wait()
 
     def close(self) -> None:
-        """Let every :meth:`take` end once nothing waits any more."""
+        """Let every :meth:`take` return once the queue is empty."""
         self._closed = True
         self._arrived.set()
 

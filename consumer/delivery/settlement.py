@@ -1,8 +1,8 @@
 """How a delivery is settled: one total, pure function from outcome to settlement.
 
-The table in words: what is committed is acked; what the sender must mend is parked at once; the weather is nobody's
-fault, so the delivery goes back and the worker pauses; what nobody foresaw is tried again later, a bounded number of
-times, then parked.
+A committed run is acked. A message that only its sender can fix is parked at once. After a transient error the
+delivery is requeued, uncounted, and the worker pauses. An unknown error is retried later, a
+bounded number of times, then parked.
 """
 
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from typing import Literal, assert_never
 
 from consumer.closeout.outcome import Failed, Outcome, TransactionResult
 from consumer.contract.refusals import ParkReason
-from consumer.errors import Fault, UnavailableError, fault_of, lacks_a_right, one_line, refusal_in
+from consumer.errors import Fault, UnavailableError, fault_of, lacks_privilege, one_line, refusal_in
 
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """Done with it."""
+    """Ack: nothing is left to do."""
 
     result: Literal["committed", "duplicate"]
 
 
 @dataclass(frozen=True, slots=True)
 class Park:
-    """Keep it whole in ``closeout.parked``, then ack."""
+    """Copy the message to ``closeout.parked``, then ack."""
 
     reason: ParkReason
     error: str
@@ -31,7 +31,7 @@ class Park:
 
 @dataclass(frozen=True, slots=True)
 class RetryLater:
-    """Hand it to the retry queue with its attempts counted, then ack."""
+    """Copy the message to the retry queue with its attempts counted, then ack."""
 
     attempts: int
     error: str
@@ -39,7 +39,7 @@ class RetryLater:
 
 @dataclass(frozen=True, slots=True)
 class PauseAndRequeue:
-    """Give it back uncounted and stop consuming until the server is back."""
+    """Requeue the delivery uncounted, and stop consuming until the server is available."""
 
     why: str
 
@@ -48,7 +48,7 @@ Settlement = Ack | Park | RetryLater | PauseAndRequeue
 
 
 def settle(outcome: Outcome, *, attempts: int, max_attempts: int) -> Settlement:
-    """Return what to do with a delivery that failed *attempts* times before and now came to *outcome*."""
+    """Return the settlement of a delivery with *outcome* that failed *attempts* times before."""
     match outcome:
         case TransactionResult():
             return _settle_result(outcome, attempts=attempts)
@@ -63,10 +63,10 @@ def _settle_result(result: TransactionResult, *, attempts: int) -> Settlement:
         case "committed" | "duplicate":
             return Ack(result.state)
         case "conflict":
-            error = "this run was closed out before from a message with another content; that one stands"
+            error = "this run was already closed out from a message with different content; the stored run is unchanged"
             return Park("conflicting_duplicate", error, attempts)
         case "unfinished":
-            # Another worker is in the middle of it on the legacy path, or died there.
+            # Another worker is closing it out on the legacy path, or crashed there.
             return RetryLater(attempts, "a legacy close-out of this run is unfinished")
         case _:
             assert_never(result.state)
@@ -79,11 +79,11 @@ def _settle_failure(error: BaseException, *, attempts: int, max_attempts: int) -
             refusal = refusal_in(error)
             return Park(refusal.reason, one_line(refusal), attempts)
         case Fault.TRANSIENT:
-            # A close-out speaks to the database only; what fails to be published is left to the relay.
+            # A close-out uses only the database; a failed publish does not reach this point.
             named = isinstance(error, UnavailableError)
             why = one_line(error) if named else f"PostgreSQL: {one_line(error)}"
-            # The server says on which table, and not which right; it stays away until somebody grants it.
-            return PauseAndRequeue(f"{why}; closeout doctor names the right" if lacks_a_right(error) else why)
+            # PostgreSQL names the table but not the privilege; the error stays until the privilege is granted.
+            return PauseAndRequeue(f"{why}; closeout doctor names the privilege" if lacks_privilege(error) else why)
         case Fault.UNKNOWN:
             failed = attempts + 1
             if failed >= max_attempts:

@@ -1,4 +1,4 @@
-"""Carrying out settlements: ack, park, retry later, give back. The order is what makes it safe: copy, confirm, ack."""
+"""Carries out settlements: ack, park, retry later, requeue. The order makes it safe: copy, confirm, ack."""
 
 import asyncio
 from collections import Counter
@@ -19,12 +19,12 @@ from consumer.parked.copies import attempts_of, park, retry_later
 
 log = structlog.get_logger(__name__)
 
-# One line a second under load, not one a message.
+# One log line per second under load, not one per message.
 _REPORT_EVERY_SECONDS = 1.0
 
 
 class Settler:
-    """Settles deliveries on the channel each came on."""
+    """Settles each delivery on the channel it arrived on."""
 
     def __init__(self, *, channel: ConfirmedChannel, metrics: Metrics, max_attempts: int) -> None:
         self._channel = channel
@@ -36,11 +36,11 @@ class Settler:
         self._report_due: asyncio.TimerHandle | None = None
 
     async def settle_all(self, outcomes: Sequence[tuple[Delivery, Outcome]]) -> str | None:
-        """Settle each delivery by its outcome; return why the worker must pause, if it must.
+        """Settle each delivery by its outcome; return the reason to pause, or ``None``.
 
-        A delivery whose channel is gone cannot be settled; the broker delivers it again, and the claim finds it.
+        A delivery whose channel closed cannot be settled. The broker redelivers it, and the claim finds its run.
         """
-        trouble: str | None = None
+        pause_reason: str | None = None
         counts: Counter[str] = Counter()
         for delivery, outcome in outcomes:
             attempts = attempts_of(delivery.message)
@@ -48,11 +48,11 @@ class Settler:
             try:
                 counts[await self._carry_out(delivery, settlement, outcome)] += 1
                 if isinstance(settlement, PauseAndRequeue):
-                    trouble = trouble or settlement.why
+                    pause_reason = pause_reason or settlement.why
             except UnavailableError as error:
-                # No copy, no ack: the delivery goes back whole.
+                # Without a confirmed copy there is no ack: the delivery is requeued.
                 self._cannot_publish = True
-                trouble = trouble or one_line(error)
+                pause_reason = pause_reason or one_line(error)
                 await delivery.acks.requeue(delivery.tag)
                 counts["requeued"] += 1
         for acks in {delivery.acks for delivery, _ in outcomes}:
@@ -63,19 +63,19 @@ class Settler:
         if self._report_due is None:
             wait = self._reported_at + _REPORT_EVERY_SECONDS - monotonic()
             self._report_due = asyncio.get_running_loop().call_later(max(0.0, wait), self.report)
-        return trouble
+        return pause_reason
 
     async def ready(self) -> None:
-        """Return unless a copy could not be published and still cannot be; raise ``UnavailableError`` then.
+        """Return if copies can be published; raise ``UnavailableError`` if the last one failed and still would.
 
-        Without it a message that must be parked would come again every second of an alarm.
+        Without this check a message that must be parked would be redelivered every second during an alarm.
         """
         if self._cannot_publish:
             await self._channel.opened()
             self._cannot_publish = False
 
     def report(self) -> None:
-        """Log what was settled since the last report, if anything was."""
+        """Log what was settled since the last report."""
         if self._unreported:
             log.info("deliveries settled", **self._unreported)
         self._unreported.clear()
@@ -92,14 +92,14 @@ class Settler:
                 await park(self._channel, message, reason=reason, error=error, attempts=attempts)
                 delivery.acks.ack(delivery.tag)
                 self._metrics.parked.labels(reason).inc()
-                # The error may quote the message; it is in the parked message's header, not here.
+                # The error may quote the message: it belongs in the parked copy's header, not in a log.
                 log.warning("message parked", reason=reason, **_about(message))
                 return "parked"
             case RetryLater(attempts, error):
                 await retry_later(self._channel, message, attempts=attempts, error=error)
                 delivery.acks.ack(delivery.tag)
                 failure = outcome.error if isinstance(outcome, Failed) else None
-                log.warning("run will be tried again", attempts=attempts, exc_info=failure, **_about(message))
+                log.warning("run will be retried", attempts=attempts, exc_info=failure, **_about(message))
                 return "retried"
             case PauseAndRequeue():
                 await delivery.acks.requeue(delivery.tag)
@@ -108,7 +108,7 @@ class Settler:
                 assert_never(settlement)
 
     def requeue(self, deliveries: Sequence[Delivery]) -> None:
-        """Count *deliveries* that go back with their channel; closing it is what returns them."""
+        """Count *deliveries* as requeued; closing their channel requeues them."""
         if deliveries:
             self._metrics.deliveries.labels("requeued").inc(len(deliveries))
 

@@ -1,7 +1,7 @@
-"""The worker: receive, close out, settle; drain on a signal, pause in an outage, build everything again after it.
+"""The worker: receive, close out, settle; drain on a signal, pause in an outage, resume after it.
 
-One supervisor owns the consumer's connection. Whatever breaks, it throws connection, channel and consumer away,
-waits until both servers answer, and starts from nothing.
+One supervisor owns the consumer's connection. After any failure it discards connection, channel and consumer, waits
+until both servers are available, and builds them again from nothing.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from consumer.amqp.acks import Acks
 from consumer.amqp.connection import BROKER_ERRORS, BrokerConnection
 from consumer.closeout.inbox import Arrival
 from consumer.closeout.outcome import Failed, Outcome
-from consumer.closeout.yielding import Turns
+from consumer.closeout.yielding import CooperativeYield
 from consumer.contract.names import RUN_COMPLETED_QUEUE
 from consumer.contract.refusals import MessageRefusedError
 from consumer.delivery.intake import Delivery, Intake
@@ -26,18 +26,18 @@ from consumer.health import Health
 
 log = structlog.get_logger(__name__)
 
-# Seconds between two looks at a server that is away: short enough to be back within 5 s of its return.
+# Seconds between two probes of an unavailable server: short enough to resume within 5 s of its return.
 PROBE_PAUSE_SECONDS = 1.0
-# Seconds that batches in work get to end before the channel is closed under them in an outage.
+# Seconds that batches in work may take to finish in an outage before their channel is closed.
 _PAUSE_GRACE_SECONDS = 10.0
-# Seconds kept back from the grace period for closing connections.
+# Seconds of the grace period reserved for closing connections.
 _CLOSING_SECONDS = 2.0
 
 CloseOut = Callable[[Sequence[Arrival]], Awaitable[Sequence[Outcome]]]
 
 
 class Worker:
-    """Consumes run-completed messages until :meth:`stop` is called, through any outage."""
+    """Consumes run-completed messages until :meth:`stop` is called; survives outages of both servers."""
 
     def __init__(
         self,
@@ -67,22 +67,22 @@ class Worker:
         self._concurrency = max_concurrent_transactions
         self._grace_seconds = grace_seconds
         self.stopping = asyncio.Event()
-        # Set while the worker stops, or leaves a channel because of an outage.
+        # Set while the worker stops, or abandons a channel because of an outage.
         self._leaving = leaving
         self._why = ""
 
     def stop(self) -> None:
-        """Take no more deliveries, finish those that were taken within the grace period, and return."""
+        """Stop consuming; :meth:`run` finishes the taken deliveries within the grace period and returns."""
         self.stopping.set()
         self._leaving.set()
 
     async def run(self) -> None:
-        """Work until :meth:`stop`; returns only then. A bug of ours ends it with that exception."""
+        """Work until :meth:`stop`. Only a bug ends it earlier, with its exception."""
         async with asyncio.TaskGroup() as group:
             transactions = [group.create_task(self._transact()) for _ in range(self._concurrency)]
             await self._supervise()
             self._intake.close()
-            # Normally they are done by now. Past the grace period they are cancelled, which rolls back.
+            # Normally they are done by now. After the grace period they are cancelled, which rolls back.
             _, late = await asyncio.wait(transactions, timeout=_CLOSING_SECONDS / 2)
             for task in late:
                 task.cancel()
@@ -101,7 +101,7 @@ class Worker:
                     await asyncio.wait_for(self.stopping.wait(), PROBE_PAUSE_SECONDS)
 
     async def _consume(self) -> None:
-        """Consume until something breaks or the worker is stopped; leave no delivery unsettled on an open channel."""
+        """Consume until a failure or :meth:`stop`; leave no delivery unsettled on an open channel."""
         if self.stopping.is_set():
             return
         self._leaving.clear()
@@ -113,7 +113,7 @@ class Worker:
             log.info("consuming", queue=RUN_COMPLETED_QUEUE, prefetch=self._prefetch_count)
             await self._leaving.wait()
             if not self.stopping.is_set():
-                self._pause(self._why)  # now, not after batches that may hang for seconds
+                self._pause(self._why)  # before the batches in work end: they may block for seconds
             await self._drain(channel, tag, acks)
         finally:
             self._intake.give_back()
@@ -132,32 +132,33 @@ class Worker:
             consumed = await channel.basic_consume(RUN_COMPLETED_QUEUE, on_delivery, timeout=_PAUSE_GRACE_SECONDS)
         except BROKER_ERRORS as error:
             raise UnavailableError(
-                f"cannot consume {RUN_COMPLETED_QUEUE}: {one_line(error)} (was closeout topology run?)"
+                f"cannot consume {RUN_COMPLETED_QUEUE}: {one_line(error)} "
+                "(run closeout topology if the queue does not exist)"
             ) from error
         return consumed.consumer_tag or ""
 
     async def _drain(self, channel: AmqpChannel, tag: str, acks: Acks) -> None:
-        """Stop deliveries, let what was taken be finished, and hand back the rest."""
+        """Cancel the consumer, let taken deliveries finish, and requeue the rest."""
         grace = _PAUSE_GRACE_SECONDS
         if self.stopping.is_set():
             grace = max(0.0, self._grace_seconds - _CLOSING_SECONDS)
             log.info("draining", grace_seconds=self._grace_seconds)
         else:
-            # In an outage, what was not begun is better off in the queue.
+            # In an outage, deliveries that were not started are better off in the queue.
             self._settler.requeue(self._intake.give_back())
-        with contextlib.suppress(*BROKER_ERRORS):  # on a lost channel there is nothing to cancel
+        with contextlib.suppress(*BROKER_ERRORS):  # a lost channel has no consumer to cancel
             await channel.basic_cancel(tag, timeout=_CLOSING_SECONDS / 2)
         try:
             await asyncio.wait_for(self._intake.idle(), grace)
         except TimeoutError:
-            log.warning("not drained in time; the rest goes back to the queue", seconds=grace)
+            log.warning("not drained in time; remaining deliveries are requeued", seconds=grace)
             await acks.flush(everything=True)
         with contextlib.suppress(*BROKER_ERRORS):
-            # The close goes out behind the last acks, which would be lost with the connection.
+            # The close frame follows the last acks; closing the connection at once could lose them.
             await asyncio.wait_for(channel.close(), _CLOSING_SECONDS / 2)
 
     async def _transact(self) -> None:
-        # A call a batch: a variable here would keep the last one, its bodies and its channel alive while idle.
+        # One call per batch: a local variable here would keep the last batch and its channel alive while idle.
         while await self._next_batch():
             pass
 
@@ -174,30 +175,30 @@ class Worker:
     async def _process(self, batch: Sequence[Delivery]) -> None:
         arrivals: dict[int, Arrival] = {}
         outcomes: dict[int, Outcome] = {}
-        turns = Turns()
+        yielding = CooperativeYield()
         for position, delivery in enumerate(batch):
-            await turns.pause_if_due()  # a message can be built to take a third of a second
+            await yielding.yield_if_due()  # a hostile message can take a third of a second
             try:
                 arrivals[position] = self._decode(delivery)
             except MessageRefusedError as error:
                 outcomes[position] = Failed(error)
-            except Exception as error:  # a bug of ours in decoding one message must not stop the others
+            except Exception as error:  # a bug in decoding one message must not stop the others
                 log.exception("cannot decode a delivery", message_id=delivery.message.header.properties.message_id)
                 outcomes[position] = Failed(error)
         closed_out = await self._close_out(list(arrivals.values())) if arrivals else ()
         outcomes.update(zip(arrivals, closed_out, strict=True))
         settled = [(delivery, outcomes[position]) for position, delivery in enumerate(batch)]
-        trouble = await self._settler.settle_all(settled)
-        if trouble:
-            self._break(trouble)
+        pause_reason = await self._settler.settle_all(settled)
+        if pause_reason:
+            self._break(pause_reason)
 
     def _on_closed(self, closing: "asyncio.Future[object]") -> None:
         error = None if closing.cancelled() else closing.exception()
         self._break(f"RabbitMQ closed the channel: {one_line(error) if error else 'no reason given'}")
 
     def _on_cancelled(self, _frame: object) -> None:
-        # The queue was deleted, or lost its leader: the broker will deliver nothing more to this consumer.
-        self._break(f"RabbitMQ cancelled the consumer of {RUN_COMPLETED_QUEUE}; was the queue deleted?")
+        # The queue was deleted or lost its leader: the broker sends nothing more to this consumer.
+        self._break(f"RabbitMQ cancelled the consumer of {RUN_COMPLETED_QUEUE}; the queue may have been deleted")
 
     def _break(self, why: str) -> None:
         if not self._leaving.is_set():

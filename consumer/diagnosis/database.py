@@ -11,7 +11,7 @@ from consumer.diagnosis.check import Check, ok, problem, unreachable, warning
 from consumer.errors import one_line
 from consumer.outbox.backlog import BacklogState, describe_backlog, read_backlog
 from consumer.postgres.engine import DATABASE_ERRORS, WORKER_SETTINGS
-from consumer.postgres.rights import REMEDY, missing_rights, spelled_out
+from consumer.postgres.privileges import REMEDY, format_privileges, missing_privileges
 from consumer.wording import counted, spoken
 from domains.database.pooling import is_pooled
 from domains.migrations.upgrade import differences, known, newest
@@ -169,10 +169,10 @@ async def _tables(engine: AsyncEngine, version: Check) -> Check:
 
 
 async def _rights(conn: AsyncConnection) -> list[Check]:
-    missing = await missing_rights(conn)
+    missing = await missing_privileges(conn)
     if not missing:
         return [ok("rights", "this role has all rights on the tables that a worker needs")]
-    return [problem("rights", f"missing: {spelled_out(missing)}", f"{REMEDY}; a worker waits until then")]
+    return [problem("rights", f"missing: {format_privileges(missing)}", f"{REMEDY}; a worker waits until then")]
 
 
 async def _readable(name: str, look: Callable[[AsyncConnection], Awaitable[Check]], conn: AsyncConnection) -> Check:

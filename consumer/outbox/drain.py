@@ -1,7 +1,7 @@
-"""Publishing what waits in the outbox now, at an operator's word: what a relay does, to its end, with a report.
+"""``closeout outbox drain``: relay sweeps until the outbox is empty, with a report.
 
-Beside live workers: a run that a relay holds is passed over, and a run's events keep their order. The events' ids make
-it harmless where a worker publishes the same ones at the same moment.
+Safe next to live workers: runs locked by a relay are skipped, and a run's events keep their order. If a worker
+publishes the same events at the same time, their ids make the second copy harmless.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from consumer.outbox.relay import GRACE_SECONDS, RUNS_A_SWEEP, publish_stale
 from domains.completions import EVENTS_PER_RUN, outbox_events
 from domains.run import RunKey
 
-# Seconds between two looks at events that are too young to be taken from their worker.
-_LOOK_SECONDS = 0.5
-# Reasons that are named; each batch has its own, and they are mostly the same.
+# Seconds between two polls for events that are still within their worker's grace period.
+_POLL_SECONDS = 0.5
+# Distinct failure reasons in the report; batches mostly fail for the same one.
 _NAMED_REASONS = 5
 
 Progress = Callable[[int, int], None]
@@ -30,7 +30,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(slots=True)
 class Drained:
-    """What was published, how many runs could not be, how many still wait of those that were meant, and why."""
+    """The report: published runs and events, failed runs, runs of the selection still waiting, and the reasons."""
 
     runs: int = 0
     events: int = 0
@@ -40,11 +40,11 @@ class Drained:
 
     @property
     def failure(self) -> str | None:
-        """Why something was not published; ``None`` if nothing failed."""
+        """The reasons for failures; ``None`` if nothing failed."""
         return "; ".join(self.reasons) or None
 
     def count(self, found: int, outcome: Published) -> None:
-        """Count a batch of *found* runs and what became of it."""
+        """Add the outcome of a batch of *found* runs."""
         done = sum(event.sequence == EVENTS_PER_RUN for event in outcome.confirmed)
         self.runs += done
         self.events += len(outcome.confirmed)
@@ -62,10 +62,10 @@ async def drain(
     older_than_seconds: float | None = None,
     progress: Progress | None = None,
 ) -> Drained:
-    """Publish and mark what had waited longer than *older_than_seconds* when it began; never raises for the broker.
+    """Publish and mark the events older than *older_than_seconds* at the start; never raises for broker errors.
 
-    Without an age: all that was there when it began. What is younger than a relay's grace is its worker's to publish
-    and is taken only when that time is over. *reachable* raises :class:`UnavailableError` if the broker takes nothing.
+    Without an age, all events present at the start. Events within a relay's grace period belong to their worker, and
+    are taken only after it. *reachable* raises :class:`UnavailableError` if the broker accepts nothing.
     """
     report = Drained()
     started = monotonic()
@@ -74,22 +74,22 @@ async def drain(
     after: datetime | None = None
     while True:
         elapsed = monotonic() - started
-        # The age grows with the work, so that what live workers commit meanwhile is not taken, and the work ends.
+        # The age grows with elapsed time, so that events committed meanwhile are not taken, and the drain ends.
         age = max(GRACE_SECONDS, elapsed) if older_than_seconds is None else older_than_seconds + elapsed
         found, last, outcome = await _batch(engine, publisher, age, after)
         report.count(found, outcome)
         if progress is not None:
             progress(report.runs, max(total, report.runs))
         if outcome.failure:
-            after = last  # what nobody takes must not keep the rest waiting
-        away = outcome.failure and not outcome.confirmed and not await _answers(reachable)
+            after = last  # events that cannot be published must not block the rest
+        away = outcome.failure and not outcome.confirmed and not await _is_reachable(reachable)
         if found == RUNS_A_SWEEP and not away:
             continue
         report.left = await _left(engine, newest)
         patient = older_than_seconds is None and elapsed < GRACE_SECONDS + 1
         if away or not patient or report.left <= report.failed:
             return report
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 async def _batch(
@@ -104,7 +104,7 @@ async def _batch(
     return len(found), found[-1].created_at, outcome
 
 
-async def _answers(reachable: Callable[[], Awaitable[object]]) -> bool:
+async def _is_reachable(reachable: Callable[[], Awaitable[object]]) -> bool:
     try:
         await reachable()
     except UnavailableError:
@@ -119,7 +119,7 @@ async def _now(engine: AsyncEngine) -> datetime:
 
 
 async def _left(engine: AsyncEngine, newest: datetime) -> int:
-    """Return how many runs wait whose events were staged by *newest*."""
+    """Return the number of runs in the outbox whose events were staged by *newest*."""
     query = select(func.count()).where(outbox_events.c.sequence == EVENTS_PER_RUN, outbox_events.c.created_at <= newest)
     async with engine.connect() as conn:
         return int((await conn.execute(query)).scalar_one())

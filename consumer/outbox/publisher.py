@@ -1,4 +1,4 @@
-"""Publishing a run's events: mandatory, persistent, and counted only once RabbitMQ confirmed them."""
+"""Publishes events: mandatory, persistent, and counted only once RabbitMQ has confirmed them."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from aiormq import spec
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel as AmqpChannel
 
-from consumer.amqp.batch_publish import Answer, publish_batch, why_closed
+from consumer.amqp.batch_publish import PublishResult, publish_batch, why_closed
 from consumer.amqp.channel import ChannelLostError
 from consumer.amqp.confirmed_channel import CONFIRM_TIMEOUT_SECONDS, REASON_SECONDS, ConfirmedChannel
 from consumer.amqp.connection import BROKER_ERRORS
@@ -35,14 +35,14 @@ def _unobserved(_events: Sequence[OutboxEvent]) -> AbstractContextManager[None]:
 
 @dataclass(slots=True)
 class Published:
-    """What became of a batch of events: the confirmed ones, and why the others were not, if any."""
+    """The outcome for a batch: the confirmed events, and why the others were not confirmed."""
 
     confirmed: list[OutboxEvent] = field(default_factory=list)
     failure: str | None = None
 
 
 class EventPublisher:
-    """Publishes outbox events. The worker's fast path and its relay have one each, on one connection."""
+    """Publishes outbox events. The worker's fast path and its relay each have one, on one connection."""
 
     def __init__(
         self,
@@ -56,29 +56,29 @@ class EventPublisher:
         self._metrics = metrics
         self._observe = observe
         self._require_subscribers = require_subscribers
-        self._under_way: set[RunKey] = set()
+        self._in_flight: set[RunKey] = set()
 
     async def publish(self, events: Sequence[OutboxEvent]) -> Published:
-        """Publish *events*, in order within each run, and wait for their confirms; never raises for the broker.
+        """Publish *events*, in order within each run, and wait for their confirms; never raises for broker errors.
 
-        Of each run only a prefix counts as confirmed: after an event that failed, the run's later ones are left to
-        be sent again behind it, so that a subscriber that remembers ids sees the run's order. Events of a run that
-        somebody publishes here at the moment are left to them: neither confirmed nor a failure.
+        Only a prefix of each run's events counts as confirmed: after a failed event the later ones are published again
+        behind it, so that a subscriber that remembers ids sees the run's order. Events of a run that another call is
+        publishing now are skipped: neither confirmed nor failed.
         """
-        # A returned event is known by its id: of the same one sent twice at once, one return would be taken for the
-        # other's, and an event that no queue took would count as taken.
-        events = [event for event in events if event.key not in self._under_way]
+        # aiormq matches a returned event by its id: if one event were in flight twice, the return of one would count
+        # for the other, and an unroutable event would count as confirmed.
+        events = [event for event in events if event.key not in self._in_flight]
         if not events:
             return Published()
         keys = {event.key for event in events}
-        self._under_way |= keys
+        self._in_flight |= keys
         try:
             with self._observe(events) as failed:
                 outcome = await self._publish(events)
                 if failed is not None and outcome.failure is not None:
                     failed(outcome.failure)
         finally:
-            self._under_way -= keys
+            self._in_flight -= keys
         return outcome
 
     async def _publish(self, events: Sequence[OutboxEvent]) -> Published:
@@ -88,33 +88,33 @@ class EventPublisher:
             return Published(failure=one_line(error))
         started = perf_counter()
         messages = [_framed(channel, event) for event in events]
-        answers = await publish_batch(
+        results = await publish_batch(
             channel, messages, confirm_seconds=CONFIRM_TIMEOUT_SECONDS, is_blocked=self._channel.is_blocked
         )
         self._metrics.publish_duration.observe(perf_counter() - started)
-        if lost := next((answer for answer in answers if isinstance(answer, ChannelLostError)), None):
+        if lost := next((result for result in results if isinstance(result, ChannelLostError)), None):
             reason = await why_closed(channel, within=REASON_SECONDS) or lost
-            answers = [reason if isinstance(answer, ChannelLostError) else answer for answer in answers]
-        return self._count(events, answers)
+            results = [reason if isinstance(result, ChannelLostError) else result for result in results]
+        return self._count(events, results)
 
-    def _count(self, events: Sequence[OutboxEvent], answers: Sequence[Answer]) -> Published:
+    def _count(self, events: Sequence[OutboxEvent], results: Sequence[PublishResult]) -> Published:
         outcome = Published()
         broken: set[RunKey] = set()
-        for event, answer in zip(events, answers, strict=True):
-            failure = self._failure(event, answer)
+        for event, result in zip(events, results, strict=True):
+            failure = self._failure(event, result)
             if failure is not None:
                 broken.add(event.key)
                 outcome.failure = outcome.failure or failure
             elif not broken or event.key not in broken:
                 outcome.confirmed.append(event)
-        # Once a batch, not once an event.
+        # Once per batch, not once per event.
         for kind, number in Counter(event.type for event in outcome.confirmed).items():
             self._metrics.events_published.labels(kind).inc(number)
         return outcome
 
-    def _failure(self, event: OutboxEvent, answer: Answer) -> str | None:
-        """Say why *answer* is no confirm; only what the broker has confirmed in so many words is one."""
-        match answer:
+    def _failure(self, event: OutboxEvent, result: PublishResult) -> str | None:
+        """Return why *result* is not a confirm, or ``None``; only an explicit ack is one."""
+        match result:
             case spec.Basic.Ack():
                 return None
             case DeliveredMessage():
@@ -122,10 +122,10 @@ class EventPublisher:
                 if self._require_subscribers:
                     return f"no queue is bound for {event.routing_key} (REQUIRE_EVENT_SUBSCRIBERS)"
                 return None
-            case _ if isinstance(answer, BROKER_ERRORS):
-                return one_line(answer)
+            case _ if isinstance(result, BROKER_ERRORS):
+                return one_line(result)
             case _:
-                raise answer
+                raise result
 
 
 def _framed(channel: AmqpChannel, event: OutboxEvent) -> tuple[str, bytes]:

@@ -1,7 +1,7 @@
-"""What the publisher left behind: events that a crash, a restart or an alarm kept from going out.
+"""The relay: publishes events that a crash, a restart or a broker alarm left in the outbox.
 
-Runs in every worker. Relays never fight, because each locks the runs it takes and passes over the others'; a dead
-worker's locks end with its connection.
+It runs in every worker. Relays do not conflict: each locks the runs it takes and skips locked ones. The locks of a
+crashed worker end with its connection.
 """
 
 import asyncio
@@ -21,28 +21,28 @@ from domains.run import RunKey
 
 log = structlog.get_logger(__name__)
 
-# Seconds that the fast path has for itself. Above a confirm timeout, or a slow publish would be sent twice.
+# Seconds reserved for the fast path. Longer than the confirm timeout, or a slow publish would be repeated.
 GRACE_SECONDS = 11.0
-# Seconds between two looks. Grace and interval make the longest wait for a dead worker's events: 13 s.
+# Seconds between two sweeps. A crashed worker's events wait at most grace plus interval: 13 s.
 INTERVAL_SECONDS = 2.0
 LONGEST_INTERVAL_SECONDS = 5.0
-# Runs a sweep: 600 events are confirmed well within the time a lock may be held.
+# Runs per sweep: 600 events are confirmed well within the time a lock may be held.
 RUNS_A_SWEEP = 200
 
 
 async def publish_stale(
     conn: AsyncConnection, publisher: EventPublisher, keys: Sequence[RunKey]
 ) -> tuple[Published, set[RunKey]]:
-    """Publish and mark what the outbox holds of *keys*, locked by *conn*'s transaction; return also the runs now told.
+    """Publish and mark the events of *keys*, locked by *conn*'s transaction; return the outcome and the finished runs.
 
-    The lock is held while the confirms come, never over a pause: their timeout bounds it.
+    The lock is held while waiting for confirms, which their timeout bounds; never over a pause.
     """
     outcome = await publisher.publish(await outbox.unpublished(conn, keys))
     return outcome, await outbox.mark(conn, outcome.confirmed) if outcome.confirmed else set()
 
 
 class Relay:
-    """Publishes and marks what has stayed in the outbox longer than a grace period."""
+    """Publishes and marks events that are older than the grace period."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Relay:
         self._after: datetime | None = None
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Sweep until *stopping* is set, less often while nothing can be published."""
+        """Sweep until *stopping* is set; back off while nothing can be published."""
         while not stopping.is_set():
             pause = INTERVAL_SECONDS
             try:
@@ -70,26 +70,26 @@ class Relay:
             except Exception as error:  # noqa: BLE001 - an outage is waited out, whatever it is called
                 self._failures += 1
                 pause = min(INTERVAL_SECONDS * 2**self._failures, LONGEST_INTERVAL_SECONDS)
-                log.warning("relay waits", seconds=pause, error=one_line(error))
+                log.warning("relay backing off", seconds=pause, error=one_line(error))
             try:
                 await asyncio.wait_for(stopping.wait(), pause)
             except TimeoutError:
                 continue
 
     async def sweep(self) -> int:
-        """Publish the events of up to ``RUNS_A_SWEEP`` runs left behind; return how many it looked at."""
+        """Publish the stale events of up to ``RUNS_A_SWEEP`` runs; return the number of runs found."""
         started = monotonic()
         async with self._engine.begin() as conn:
             found = list(await conn.execute(outbox.stale_runs(self._grace, RUNS_A_SWEEP, after=self._after)))
             keys = [RunKey(row.tenant_id, row.run_id) for row in found]
-            # Events that nobody takes must not keep the later ones waiting: go on behind them, then start over.
+            # Events that cannot be published must not block later ones: continue behind them, then start over.
             self._after = found[-1].created_at if len(found) == RUNS_A_SWEEP else None
             if not keys:
                 return 0
             outcome, done = await publish_stale(conn, self._publisher, keys)
         self._metrics.phase_entered.labels(TransactionPhase.EVENTS_PUBLISHED.value).inc(len(done))
         log.info(
-            "relay published what was left behind",
+            "relay published stale events",
             runs=len(done), of=len(keys), seconds=round(monotonic() - started, 3), error=outcome.failure,
         )  # fmt: skip
         if outcome.failure and not outcome.confirmed:

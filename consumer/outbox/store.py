@@ -1,4 +1,4 @@
-"""The outbox: events that are committed and not yet confirmed. A row lives from the commit until its confirm."""
+"""The outbox table: a row exists from the commit of an event until RabbitMQ confirms it."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -27,7 +27,7 @@ _UNPUBLISHED = Compiled(select(*_columns).join(_runs, _of_these_runs).order_by(*
 
 
 def _mark_statement() -> Any:  # noqa: ANN401 - an UPDATE with a DELETE in its WITH
-    """Delete the confirmed rows; a run whose last row goes has had all its events published."""
+    """Delete the confirmed rows; a run whose last row is deleted has all its events published."""
     confirmed = unnest(outbox_events, (*_KEYS, "sequence"))
     gone = (
         delete(outbox_events)
@@ -39,9 +39,9 @@ def _mark_statement() -> Any:  # noqa: ANN401 - an UPDATE with a DELETE in its W
         .returning(outbox_events.c.tenant_id, outbox_events.c.run_id, outbox_events.c.sequence)
         .cte("gone")
     )
-    # The mark's own commit need not be on the disk before anybody goes on: a server that crashes and loses it finds the
-    # rows in the outbox, and they go out again under their ids. It is written within three wal_writer_delays.
-    unhurried = select(func.set_config("synchronous_commit", "off", True)).scalar_subquery()
+    # The mark may commit asynchronously: if a server crash loses it, the rows are still in the outbox and the events
+    # are published again under their ids. It reaches the disk within three times wal_writer_delay.
+    asynchronously = select(func.set_config("synchronous_commit", "off", True)).scalar_subquery()
     return (
         update(run_completions)
         .values(phase=TransactionPhase.EVENTS_PUBLISHED.value, events_published_at=func.clock_timestamp())
@@ -50,7 +50,7 @@ def _mark_statement() -> Any:  # noqa: ANN401 - an UPDATE with a DELETE in its W
             run_completions.c.tenant_id == gone.c.tenant_id,
             run_completions.c.run_id == gone.c.run_id,
             run_completions.c.phase == TransactionPhase.COMMITTED.value,
-            unhurried.is_not(None),
+            asynchronously.is_not(None),
         )
         .returning(run_completions.c.tenant_id, run_completions.c.run_id)
     )
@@ -60,23 +60,23 @@ _MARK = Compiled(_mark_statement())
 
 
 async def stage(conn: AsyncConnection, events: Sequence[OutboxEvent]) -> None:
-    """Write *events* into the outbox, in one statement. It leans on the claim in the same transaction."""
+    """Write *events* into the outbox in one statement. Leans on the claim in the same transaction."""
     await _INSERT.execute(conn, columns_of(_EVENT, map(_event_row, events)))
 
 
 async def unpublished(conn: AsyncConnection, keys: Iterable[RunKey]) -> list[OutboxEvent]:
-    """Return what the outbox still holds of the runs *keys*, in order within each run."""
+    """Return the events of *keys* that are still in the outbox, in order within each run."""
     rows = await _UNPUBLISHED.execute(conn, columns_of(_KEYS, keys))
     named = (dict(zip(_EVENT, row, strict=True)) for row in rows)
     return [OutboxEvent(**row, trace=trace_in(row["body"])) for row in named]
 
 
 async def mark(conn: AsyncConnection, confirmed: Sequence[OutboxEvent]) -> set[RunKey]:
-    """Delete the *confirmed* events; return the runs whose last event that was, now EVENTS_PUBLISHED.
+    """Delete the *confirmed* events; return the runs that are now EVENTS_PUBLISHED.
 
-    Rows are named one by one, never by a range: a range would delete what committed in between. *confirmed* must be
-    a prefix of each run's events, so that a run's last row going means that all of them went. One statement, which may
-    be a transaction of its own (AUTOCOMMIT); whatever transaction it is in commits asynchronously.
+    Rows are deleted by explicit id, never by a range, which would include rows committed meanwhile. *confirmed* must be
+    a prefix of each run's events: a deleted last row then means that all are published. One statement; the transaction
+    it runs in (with AUTOCOMMIT its own) commits asynchronously.
     """
     rows = ((event.tenant_id, event.run_id, event.sequence) for event in confirmed)
     done = await _MARK.execute(conn, columns_of((*_KEYS, "sequence"), rows))
@@ -84,16 +84,16 @@ async def mark(conn: AsyncConnection, confirmed: Sequence[OutboxEvent]) -> set[R
 
 
 def stale_runs(older_than_seconds: float, limit: int, *, after: datetime | None = None) -> Select[Any]:
-    """Select the runs whose events have waited longer than *older_than_seconds*, oldest first, locking each.
+    """Select and lock the runs whose events are older than *older_than_seconds*, oldest first.
 
-    Rows are tenant, run and the time they were staged, all later than *after*. A run is locked through its last
-    event's row, which is there until all are gone; a run that another relay holds is passed over.
+    Rows are tenant, run and the time they were staged, later than *after*. A run is locked through its last event's
+    row, which exists until all are published; runs locked by another relay are skipped.
     """
     waited = func.make_interval(0, 0, 0, 0, 0, 0, older_than_seconds, type_=INTERVAL)
     created_at = outbox_events.c.created_at
     query = (
         select(outbox_events.c.tenant_id, outbox_events.c.run_id, created_at)
-        # now(), not clock_timestamp(): a volatile function would keep the index from being used.
+        # now(), not clock_timestamp(): a volatile function would prevent the use of the index.
         .where(outbox_events.c.sequence == EVENTS_PER_RUN, created_at < func.now() - waited)
         .order_by(created_at)
         .limit(limit)

@@ -1,6 +1,6 @@
-"""What nobody can process, kept whole; and what must be tried again later. Contract section 5.
+"""Copies of a delivery to the parked queue and to the retry queue.
 
-Both are copies of a delivery, published confirmed before the delivery is acked: never lost, never looping.
+A copy is confirmed before its delivery is acked, so that a message is never lost and never loops.
 """
 
 from datetime import UTC, datetime
@@ -27,25 +27,25 @@ from consumer.contract.names import (
 )
 from consumer.contract.refusals import ParkReason
 
-# Properties that the broker acts on. A copy that carried them would be refused (user_id is checked against the
-# connection), expire (expiration) or fan out (CC, BCC), so they travel as headers of these names instead.
+# Properties that the broker acts on: user_id is checked against the connection, expiration would expire the copy, and
+# CC and BCC would route it elsewhere. A copy carries them as headers of these names instead.
 _SET_ASIDE = {"user_id": "x-closeout-user-id", "expiration": "x-closeout-expiration"}
 _SET_ASIDE_HEADERS = {"CC": "x-closeout-cc", "BCC": "x-closeout-bcc"}
 
-# Bytes that a frame may hold where the broker sets no limit (frame_max = 0): as much as where nobody has set one.
+# Bytes per frame if the broker sets no limit (frame_max = 0): the broker's default.
 _FRAME_BYTES = 131_064
-# Bytes of a header's frame beside those properties: class, size of the body, flags, and the worker's own user.
+# Bytes of a header frame in addition to the properties: class, body size, flags and the worker's user.
 _HEADER_FRAME_BYTES = 300
 
 
 def attempts_of(message: DeliveredMessage) -> int:
-    """Return how often the message has failed for a reason of its own; 0 where nothing, or nonsense, is said."""
+    """Return the attempts counted in the message's header; 0 if the header is missing or invalid."""
     attempts = headers_of(message).get(ATTEMPTS_HEADER)
     return attempts if isinstance(attempts, int) and not isinstance(attempts, bool) and attempts > 0 else 0
 
 
 def headers_of(message: DeliveredMessage) -> dict[str, Any]:
-    """Return the message's headers, empty where there are none."""
+    """Return the message's headers; empty if it has none."""
     return dict(message.header.properties.headers or {})
 
 
@@ -63,14 +63,14 @@ async def park(
 
 
 async def retry_later(channel: ConfirmedChannel, message: DeliveredMessage, *, attempts: int, error: str) -> None:
-    """Publish a copy of *message* to the retry queue, which hands it back after its delay; raises as :func:`park`."""
+    """Publish a copy of *message* to the retry queue, which returns it after a delay; raises as :func:`park`."""
     first_seen = headers_of(message).get(FIRST_SEEN_HEADER, datetime.now(UTC).isoformat())
     headers: dict[str, str | int] = {
         ATTEMPTS_HEADER: attempts,
         FIRST_SEEN_HEADER: str(first_seen)[:64],
         ERROR_HEADER: error.replace("\x00", "\\u0000"),
     }
-    # Vouches for the copy where only trusted publishers are taken: the broker verifies it.
+    # Makes the copy a trusted publisher's message: the broker verifies user_id.
     await _copy(channel, message, RETRY_QUEUE, headers, user_id=channel.user)
 
 
@@ -93,16 +93,16 @@ def _copied_properties(
 ) -> spec.Basic.Properties:
     original = message.header.properties
     kept = {name: getattr(original, name) for name in spec.Basic.Properties.attributes()}
-    kept["cluster_id"] = ""  # AMQP has no use for it, and the client refuses to write it
+    kept["cluster_id"] = ""  # deprecated in AMQP; pamqp refuses to write it
     headers: dict[str, Any] = writable(headers_of(message))
     for name, header in _SET_ASIDE.items():
         if kept[name] is not None:
-            headers.setdefault(header, kept[name])  # of a copy that came back, the sender's own is there already
+            headers.setdefault(header, kept[name])  # a copy that came back already has the sender's
             kept[name] = None
     for name, header in _SET_ASIDE_HEADERS.items():
         if name in headers:
             headers[header] = headers.pop(name)
-    # A message that comes back from the retry queue, through no exchange, says where it first came from.
+    # A message from the retry queue has no exchange; its header names the original one.
     if message.exchange or EXCHANGE_HEADER not in headers:
         headers |= {EXCHANGE_HEADER: message.exchange or "", ROUTING_KEY_HEADER: message.routing_key or ""}
     headers.update(ours)
@@ -113,9 +113,9 @@ def _copied_properties(
 
 
 def _fitted(headers: dict[str, Any], ours: dict[str, str | int], room: int) -> dict[str, Any]:
-    """Leave out the sender's largest headers where ours would no longer fit into *room* bytes, and name them.
+    """Drop the sender's largest headers until all fit into *room* bytes, and list their names in a header.
 
-    A copy with too large a frame closes the connection, and the message would come back and do so again.
+    A copy with an oversized frame closes the connection, and the redelivered message would do so again.
     """
     sizes = {name: _size(name, value) for name, value in headers.items()}
     dropped: list[str] = []

@@ -1,8 +1,8 @@
-"""Walking the parked queue: every message shown once, in order, and none lost. Contract section 5.
+"""Scans the parked queue: every message is visited once, in order, and none is lost.
 
-A quorum queue cannot be read without taking from it. A walk therefore takes every message that was there when it
-began, unacked, on one channel; it acks those that may go and gives the others back in their order. Whatever ends the
-process gives back what it had not acked.
+A quorum queue cannot be read without consuming. A scan therefore takes every message present at its start, unacked, on
+one channel. It acks the messages to remove and requeues the others in order. If the process ends, the broker requeues
+what was not acked.
 """
 
 import asyncio
@@ -24,16 +24,16 @@ from consumer.contract.names import ERROR_HEADER, PARKED_AT_HEADER, PARKED_QUEUE
 from consumer.errors import UnavailableError, one_line
 from consumer.parked.copies import attempts_of, headers_of
 
-# Messages whose bodies are held at once: 32 MiB, if each is as large as MESSAGE_MAX_BYTES allows by default.
+# Messages held in memory at once: 32 MiB if each has the default MESSAGE_MAX_BYTES.
 _BATCH = 32
-# Seconds. What was given back, or another walk's consumers, are gone from the broker's counts after milliseconds.
+# Seconds for the broker's counts to include requeued messages and departed consumers; it takes milliseconds.
 _COUNTS_SETTLE_SECONDS = 3.0
-# Bytes of a body that are searched for tenant and run; what is larger was parked as too large.
+# Bytes of a body that is searched for tenant and run; a larger body was parked as too large.
 _SEARCHED_BYTES = 16 * 1024 * 1024
 
 
 class Parked(NamedTuple):
-    """One parked message without its body; whatever could not be read is ``None``."""
+    """One parked message without its body; unreadable fields are ``None``."""
 
     position: int
     parked_at: datetime | None
@@ -48,10 +48,10 @@ class Parked(NamedTuple):
 
 
 @dataclass(slots=True)
-class Walk:
-    """How far a walk came, and why it ended early, if it did."""
+class Scan:
+    """The progress of a scan, and the reason if it ended early."""
 
-    looked_at: int = 0
+    visited: int = 0
     expected: int = 0
     failure: str | None = None
 
@@ -61,31 +61,31 @@ Visit = Callable[[Sequence[Held]], Awaitable[Sequence[DeliveredMessage]]]
 Progress = Callable[[int, int], None]
 
 
-async def walk(connection: BrokerConnection, visit: Visit, report: Walk, progress: Progress | None = None) -> None:
-    """Show *visit* each message once, in order and in batches; ack what it returns and give the rest back in order.
+async def scan(connection: BrokerConnection, visit: Visit, report: Scan, progress: Progress | None = None) -> None:
+    """Pass each message to *visit* once, in order and in batches; ack those it returns and requeue the rest in order.
 
-    Raises :class:`UnavailableError` if nothing could be looked at; a later failure is in *report*.
+    Raises :class:`UnavailableError` if nothing could be read; a later failure is in *report*.
     """
     channel = await connection.channel(confirms=False)
-    given_back: list[int] = []  # the last tag of each batch that stays
+    requeued: list[int] = []  # the last tag of each batch that stays
     kept = 0
     try:
         with not_cancelled():
             report.expected = await _ready(channel)
-            while report.looked_at < report.expected:
-                batch = await _take(channel, report.looked_at, min(_BATCH, report.expected - report.looked_at))
+            while report.visited < report.expected:
+                batch = await _take(channel, report.visited, min(_BATCH, report.expected - report.visited))
                 if not batch:
                     break
                 removed = {m.delivery_tag for m in await visit([(_parked(m, position), m) for position, m in batch])}
                 for tag in removed:
                     await channel.basic_ack(tag or 0, wait=False)
                 if stays := [m.delivery_tag or 0 for _, m in batch if m.delivery_tag not in removed]:
-                    given_back.append(stays[-1])
+                    requeued.append(stays[-1])
                     kept += len(stays)
-                report.looked_at += len(batch)
+                report.visited += len(batch)
                 if progress is not None:
-                    progress(report.looked_at, report.expected)
-            for tag in given_back:
+                    progress(report.visited, report.expected)
+            for tag in requeued:
                 await channel.basic_nack(tag, multiple=True, requeue=True)
             await _until_ready(channel, kept)
     except (*BROKER_ERRORS, UnavailableError) as error:
@@ -95,28 +95,28 @@ async def walk(connection: BrokerConnection, visit: Visit, report: Walk, progres
             await channel.close()
 
 
-def _interrupted(report: Walk, why: str, error: BaseException) -> None:
+def _interrupted(report: Scan, why: str, error: BaseException) -> None:
     report.failure = report.failure or f"RabbitMQ: {why}"
-    if not report.looked_at:
+    if not report.visited:
         raise UnavailableError(report.failure) from error
 
 
 async def _ready(channel: AmqpChannel) -> int:
-    """Return how many messages wait, once nobody else reads; another reader would hide some from this walk."""
+    """Return the queue's length once it has no other consumer, which would hide messages from this scan."""
     async with asyncio.timeout(_COUNTS_SETTLE_SECONDS + 10):
         for _ in range(int(_COUNTS_SETTLE_SECONDS * 20)):
             try:
-                told = await channel.queue_declare(PARKED_QUEUE, passive=True)
+                declared = await channel.queue_declare(PARKED_QUEUE, passive=True)
             except AMQPChannelError as error:
                 raise UnavailableError(f"{one_line(error)}; run closeout topology") from error
-            if not told.consumer_count:
-                return told.message_count or 0
+            if not declared.consumer_count:
+                return declared.message_count or 0
             await asyncio.sleep(0.05)
-    raise UnavailableError(f"somebody else is reading {PARKED_QUEUE}; try again when they are done")
+    raise UnavailableError(f"another consumer is reading {PARKED_QUEUE}; try again when it has finished")
 
 
 async def _until_ready(channel: AmqpChannel, expected: int) -> None:
-    """Wait until what was given back is counted, so that the next walk begins with all of it."""
+    """Wait until requeued messages are counted, so that the next scan starts with all of them."""
     with suppress(TimeoutError):
         async with asyncio.timeout(_COUNTS_SETTLE_SECONDS):
             while ((await channel.queue_declare(PARKED_QUEUE, passive=True)).message_count or 0) < expected:
@@ -126,7 +126,7 @@ async def _until_ready(channel: AmqpChannel, expected: int) -> None:
 async def _take(channel: AmqpChannel, seen: int, number: int) -> list[tuple[int, DeliveredMessage]]:
     """Take the next *number* messages, unacked; fewer if the queue has no more.
 
-    A consumer with that prefetch gets so many and stops, which bounds memory; basic.get would be a round trip each.
+    The prefetch count bounds memory; basic.get would need a round trip per message.
     """
     came: asyncio.Queue[DeliveredMessage] = asyncio.Queue()
     await channel.basic_qos(prefetch_count=number)
@@ -155,13 +155,13 @@ _named = msgspec.json.Decoder(_Named)
 
 def _parked(message: DeliveredMessage, position: int) -> Parked:
     headers, properties = headers_of(message), message.header.properties
-    tenant, run = _run_in(message.body)
+    tenant, run = _find_run(message.body)
     deaths = headers.get("x-death")
     death = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
-    at = _moment(headers.get(PARKED_AT_HEADER) or death.get("time"))
+    at = _parse_time(headers.get(PARKED_AT_HEADER) or death.get("time"))
     error = headers.get(ERROR_HEADER)
     if error is None and REASON_HEADER not in headers:
-        error = f"RabbitMQ put it here itself: {death.get('reason', 'nothing says why')}"
+        error = f"dead-lettered by RabbitMQ: {death.get('reason', 'no reason given')}"
     reason = headers.get(REASON_HEADER)
     unique = blake2b(f"{headers.get(PARKED_AT_HEADER)} {reason} {properties.message_id}\n".encode(errors="replace"))
     unique.update(message.body)
@@ -172,7 +172,7 @@ def _parked(message: DeliveredMessage, position: int) -> Parked:
     )  # fmt: skip
 
 
-def _run_in(body: bytes) -> tuple[str | None, str | None]:
+def _find_run(body: bytes) -> tuple[str | None, str | None]:
     if len(body) > _SEARCHED_BYTES:
         return None, None
     try:
@@ -183,7 +183,7 @@ def _run_in(body: bytes) -> tuple[str | None, str | None]:
     return tenant, run.lower() if run else run
 
 
-def _moment(value: object) -> datetime | None:
+def _parse_time(value: object) -> datetime | None:
     if isinstance(value, str):
         with suppress(ValueError):
             value = datetime.fromisoformat(value)

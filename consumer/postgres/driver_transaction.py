@@ -8,10 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 
 class DriverTransaction:
-    """A transaction on a session that is in AUTOCOMMIT for SQLAlchemy: BEGIN and COMMIT are said to the driver.
+    """A transaction whose BEGIN and COMMIT go directly to asyncpg; to SQLAlchemy the session is in AUTOCOMMIT.
 
-    SQLAlchemy would say the same, through a greenlet and the books that it keeps on each: 0.2 of the 2.5 ms that a
-    single run takes. Errors are asyncpg's.
+    SQLAlchemy's own would take 0.2 of the 2.5 ms of a single run. Errors are asyncpg's.
     """
 
     def __init__(self, conn: AsyncConnection, driver: asyncpg.Connection) -> None:
@@ -22,10 +21,10 @@ class DriverTransaction:
 
     @classmethod
     @asynccontextmanager
-    async def begun(cls, sessions: AsyncEngine) -> AsyncIterator["DriverTransaction"]:
-        """Begin one on a session of *sessions*, which say AUTOCOMMIT; the caller commits it or rolls it back.
+    async def started(cls, sessions: AsyncEngine) -> AsyncIterator["DriverTransaction"]:
+        """Start a transaction on a session of *sessions* (AUTOCOMMIT); the caller commits it or rolls it back.
 
-        If neither came to its end, whatever the reason, the session is not used again.
+        The session is discarded if neither is completed.
         """
         async with sessions.connect() as conn:
             transaction = cls(conn, (await conn.get_raw_connection()).driver_connection)
@@ -37,17 +36,17 @@ class DriverTransaction:
                     await conn.invalidate()
 
     async def commit(self) -> None:
-        """Commit. Without an answer nobody knows whether it is; :meth:`roll_back` says so."""
+        """Commit. Without a response the result is unknown; :meth:`roll_back` then returns false."""
         self._committing = True
         await self._transaction.commit()
         self._ended = True
 
     async def roll_back(self, error: BaseException) -> bool:
-        """Roll back because of *error* and say whether the server confirmed it; without an answer nobody knows."""
+        """Roll back because of *error*; return whether the server confirmed it. False means unknown."""
         if self.conn.invalidated or self._driver.is_closed():
             return False
         if self._committing:
-            # Only the server's own refusal of a COMMIT says that it is undone: a time limit or a lost line does not.
+            # Only an error from the server proves that the COMMIT failed; a timeout or a lost connection does not.
             self._ended = isinstance(error, asyncpg.PostgresError)
         else:
             with suppress(Exception):

@@ -20,16 +20,16 @@ from domains.database.pooling import STATEMENT_PREFIX
 if TYPE_CHECKING:
     pass
 
-# Seconds to connect, one host; a host that is down refuses at once, one that is cut off stays silent.
+# Seconds to connect to one host. A host that is down refuses at once; an unreachable one does not respond.
 CONNECT_TIMEOUT_SECONDS = 5.0
-# Seconds that a statement may take by the server's clock, then by ours: the second one notices a stalled line.
+# Seconds for one statement, enforced by the server and then by the client, which detects a stalled connection.
 STATEMENT_TIMEOUT_SECONDS = 15.0
 COMMAND_TIMEOUT_SECONDS = 20.0
-# Seconds to wait for a row or a table that somebody else holds: another worker's commit takes milliseconds.
+# Seconds to wait for a lock: another worker's commit takes milliseconds.
 LOCK_TIMEOUT_SECONDS = 5.0
-# Seconds after which the server ends a transaction whose worker has stopped, and frees what it locked.
+# Seconds after which the server ends the transaction of a stopped worker and releases its locks.
 IDLE_TRANSACTION_SECONDS = 30.0
-# Seconds to wait for a connection of the pool.
+# Seconds to wait for a pooled connection.
 POOL_TIMEOUT_SECONDS = 10.0
 
 _SERVER_SETTINGS = {
@@ -37,15 +37,15 @@ _SERVER_SETTINGS = {
     "statement_timeout": f"{STATEMENT_TIMEOUT_SECONDS:.0f}s",
     "lock_timeout": f"{LOCK_TIMEOUT_SECONDS:.0f}s",
     "idle_in_transaction_session_timeout": f"{IDLE_TRANSACTION_SECONDS:.0f}s",
-    # A plan for 50 rows is right for one row too, and planning costs more than running these statements.
+    # One plan suits any number of rows, and planning costs more than executing these statements.
     "plan_cache_mode": "force_generic_plan",
     "jit": "off",
 }
 
-# A close-out reads and writes by whole keys only. A generic plan made while the tables are empty would scan them, and
-# go on scanning them as they grow, until they are analyzed: a minute, in which a batch reads every trace there is.
+# A close-out reads and writes by complete keys only. A generic plan made while the tables are empty would scan them,
+# and keep scanning them until they are analyzed, a minute later: until then each batch would read every trace.
 _BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
-# All that a worker asks of its sessions at login; a pooler does not pass it on (deploy/pgbouncer/worker-role.sql).
+# A worker's session settings, sent at login; a pooler does not pass them on (deploy/pgbouncer/worker-role.sql).
 WORKER_SETTINGS = _SERVER_SETTINGS | _BY_KEY
 
 
@@ -60,15 +60,15 @@ DATABASE_ERRORS = (
 )
 
 
-# A libpq-style URL, or what returns it as it is now: one for each session, for its password may have been changed.
+# A libpq-style URL, or a function that is called for each session, because the password may change.
 Url = str | Callable[[], str]
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
-    """Names its prepared statements like nobody else, SQLAlchemy's and those that go straight to the driver.
+    """Gives prepared statements globally unique names.
 
-    The driver counts them anew in each process. Behind a pooler that does not tell two workers' statements apart, the
-    same name could run the other's; so it is an error, and an outage.
+    asyncpg numbers them per process. Behind a pooler that mixes two workers' sessions, one name could run the other
+    worker's statement; with unique names that is an error, and counts as an outage.
     """
 
     def _get_unique_id(self, prefix: str) -> str:
@@ -82,7 +82,7 @@ def create_engine(
     by_key: bool = False,
     command_timeout: float | None = COMMAND_TIMEOUT_SECONDS,
 ) -> AsyncEngine:
-    """Return an engine for *url*; nothing is connected yet. *by_key*: for close-outs, which never scan."""
+    """Return an engine for *url*; connects to nothing yet. *by_key* disables scans, for close-outs."""
 
     async def connect(**_ignored: Any) -> asyncpg.Connection:  # noqa: ANN401 - SQLAlchemy's own arguments
         return await open_session(
@@ -98,7 +98,7 @@ def create_engine(
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,
-        # The last used connection is the one whose statements are prepared and warm.
+        # The last used connection has its statements prepared.
         pool_use_lifo=True,
     )
 
@@ -106,10 +106,10 @@ def create_engine(
 async def open_session(
     url: Url, *, connect_seconds: float, command_seconds: float | None, server_settings: Mapping[str, str]
 ) -> asyncpg.Connection:
-    """Return a new session; raises asyncpg's errors, or ``ConnectionError`` in words where TLS or the URL is at fault.
+    """Return a new session; raises asyncpg's errors, or ``ConnectionError`` if TLS or the URL is at fault.
 
-    asyncpg reads the URL itself, so sslmode, several hosts and target_session_attrs mean what libpq says they mean;
-    sslrootcert=system it does not know. Files that the URL names are read for each session, so they can be renewed.
+    asyncpg parses the URL, so sslmode, several hosts and target_session_attrs mean the same as in libpq, except
+    sslrootcert=system, which is handled here. Files named in the URL are read for each session, so they can be renewed.
     """
     try:
         text_of_url = url if isinstance(url, str) else url()
@@ -132,7 +132,7 @@ async def open_session(
 
 
 def _system_roots(given: Mapping[str, str]) -> ssl.SSLContext:
-    """Trust whom the machine trusts, for the host in the URL only: sslmode=verify-full, which libpq asks for here."""
+    """Return a context that trusts the system's authorities and checks the host name, as libpq requires here."""
     context = ssl.create_default_context()
     if given.get("sslcert"):
         context.load_cert_chain(given["sslcert"], given.get("sslkey") or None, lambda: given.get("sslpassword", ""))
@@ -140,14 +140,14 @@ def _system_roots(given: Mapping[str, str]) -> ssl.SSLContext:
 
 
 def _last_host(url: str, given: Mapping[str, str]) -> Server:
-    """Return the host that asyncpg tries last: the one whose error it raises."""
+    """Return the host that asyncpg tries last, whose error it raises."""
     named = urlsplit(url).netloc.rpartition("@")[2] or given.get("host", "")
     host, _, port = named.rpartition(",")[2].rpartition(":")
-    if not port.isdigit():  # none is given, or this was half of an IPv6 address
+    if not port.isdigit():  # no port, or part of an IPv6 address
         host, port = named.rpartition(",")[2], given.get("port", "5432").rpartition(",")[2]
     tls = given.get("sslmode") in CHECKING_MODES
     return Server(kind="postgresql", host=host.strip("[]"), port=int(port), tls=tls, given=given)
 
 
-# Connections beside one a transaction: the relay's, the probe's, the look at the outbox, and the record of a rollback.
+# Connections in addition to one per transaction: relay, probe, outbox gauges, and the rollback record.
 SPARE_CONNECTIONS = 4

@@ -1,7 +1,7 @@
-"""Where spans go: the SDK's provider, set up from the standard OTEL_* variables. Imports OpenTelemetry.
+"""Exports spans through the SDK's provider, configured by the standard OTEL_* variables. Imports OpenTelemetry.
 
-Sampling, limits, queue, endpoint, headers and time-outs are read by the SDK and the exporters themselves. What is
-exported waits in a bounded queue for a thread of the SDK's; a collector that is away costs the spans, not the runs.
+The SDK and the exporters read sampling, limits, queue size, endpoint, headers and timeouts themselves. Spans wait in a
+bounded queue for a thread of the SDK: an unavailable collector costs spans, not runs.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ from consumer.version import installed_version
 
 log = structlog.get_logger(__name__)
 
-# Seconds for what is not yet sent when the worker ends. A collector takes milliseconds; one that is away must not use
-# up the grace period.
+# Seconds to send the remaining spans at shutdown. A collector takes milliseconds; an unavailable one must not use up
+# the grace period.
 FLUSH_SECONDS = 1.0
 
 
@@ -30,13 +30,13 @@ def exported_spans(exporters: Sequence[str], *, amqp_url: str) -> Spans | None:
     made = [exporter for name in exporters if (exporter := _exporter(name)) is not None]
     if not made:
         return None
-    # It knows the keys of W3C's first edition only, and warns of each message's tracestate that has others: any runner
+    # OpenTelemetry knows only the keys of W3C's first edition and warns of each tracestate with others: any runner
     # could fill the log.
     logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)
     provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
     for exporter in made:
         provider.add_span_processor(BatchSpanProcessor(exporter))
-    log.info("spans are exported", exporters=list(exporters))
+    log.info("exporting spans", exporters=list(exporters))
     return Spans(provider, amqp_url=amqp_url, close=lambda: _within(FLUSH_SECONDS, provider.shutdown))
 
 
@@ -44,23 +44,25 @@ def _exporter(name: str) -> SpanExporter | None:
     installed = entry_points(group="opentelemetry_traces_exporter")
     try:
         if name not in installed.names:
-            raise LookupError("not installed")  # noqa: TRY301 - one place says that there are no spans, and why
+            raise LookupError("not installed")  # noqa: TRY301 - one place logs the reason
         made: SpanExporter = installed[name].load()()
-    except Exception as error:  # noqa: BLE001 - whatever an exporter finds wrong with its variables, runs are closed out
+    except Exception as error:  # noqa: BLE001 - an exporter must not stop the worker
         names = ", ".join(sorted(installed.names))
-        log.warning("no spans are exported", exporter=name, installed=names, error=f"{type(error).__name__}: {error}")
+        log.warning(
+            "span exporter not available", exporter=name, installed=names, error=f"{type(error).__name__}: {error}"
+        )
         return None
     return made
 
 
 def _resource() -> Resource:
-    # What is given here wins over the variables, so the variables are asked first.
+    # Attributes passed here override the variables, so the variables are read first.
     named = {"service.name": "closeout", "service.version": installed_version()}
     return Resource.create({**named, **OTELResourceDetector().detect().attributes})
 
 
 async def _within(seconds: float, work: Callable[[], None]) -> None:
-    """Do *work* in a thread, and leave it behind after *seconds*; an executor would wait for it when the loop ends."""
+    """Run *work* in a thread for at most *seconds*; an executor would wait for it when the loop ends."""
     loop, done = asyncio.get_running_loop(), asyncio.Event()
 
     def run() -> None:

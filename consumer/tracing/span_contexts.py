@@ -1,4 +1,4 @@
-"""Trace contexts as messages write them, and as OpenTelemetry has them. Imports OpenTelemetry's API."""
+"""Converts trace contexts between messages and OpenTelemetry. Imports OpenTelemetry's API."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -10,17 +10,17 @@ from consumer.contract.trace_context import TRACESTATE_CHARACTERS_MAX, TraceCont
 
 
 def below(parent: SpanContext | None) -> Context:
-    """Return the context of a span below *parent*, or of the first span of a trace."""
+    """Return the context for a child of *parent*, or for the first span of a trace."""
     return set_span_in_context(NonRecordingSpan(parent)) if parent else Context()
 
 
 def links(contexts: Iterable[SpanContext | None]) -> list[Link]:
-    """Return a link to each of *contexts* that is known."""
+    """Return a link to each known context in *contexts*."""
     return [Link(context) for context in contexts if context is not None]
 
 
 def span_context(trace: TraceContext | None, *, is_remote: bool) -> SpanContext | None:
-    """Return the span that *trace* names, in another process or in this one."""
+    """Return the span context that *trace* names, in another process or in this one."""
     if trace is None:
         return None
     _, trace_id, span_id, flags = trace.traceparent.split("-")
@@ -29,7 +29,7 @@ def span_context(trace: TraceContext | None, *, is_remote: bool) -> SpanContext 
 
 
 def trace_of(span: Span) -> TraceContext:
-    """Return what names *span* in a message."""
+    """Return the trace context that names *span* in a message."""
     context = span.get_span_context()
     traceparent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
     state = context.trace_state.to_header()
@@ -37,5 +37,5 @@ def trace_of(span: Span) -> TraceContext:
 
 
 def nanoseconds(moment: datetime) -> int:
-    """Return *moment* as spans count time."""
+    """Return *moment* in nanoseconds since 1970, the unit of spans."""
     return int(moment.timestamp() * 1e9)

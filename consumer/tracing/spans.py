@@ -1,12 +1,11 @@
-"""What a worker does, as spans, by OpenTelemetry's messaging conventions. Imports OpenTelemetry's API.
+"""The worker's spans, by OpenTelemetry's messaging conventions. Imports OpenTelemetry's API.
 
-The shape. A batch has one ``receive`` span, with a link to each message's span; a run has one ``process`` span, child
-of its message's, so that it is in the runner's trace, with a link to the batch's. What is done for a batch together,
-each transaction with its phases and the ``publish`` of its events, is below the batch's span and linked to each run's;
-where a batch is a single run, all of it is below that run's span, and a run's whole story is one trace.
+A batch has one ``receive`` span with a link to each message's span. A run has one ``process`` span, a child of its
+message's span and so part of the runner's trace, with a link to the batch's span. Work for the whole batch (each
+transaction with its phases, the ``publish`` of its events) is below the batch's span and linked to each run's. If a
+batch is a single run, everything is below that run's span.
 
-The messages' text stays out: tenant and run are named, and classes of errors. No error message of a
-run's is, it may quote the run.
+Spans carry tenant, run and error classes. They carry no error text, because it may quote the run.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -40,7 +39,7 @@ from consumer.version import installed_version
 
 _Decode = Callable[[Delivery], Arrival]
 _Attributes = dict[str, str | int]
-# Exchange, key and queue, as the conventions for RabbitMQ name a consumer's destination.
+# Exchange, routing key and queue: a consumer's destination in the RabbitMQ conventions.
 _SOURCE = f"{RUNS_EXCHANGE}:{RUN_COMPLETED_KEY}:{RUN_COMPLETED_QUEUE}"
 _FROM: _Attributes = {
     "messaging.system": "rabbitmq",
@@ -61,7 +60,7 @@ _UNDONE = {TransactionPhase.ROLLED_BACK, TransactionPhase.FAILED}
 
 
 class Spans:
-    """Tells of a run's way in spans of *provider*, and that it came from and went to the broker of *amqp_url*."""
+    """Makes the worker's spans with *provider*; *amqp_url* gives the server attributes."""
 
     def __init__(self, provider: TracerProvider, *, amqp_url: str, close: Callable[[], Awaitable[None]]) -> None:
         self._tracer = provider.get_tracer("closeout", installed_version())
@@ -71,11 +70,11 @@ class Spans:
         self._close = close
 
     async def close(self) -> None:
-        """Send what is not yet sent, for a moment only."""
+        """Send the remaining spans, within a bounded time."""
         await self._close()
 
     def decoding(self, decode: _Decode) -> _Decode:
-        """Return *decode*, which also makes a span for each message that it refuses, in the sender's trace."""
+        """Wrap *decode*: a refused message gets a span in the sender's trace."""
 
         def traced(delivery: Delivery) -> Arrival:
             try:
@@ -98,7 +97,7 @@ class Spans:
         return traced
 
     def closing_out(self, close_out: CloseOut) -> CloseOut:
-        """Return *close_out* within a ``receive`` span a batch and a ``process`` span a run."""
+        """Wrap *close_out*: a ``receive`` span per batch and a ``process`` span per run."""
 
         async def traced(arrivals: Sequence[Arrival]) -> Sequence[Outcome]:
             senders = [span_context(arrival.trace, is_remote=True) for arrival in arrivals]
@@ -144,9 +143,9 @@ class Spans:
 
     @contextmanager
     def attempt(self, arrivals: Sequence[Arrival], mode: str) -> Iterator[OnPhase]:
-        """Make a span for one transaction over *arrivals*, and one for each phase that it enters, or fails to enter.
+        """Open a span for one transaction over *arrivals*; yield a function that adds a span for each phase.
 
-        A phase's span lasts from the phase before to this one; the first begins with the wait for a connection.
+        A phase's span starts at the previous phase; the first one starts with the wait for a connection.
         """
         runs = [span_context(arrival.trace, is_remote=False) for arrival in arrivals]
         alone = runs[0] if len(runs) == 1 else None
@@ -171,11 +170,11 @@ class Spans:
 
     @contextmanager
     def sending(self, events: Sequence[OutboxEvent]) -> Iterator[OnFailure]:
-        """Make a span for one write of *events* and the wait for their confirms, linked to each run's span."""
+        """Open a span for one write of *events* and the wait for their confirms, linked to each run's span."""
         runs = {event.key: span_context(event.trace, is_remote=False) for event in events}
         span = self._tracer.start_span(
             f"publish {EVENTS_EXCHANGE}",
-            kind=SpanKind.CLIENT,  # the conventions' PRODUCER is the span that the messages name
+            kind=SpanKind.CLIENT,  # PRODUCER is the span that the messages name
             attributes=self._publish_attributes | {_COUNT: len(events)},
             links=links(runs.values()),
         )
@@ -189,7 +188,7 @@ class Spans:
 
 
 def _current(span: Span) -> AbstractContextManager[Span]:
-    """Let *span* be the parent of what is begun meanwhile; an exception's text stays out of it."""
+    """Make *span* the current span; the text of an exception is not recorded."""
     return use_span(span, record_exception=False, set_status_on_exception=False)
 
 
@@ -220,12 +219,12 @@ def _conclude(span: Span, outcome: Outcome) -> None:
 
 
 def _fail(span: Span, error: BaseException) -> None:
-    """Say that *span* failed, and by what kind of error: a refusal's reason, a SQLSTATE, or a class."""
-    words, cause = None, error
+    """Mark *span* as failed with an error type: a refusal's reason, a SQLSTATE, or a class."""
+    description, cause = None, error
     if isinstance(error, TransactionFailed):
-        words, cause = f"rolled back at {error.phase}", error.cause
+        description, cause = f"rolled back at {error.phase}", error.cause
     kind = cause.reason if isinstance(cause, MessageRefusedError) else sqlstate_of(cause) or type(cause).__name__
-    span.set_status(Status(StatusCode.ERROR, words))
+    span.set_status(Status(StatusCode.ERROR, description))
     span.set_attribute("error.type", kind)
 
 

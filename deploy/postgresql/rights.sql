@@ -3,7 +3,7 @@
 --   psql -v ON_ERROR_STOP=1 --single-transaction -f rights.sql "$OWNER_URL"
 --
 -- Safe to repeat beside live workers; in one transaction nobody is without a right for a moment. What else somebody
--- granted these roles on the tables is taken back. The worker's part is consumer/postgres/rights.py, by which `closeout doctor`
+-- granted these roles on the tables is taken back. The worker's part is consumer/postgres/privileges.py, by which `closeout doctor`
 -- looks; tests/integration/postgres/test_roles.py holds the two together and tries every right that is not here.
 
 DO $$

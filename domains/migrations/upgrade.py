@@ -27,7 +27,7 @@ _LOCK_KEY = 0x636C6F73656F7574
 _VERSION_TABLE = "schema_version"
 # Seconds between two looks whether the other migrator is done. A look that waited would hold a snapshot, for whose end
 # a CREATE INDEX CONCURRENTLY of the other one would wait.
-_TURN_SECONDS = 0.2
+_YIELD_AFTER_SECONDS = 0.2
 # Whoever comes behind a lock that is waited for waits as well: a second of that is felt by nobody, for workers wait 5.
 _LOCK_WAIT = "1s"
 # Seconds between two tries, in which those who waited go on.
@@ -90,7 +90,7 @@ async def _migrate_once(engine: AsyncEngine, began_at: list[str | None]) -> None
         try:
             while not (await conn.execute(_TRY_TURN, {"key": _LOCK_KEY})).scalar_one():
                 await conn.commit()
-                await asyncio.sleep(_TURN_SECONDS)
+                await asyncio.sleep(_YIELD_AFTER_SECONDS)
             # Where roles are kept apart the schema is there, and its owner may make no other: not even IF NOT EXISTS.
             if (await conn.execute(text("SELECT to_regnamespace(:schema)"), {"schema": SCHEMA})).scalar_one() is None:
                 await conn.execute(text(f"CREATE SCHEMA {SCHEMA}"))

@@ -139,7 +139,7 @@ async def test_rights_on_a_table_revoked_and_granted(scene: Scene, report):
         await scene.sql(f"GRANT INSERT ON governance.incidents TO {scene.role}")
 
     async with scene.worker() as worker:
-        report(await endure(scene, worker, strike, heal, pauses="this role lacks INSERT on incidents"))
+        report(await endure(scene, worker, strike, heal, pauses="missing privileges: INSERT on incidents"))
 
 
 async def test_a_lock_held_on_a_table_for_eight_seconds(scene: Scene, report):

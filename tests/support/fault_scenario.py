@@ -28,7 +28,7 @@ from consumer.contract.names import (
     RUNS_EXCHANGE,
 )
 from consumer.errors import UnavailableError
-from consumer.postgres.rights import each_right
+from consumer.postgres.privileges import each_privilege
 from tests.support import run_messages as runs
 from tests.support import traffic
 from tests.support.proxy import Proxy
@@ -115,7 +115,7 @@ class Scene:
     async def set_up(self) -> None:
         await self.sql(
             f"CREATE ROLE {self.role} LOGIN; GRANT USAGE ON SCHEMA governance TO {self.role}; "
-            + "; ".join(f"GRANT {right} ON governance.{right.table} TO {self.role}" for right in each_right())
+            + "; ".join(f"GRANT {right} ON governance.{right.table} TO {self.role}" for right in each_privilege())
         )
         await self.aside(self.rabbit.add_user, self.user, "pw", "^$", "^$", "^$", self.vhost)
         await self.aside(partial(permit, self.rabbit, self.vhost, WORKER_USER, name=self.user))

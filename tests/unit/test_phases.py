@@ -86,11 +86,11 @@ def test_an_illegal_move_says_where_one_could_go_from_there():
     with pytest.raises(IllegalMoveError) as caught:
         PhaseMachine().advance(P.COMMITTED)
     assert str(caught.value) == (
-        "cannot move from NOT_STARTED to COMMITTED; from there: FAILED, INCIDENT_CREATED, ROLLED_BACK"
+        "cannot move from NOT_STARTED to COMMITTED; legal moves: FAILED, INCIDENT_CREATED, ROLLED_BACK"
     )
     with pytest.raises(IllegalMoveError) as caught:
         PhaseMachine(P.FAILED).advance(P.NOT_STARTED)
-    assert str(caught.value) == "cannot move from FAILED to NOT_STARTED; from there: nothing, it is final"
+    assert str(caught.value) == "cannot move from FAILED to NOT_STARTED; legal moves: nothing, it is final"
 
 
 def test_a_machine_starts_at_not_started_and_its_phase_cannot_be_set():

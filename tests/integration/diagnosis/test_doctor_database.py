@@ -25,7 +25,7 @@ from consumer.outbox.publisher import EventPublisher
 from consumer.outbox.relay import Relay
 from consumer.phases import TransactionPhase
 from consumer.postgres.engine import DATABASE_ERRORS, create_engine
-from consumer.postgres.rights import WORKER_RIGHTS, each_right
+from consumer.postgres.privileges import WORKER_PRIVILEGES, each_privilege
 from domains.migrations.upgrade import newest
 from domains.policies.book import PolicyBook
 from domains.run import RunKey
@@ -65,7 +65,7 @@ def role(database_url: str, postgres: PostgresServer) -> Iterator[str]:
     made = f"doctor_{name}"
     postgres.psql(f"CREATE ROLE {made} LOGIN; GRANT USAGE ON SCHEMA governance TO {made}", name)
     postgres.psql(f"GRANT SELECT ON governance.schema_version TO {made}", name)
-    for table, rights in WORKER_RIGHTS.items():
+    for table, rights in WORKER_PRIVILEGES.items():
         postgres.psql(f"GRANT {', '.join(rights.split())} ON governance.{table} TO {made}", name)
     yield made
     postgres.psql(f"DROP OWNED BY {made}; DROP ROLE {made}", name)
@@ -215,13 +215,13 @@ async def test_a_version_that_the_role_may_not_read_is_a_warning(engine, worker_
     assert "permission denied" in checks["schema"].found
 
 
-@pytest.mark.parametrize("table", WORKER_RIGHTS)
+@pytest.mark.parametrize("table", WORKER_PRIVILEGES)
 async def test_every_right_that_is_missing_is_named(engine, worker_url, role, table):
     async with _changed(engine, f"REVOKE ALL ON governance.{table} FROM {role}"):
         checks = await examined(worker_url)
 
     assert checks["rights"].state == "problem"
-    of_table = [str(right) for right in sorted(each_right()) if right.table == table]
+    of_table = [str(right) for right in sorted(each_privilege()) if right.table == table]
     assert checks["rights"].found == f"missing: {', '.join(of_table)} on {table}"
 
 
@@ -235,7 +235,7 @@ async def test_a_worker_needs_exactly_the_rights_that_are_asked_for(engine, work
             )
         )
     await _work_of_a_worker(engine, worker_url, broker)
-    for right in each_right():
+    for right in each_privilege():
         async with _changed(engine, f"REVOKE {right} ON governance.{right.table} FROM {role}"):
             refused = f"permission denied for table {right.table}"
             with pytest.raises((TransactionFailed, *DATABASE_ERRORS), match=refused):

@@ -8,7 +8,7 @@ from servers.wire import SqlError
 from typer.testing import CliRunner
 
 from consumer.cli import app
-from consumer.postgres.rights import WORKER_RIGHTS, each_right
+from consumer.postgres.privileges import WORKER_PRIVILEGES, each_privilege
 from domains.tables import metadata
 from tests.support.roles import DEPLOY, OPERATOR, OWNER, READER, WORKER, WORKER_USER, as_user, make_roles
 
@@ -16,7 +16,7 @@ TABLES = [*sorted(table.name for table in metadata.tables.values()), "schema_ver
 PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER", "MAINTAIN")
 BY_COLUMN = ("INSERT", "UPDATE", "REFERENCES")
 # Whatever the worker reads beside its tables: the schema's version, for closeout doctor.
-OF_WORKER = {**WORKER_RIGHTS, "schema_version": "SELECT"}
+OF_WORKER = {**WORKER_PRIVILEGES, "schema_version": "SELECT"}
 ALL_READ = dict.fromkeys(TABLES, "SELECT")
 OF_OPERATOR = ALL_READ | {
     "policies": "SELECT INSERT UPDATE(enabled,shadow)",
@@ -106,7 +106,7 @@ def held(postgres: PostgresServer, database: str, role: str) -> dict[str, set[st
 
 def listed(rights: dict[str, str]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
-    for right in each_right(rights):
+    for right in each_privilege(rights):
         found.setdefault(right.table, set()).add(str(right))
     return found
 

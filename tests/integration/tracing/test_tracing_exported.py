@@ -122,7 +122,7 @@ async def test_a_collector_that_does_not_answer_costs_no_run_and_no_more_than_a_
         assert monotonic() - asked < 8  # left to itself, the exporter would try for ten and more
     assert await emptied(broker, PARKED_QUEUE) == []
     said = [json.loads(line)["event"] for line in log if line.startswith("{")]
-    assert {"spans are exported", "Queue full, dropping Span.", "spans not exported in time", "stopped"} <= set(said)
+    assert {"exporting spans", "Queue full, dropping Span.", "spans not exported in time", "stopped"} <= set(said)
     assert not any("rror" in event and "Transient" not in event for event in said)
 
 

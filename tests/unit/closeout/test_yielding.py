@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from consumer.closeout import yielding as module
-from consumer.closeout.yielding import TURN_SECONDS, each
+from consumer.closeout.yielding import YIELD_AFTER_SECONDS, each
 
 
 @pytest.fixture
@@ -42,8 +42,8 @@ async def turns_of_the_loop_during(work) -> tuple[list[int], int]:
 
 
 async def test_slow_work_lets_others_have_a_turn_after_each_item_and_keeps_the_order(work_takes):
-    assert await turns_of_the_loop_during(work_takes(1.2 * TURN_SECONDS)) == ([0, 10, 20, 30], 3)
+    assert await turns_of_the_loop_during(work_takes(1.2 * YIELD_AFTER_SECONDS)) == ([0, 10, 20, 30], 3)
 
 
 async def test_quick_work_is_done_in_one_turn(work_takes):
-    assert await turns_of_the_loop_during(work_takes(TURN_SECONDS / 4)) == ([0, 10, 20, 30], 0)
+    assert await turns_of_the_loop_during(work_takes(YIELD_AFTER_SECONDS / 4)) == ([0, 10, 20, 30], 0)

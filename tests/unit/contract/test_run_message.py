@@ -226,7 +226,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"steps": [step(), step(index=...)]}, f"steps[1].index: missing; {INDEX_RULE}"),
     ({"steps": [step(index=-1)]}, f"steps[0].index: found -1; {INDEX_RULE}"),
     ({"steps": [step(index=2**31)]}, f"steps[0].index: found 2147483648; {INDEX_RULE}"),
-    ({"steps": [step(), step()]}, "steps[1].index: found 0 again; expected an index that is unique in the run"),
+    ({"steps": [step(), step()]}, "steps[1].index: found 0 twice; expected an index that is unique in the run"),
     ({"steps": [step(status="halted")]}, 'steps[0].status: found "halted"; expected one of succeeded, failed, skipped'),
     ({"steps": [step(status=...)]}, "steps[0].status: missing; expected one of succeeded, failed, skipped"),
     ({"steps": [step(cost_usd=-1)]}, f"steps[0].cost_usd: found -1; {COST_RULE}"),
@@ -262,7 +262,7 @@ def test_a_duration_has_bounds_too():
     ("version", "found"), [(0, "0"), (2, "2"), (-1, "-1"), (10**400, "an integer of hundreds of digits")]
 )
 def test_another_version_is_a_reason_of_its_own(version: int, found: str):
-    words = f"schema_version: found {found}; this worker understands 1"
+    words = f"schema_version: found {found}; expected 1"
     assert refusal(runs.body(schema_version=version)) == ("unsupported_schema_version", words)
 
 
@@ -398,7 +398,7 @@ def test_a_body_one_byte_over_the_limit_is_refused_before_it_is_read():
     take(body, max_bytes=len(body))
     assert refusal(b"\xff" * 101, max_bytes=100) == (
         "too_large",
-        "the body has 101 bytes; at most 100 are taken (MESSAGE_MAX_BYTES)",
+        "the body has 101 bytes; the limit is 100 (MESSAGE_MAX_BYTES)",
     )
 
 
@@ -420,7 +420,7 @@ def test_a_compressed_body_is_refused_and_a_plain_one_may_say_that_it_is_plain()
     take(runs.body(), content_encoding="identity")
     assert refusal(runs.body(), content_encoding="gzip") == (
         "unsupported_content_type",
-        'property content_encoding: found "gzip"; expected none: the body is sent plain',
+        'property content_encoding: found "gzip"; expected none, an uncompressed body',
     )
 
 

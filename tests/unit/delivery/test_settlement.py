@@ -135,7 +135,7 @@ def result(state: Any) -> TransactionResult:
             "conflict",
             lambda attempts: Park(
                 "conflicting_duplicate",
-                "this run was closed out before from a message with another content; that one stands",
+                "this run was already closed out from a message with different content; the stored run is unchanged",
                 attempts,
             ),
         ),
@@ -169,7 +169,7 @@ def test_a_right_that_is_missing_is_the_weather_and_says_who_names_it():
     settlement = settled(failed(database_error(Coded("42501"))), attempts=0)
     assert isinstance(settlement, PauseAndRequeue)
     assert settlement.why.startswith("PostgreSQL: ")
-    assert settlement.why.endswith("; closeout doctor names the right")
+    assert settlement.why.endswith("; closeout doctor names the privilege")
 
 
 @pytest.mark.parametrize(

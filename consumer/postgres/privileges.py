@@ -1,7 +1,7 @@
-"""What a worker does with each table, as ``GRANT`` writes it: the rights that its role needs, and no other.
+"""The privileges that a worker's role needs on each table, and no others.
 
-``deploy/postgresql/rights.sql`` grants them, a worker and ``closeout doctor`` look for them, and the tests take them
-away one by one. FOR UPDATE asks for UPDATE on some column, which is why the outbox has one.
+``deploy/postgresql/rights.sql`` grants them, the worker and ``closeout doctor`` check them, and the tests revoke them
+one by one. FOR UPDATE needs UPDATE on some column, hence the one on the outbox.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-WORKER_RIGHTS = MappingProxyType(
+WORKER_PRIVILEGES = MappingProxyType(
     {
         "run_completions": "SELECT INSERT UPDATE(phase,committed_at,events_published_at)",
         "incidents": "SELECT INSERT",
@@ -26,7 +26,7 @@ WORKER_RIGHTS = MappingProxyType(
 
 
 REMEDY = "run deploy/postgresql/rights.sql as the tables' owner"
-_RIGHTS = text(
+_MISSING = text(
     """
     SELECT w.place, CASE WHEN w.attribute IS NULL THEN has_table_privilege(c.oid, w.privilege)
                          ELSE has_column_privilege(c.oid, w.attribute, w.privilege) END AS given
@@ -40,7 +40,7 @@ _RIGHTS = text(
 )
 
 
-class Right(NamedTuple):
+class Privilege(NamedTuple):
     """One privilege on a table, or on one column of it where *column* is given."""
 
     table: str
@@ -51,27 +51,29 @@ class Right(NamedTuple):
         return self.privilege if self.column is None else f"{self.privilege}({self.column})"
 
 
-def each_right(rights: Mapping[str, str] = WORKER_RIGHTS) -> list[Right]:
-    """Return *rights* one by one: every privilege of every table, and every column that has one of its own."""
+def each_privilege(granted: Mapping[str, str] = WORKER_PRIVILEGES) -> list[Privilege]:
+    """Return *granted* as single privileges: one per table or, where columns are listed, one per column."""
     return [
-        Right(table, privilege, column or None)
-        for table, words in rights.items()
-        for privilege, _, columns in (word.rstrip(")").partition("(") for word in words.split())
+        Privilege(table, privilege, column or None)
+        for table, grants in granted.items()
+        for privilege, _, columns in (grant.rstrip(")").partition("(") for grant in grants.split())
         for column in columns.split(",")
     ]
 
 
-async def missing_rights(conn: AsyncConnection) -> list[Right]:
-    """Return which of a worker's rights this role has not, of tables and columns that are there."""
-    wanted = each_right()
+async def missing_privileges(conn: AsyncConnection) -> list[Privilege]:
+    """Return the worker's privileges that this role lacks on existing tables and columns."""
+    wanted = each_privilege()
     names = {"tables": "table", "privileges": "privilege", "columns": "column"}
-    found = await conn.execute(_RIGHTS, {name: [getattr(right, of) for right in wanted] for name, of in names.items()})
+    found = await conn.execute(
+        _MISSING, {name: [getattr(privilege, of) for privilege in wanted] for name, of in names.items()}
+    )
     return sorted(wanted[row.place - 1] for row in found if not row.given)
 
 
-def spelled_out(rights: Iterable[Right]) -> str:
-    """Return *rights* in words, by table."""
+def format_privileges(privileges: Iterable[Privilege]) -> str:
+    """Return *privileges* as text, grouped by table."""
     by_table: dict[str, list[str]] = {}
-    for right in rights:
-        by_table.setdefault(right.table, []).append(str(right))
+    for privilege in privileges:
+        by_table.setdefault(privilege.table, []).append(str(privilege))
     return "; ".join(f"{', '.join(words)} on {table}" for table, words in by_table.items())
