@@ -90,7 +90,7 @@ def test_an_illegal_move_says_where_one_could_go_from_there():
     )
     with pytest.raises(IllegalMoveError) as caught:
         PhaseMachine(P.FAILED).advance(P.NOT_STARTED)
-    assert str(caught.value) == "cannot move from FAILED to NOT_STARTED; legal moves: nothing, it is final"
+    assert str(caught.value) == "cannot move from FAILED to NOT_STARTED; legal moves: none, the phase is final"
 
 
 def test_a_machine_starts_at_not_started_and_its_phase_cannot_be_set():
