@@ -62,9 +62,9 @@ def test_the_installed_wheel_prints_its_documents_and_its_version(installed):
 
 def test_the_installed_wheel_has_the_console_s_templates_and_files(installed):
     program = (
-        "import asyncio; from consumer.console import answers, rendering\n"
+        "import asyncio; from consumer.console import rendering, responses\n"
         "page = asyncio.run(rendering.Rendering().page('message.html', title='<t>', lines=['x']))\n"
-        "print(answers.__file__, sorted(answers.StaticFiles()._files), b'&lt;t&gt;' in page.body)"
+        "print(responses.__file__, sorted(responses.StaticFiles()._files), b'&lt;t&gt;' in page.body)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
