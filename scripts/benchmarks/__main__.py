@@ -20,7 +20,7 @@ from servers import PostgresServer, RabbitServer, start_all
 from servers.process import ServerError
 from servers.service_pair import end_on_signals
 
-from benchmarks import floor, growth, latency, pgbench, pooler, report
+from benchmarks import floor, growth, latency, pgbench, pooler, report, versions
 from benchmarks.arena import SETTINGS, Arena
 from benchmarks.race import Lap, lap
 from benchmarks.subjects import PYTHON, THROUGHPUT, closeout
@@ -152,7 +152,16 @@ def pooled(place: Arena, options: argparse.Namespace, logs: Path) -> None:
     report.write(options.out / "bench.json", {"pooler": rows})
 
 
-PARTS = {"throughput": throughput, "latency": latencies, "growth": grow, "defaults": defaults, "pooler": pooled}
+def compare_versions(place: Arena, options: argparse.Namespace, logs: Path) -> None:
+    """Compare this version with the one whose ``closeout`` is given by --other."""
+    ratios = versions.compare(place, console, options.other, options.rounds, logs)
+    report.write(options.out / "bench.json", {"versions": ratios})
+
+
+PARTS = {
+    "throughput": throughput, "latency": latencies, "growth": grow, "defaults": defaults, "pooler": pooled,
+    "versions": compare_versions,
+}  # fmt: skip
 
 
 def main() -> int:
@@ -166,7 +175,12 @@ def main() -> int:
     parser.add_argument("--stored", type=int, nargs="*", default=[0, 1_000_000, 5_000_000], help="growth: runs stored")
     parser.add_argument("--backlog", type=int, default=300_000, help="growth: runs over which memory is watched")
     parser.add_argument("--queued", type=int, default=100_000, help="growth: runs of one tenant before another's")
+    parser.add_argument(
+        "--other", type=Path, metavar="CLOSEOUT", help="versions: another checkout's .venv/bin/closeout"
+    )
     options = parser.parse_args()
+    if "versions" in options.parts and not options.other:
+        parser.error("versions: --other is missing; expected another checkout's .venv/bin/closeout")
     if unknown := set(options.parts) - PARTS.keys():
         parser.error(f"PART: found {', '.join(unknown)}; expected some of {', '.join(PARTS)}")
     options.out.mkdir(parents=True, exist_ok=True)
