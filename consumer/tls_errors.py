@@ -89,7 +89,7 @@ async def explained(error: BaseException, server: Server) -> HandshakeError | No
 
 
 async def speaks_tls(server: Server) -> bool:
-    """Say whether TLS is spoken there from the first byte on; for a plain connection that got no sensible answer."""
+    """Return whether the server expects TLS, for a plain connection that got no sensible response."""
     with suppress(OSError, TimeoutError):
         async with asyncio.timeout(_LOOK_SECONDS):
             await _handshake(server, _trusting_all(server), _shown)

@@ -1,9 +1,8 @@
-"""``closeout doctor``: whether a worker can do its work here, and what to do where it cannot."""
+"""Checks whether a worker can work in this environment, and says what to do if it cannot."""
 
 import asyncio
 from collections import Counter
 from datetime import UTC, datetime
-from typing import Annotated
 
 import typer
 from rich.table import Column, Table
@@ -12,26 +11,19 @@ from rich.text import Text
 from config.logs import configure_logs
 from config.settings import Settings, examine_settings
 from consumer.amqp.connection import BrokerConnection
-from consumer.commands.output import out, print_json, say
+from consumer.commands.output import out, print_json, print_line
 from consumer.diagnosis.broker import examine_broker
 from consumer.diagnosis.check import Check, State
 from consumer.diagnosis.configuration import examine_configuration
 from consumer.diagnosis.database import examine_database
-from consumer.postgres.engine import create_engine
+from consumer.postgres.engine import SPARE_CONNECTIONS, create_engine
 from consumer.wording import counted
 
 _COLOURS = {State.OK: "green", State.WARNING: "yellow", State.PROBLEM: "red"}
 
 
-def doctor(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Check settings, database and broker as a worker with this environment would find them. Exit 1 on a problem.
-
-    Nothing is changed, no message is sent and none taken. It asks RabbitMQ for
-    two things that must be refused, to see whether the rights are there; they
-    show in its log. Bindings cannot be seen without the management plugin.
-
-    Example: closeout doctor
-    """
+def run_doctor(*, as_json: bool) -> None:
+    """Print every check; end with status 1 if one found a problem."""
     settings, faults = examine_settings()
     configure_logs("ERROR", settings.log_format)
     checks = examine_configuration(settings, faults) + asyncio.run(_servers(settings, set(faults)))
@@ -46,19 +38,17 @@ def doctor(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON."
 
 
 async def _servers(settings: Settings, faults: set[str]) -> list[Check]:
-    database = _database(settings) if "database_url" not in faults else _nothing()
-    broker = _broker(settings) if "amqp_url" not in faults else _nothing()
+    database = _database(settings) if "database_url" not in faults else _skipped()
+    broker = _broker(settings) if "amqp_url" not in faults else _skipped()
     found = await asyncio.gather(database, broker)
     return [check for checks in found for check in checks]
 
 
-async def _nothing() -> list[Check]:
+async def _skipped() -> list[Check]:
     return []
 
 
 async def _database(settings: Settings) -> list[Check]:
-    from consumer.postgres.engine import SPARE_CONNECTIONS
-
     engine = create_engine(settings.database_url.get_secret_value(), pool_size=1)
     needed = settings.max_concurrent_transactions + SPARE_CONNECTIONS
     try:
@@ -79,13 +69,13 @@ def _print(checks: list[Check], counts: Counter[State]) -> None:
     if out.is_terminal:
         table = Table(Column(no_wrap=True), Column(no_wrap=True), Column(overflow="fold"), box=None, show_header=False)
         for check in checks:
-            words = check.found + (f"\nto do: {check.remedy}" if check.remedy else "")
-            table.add_row(Text(check.state, style=_COLOURS[check.state]), check.name, Text(words))
+            text = check.found + (f"\nto do: {check.remedy}" if check.remedy else "")
+            table.add_row(Text(check.state, style=_COLOURS[check.state]), check.name, Text(text))
         out.print(table)
     else:
         for check in checks:
-            say(f"{check.state:<8} {check.name:<12} {check.found}")
+            print_line(f"{check.state:<8} {check.name:<12} {check.found}")
             if check.remedy:
-                say(f"{'':<22}to do: {check.remedy}")
+                print_line(f"{'':<22}to do: {check.remedy}")
     found = ", ".join(counted(counts[state], state) for state in (State.PROBLEM, State.WARNING))
-    say(f"{found}, {counts[State.OK]} ok")
+    print_line(f"{found}, {counts[State.OK]} ok")

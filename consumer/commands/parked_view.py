@@ -1,4 +1,4 @@
-"""Parked messages on a screen, in JSON and in a dump. They may hold anything; no terminal gets to act on it."""
+"""Formats parked messages for a terminal, as JSON and as a dump. Their content is untrusted, and is escaped."""
 
 import json
 import os
@@ -17,30 +17,20 @@ from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
-from consumer.commands.output import err, out
+from consumer.commands.output import err, out, printable
 from consumer.parked.copies import headers_of
 from consumer.parked.operations import Report
 from consumer.parked.scan import Held, Parked
 from consumer.wording import counted
 
-# Characters of a body that a terminal is shown; --json has all of it.
-_SHOWN_CHARACTERS = 20_000
-# Bytes of a body that is no text, as hexadecimal; enough to tell what it is.
-_SHOWN_BYTES = 1024
-# Columns from which on a message has room on one line; below it has several.
+# Characters of a body on a terminal; --json has all of it.
+_BODY_CHARACTERS = 20_000
+# Bytes of a binary body that are printed as hexadecimal.
+_BODY_BYTES = 1024
+# Terminal columns from which a message fits on one line; below it takes several.
 _WIDE = 160
-# Headers within headers; a sender may nest thousands, and what lies deeper is cut off.
+# Nesting of headers that is printed; a sender may nest thousands.
 _DEPTH = 16
-
-
-def printable(text: str, *, keep: str = "") -> str:
-    """Return *text* with all that a terminal might act on (controls, bidi marks, surrogates) escaped as in JSON."""
-    return "".join(c if c.isprintable() or c in keep else _escaped(c) for c in text)
-
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def print_json(value: object) -> None:
@@ -49,7 +39,7 @@ def print_json(value: object) -> None:
 
 
 def print_report(report: Report, done: str, *, as_json: bool) -> None:
-    """Print what *report* says was *done*, and on standard error what was not."""
+    """Print *report*; *done* describes what was done with its messages."""
     if as_json:
         print_json(
             {
@@ -67,20 +57,20 @@ def print_report(report: Report, done: str, *, as_json: bool) -> None:
 
 
 def warn(report: Report) -> bool:
-    """Say on standard error what stood in the way; return whether anything did."""
+    """Print on standard error what was not done and why; return whether there was anything."""
     if report.untrusted:
-        _say(f"{report.untrusted} of untrusted publishers stay: vouch for them with --reason untrusted_publisher")
+        _warn(f"{report.untrusted} of untrusted publishers kept: to replay them, use --reason untrusted_publisher")
     if report.failed and report.failure is None:
-        _say(f"{report.failed} stay: they have headers that cannot be written again; see closeout parked show")
+        _warn(f"{report.failed} kept: their headers cannot be written again; see closeout parked show")
     elif report.failure is not None:
-        _say(f"stopped early: {report.failure}; the rest is still parked")
+        _warn(f"stopped early: {report.failure}; the rest is still parked")
     elif report.visited < report.expected:
-        _say(f"only {report.visited} of {report.expected} could be looked at: somebody else is reading the queue")
+        _warn(f"only {report.visited} of {report.expected} could be read: another consumer is reading the queue")
     return bool(report.untrusted or report.failed or report.failure or report.visited < report.expected)
 
 
 def print_table(report: Report, done: str, *, to: Console) -> None:
-    """Print the first messages of *report* as a table, and all of them by reason."""
+    """Print the first messages of *report* as a table, and the counts by reason."""
     if to.width < _WIDE:
         for message in report.rows:
             _print_record(message, to)
@@ -94,9 +84,9 @@ def print_table(report: Report, done: str, *, to: Console) -> None:
 
 def _print_record(message: Parked, to: Console) -> None:
     run, at, rest = _named(message)
-    words = (f"{message.position}", at, *rest[:1], f"attempts {message.attempts}", counted(message.size, "byte"))
-    to.print(Text(printable("  ".join(words))))
-    # A message that its sender named by neither has no line for it.
+    cells = (f"{message.position}", at, *rest[:1], f"attempts {message.attempts}", counted(message.size, "byte"))
+    to.print(Text(printable("  ".join(cells))))
+    # Run and message id are optional.
     named = [run] if run != "-" else []
     named += [f"message id {rest[1]}"] if message.message_id else []
     for line in (*named, message.error):
@@ -121,15 +111,15 @@ def _named(message: Parked) -> tuple[str, str, tuple[str, str]]:
 
 
 def as_plain(message: Parked) -> dict[str, Any]:
-    """Return *message* as JSON has it."""
+    """Return *message* as plain values for JSON."""
     plain = message._asdict()
     del plain["fingerprint"]
     plain["bytes"] = plain.pop("size")
     return {**plain, "parked_at": message.parked_at.isoformat() if message.parked_at else None}
 
 
-def whole(parked: Parked, message: DeliveredMessage) -> dict[str, Any]:
-    """Return all of a message as JSON has it; the body as text too, where it is text."""
+def complete(parked: Parked, message: DeliveredMessage) -> dict[str, Any]:
+    """Return the complete message as plain values for JSON, with the body also as text if it is text."""
     try:
         text = message.body.decode()
     except UnicodeDecodeError:
@@ -137,25 +127,25 @@ def whole(parked: Parked, message: DeliveredMessage) -> dict[str, Any]:
     return {**as_plain(parked), **_envelope(message), "body": text, "body_base64": b64encode(message.body).decode()}
 
 
-def print_whole(parked: Parked, message: DeliveredMessage) -> None:
-    """Print all of a message: why it is here, its properties, its headers, its body."""
+def print_complete(parked: Parked, message: DeliveredMessage) -> None:
+    """Print the complete message: reason, error, properties, headers and body."""
     envelope = _envelope(message)
     about = as_plain(parked)
     error = about.pop("error")
-    out.print(Text(f"Parked message {parked.position}: {printable(parked.reason or 'without a reason')}", style="bold"))
+    out.print(Text(f"Parked message {parked.position}: {printable(parked.reason or 'no reason')}", style="bold"))
     out.print(Text(printable(error)), soft_wrap=True)
     for title, values in (("message", about), ("properties", envelope["properties"]), ("headers", envelope["headers"])):
         out.print(Text(f"\n{title}", style="bold"))
         for name, value in values.items():
-            words = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            out.print(Text(f"  {printable(name):<24} {printable(words)}"), soft_wrap=True)
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            out.print(Text(f"  {printable(name):<24} {printable(text)}"), soft_wrap=True)
     out.print(Text("\nbody", style="bold"))
-    out.print(Text(body_in_words(message.body)), soft_wrap=True)
+    out.print(Text(format_body(message.body)), soft_wrap=True)
     out.print()
 
 
-def body_in_words(body: bytes) -> str:
-    """Return *body* for a terminal: indented if it is JSON, escaped if it is text, else its first bytes in hex."""
+def format_body(body: bytes) -> str:
+    """Return *body* for a terminal: indented JSON, escaped text, or else its first bytes as hexadecimal."""
     try:
         text = body.decode()
         msgspec.json.decode(body, type=msgspec.Raw)
@@ -163,18 +153,18 @@ def body_in_words(body: bytes) -> str:
     except (msgspec.DecodeError, RecursionError):
         text = body.decode()
     except UnicodeDecodeError:
-        lines = [f"{at:08x}  {body[at : at + 16].hex(' ')}" for at in range(0, min(len(body), _SHOWN_BYTES), 16)]
-        return "\n".join(lines) + _more(len(body) - _SHOWN_BYTES, "bytes")
-    return printable(text[:_SHOWN_CHARACTERS], keep="\n") + _more(len(text) - _SHOWN_CHARACTERS, "characters")
+        lines = [f"{at:08x}  {body[at : at + 16].hex(' ')}" for at in range(0, min(len(body), _BODY_BYTES), 16)]
+        return "\n".join(lines) + _more(len(body) - _BODY_BYTES, "bytes")
+    return printable(text[:_BODY_CHARACTERS], keep="\n") + _more(len(text) - _BODY_CHARACTERS, "characters")
 
 
 def new_file(path: Path) -> IO[bytes]:
-    """Create *path* for its owner only: it will hold tenants' data. Never overwrites an earlier dump."""
+    """Create *path*, readable only by its owner because it holds tenants' data. Never overwrites a file."""
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
 
 def dump(file: IO[bytes], batch: Sequence[Held]) -> None:
-    """Write *batch* as JSON Lines and return once it is on the disk."""
+    """Write *batch* as JSON Lines; return once it is on disk."""
     for parked, message in batch:
         line = {**as_plain(parked), **_envelope(message), "body_base64": b64encode(message.body).decode()}
         file.write(json.dumps(line).encode() + b"\n")
@@ -211,5 +201,5 @@ def _more(left: int, unit: str) -> str:
     return f"\n… and {left:,} more {unit} (--json has all)" if left > 0 else ""
 
 
-def _say(words: str) -> None:
-    err.print(Text(printable(words)), soft_wrap=True)
+def _warn(message: str) -> None:
+    err.print(Text(printable(message)), soft_wrap=True)

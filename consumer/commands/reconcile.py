@@ -1,51 +1,35 @@
-"""``closeout reconcile``: whether all that must hold of every run does, and the stale events published."""
+"""Checks the invariants of every run, and publishes stale events."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.text import Text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from config.settings import Settings
-from consumer.commands.durations import age
+from consumer.commands.durations import parse_duration
 from consumer.commands.outbox import drained_by
-from consumer.commands.output import hanging, out, print_json, say
-from consumer.commands.session import in_words, settings_for
-from consumer.maintenance.reconcile import Finding
-from consumer.maintenance.reconcile import reconcile as check
+from consumer.commands.output import out, print_hanging, print_json, print_line
+from consumer.commands.session import run_to_end, settings_for
+from consumer.maintenance.reconcile import Finding, reconcile
 from consumer.postgres.engine import create_engine
 from consumer.wording import counted
 
 
-def reconcile(
-    *,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Publish the events that are stale; needs AMQP_URL.")
-    ] = False,
-    older_than: Annotated[str, typer.Option(metavar="TIME", help="What is stale: 90s, 5m, 2h, 1d.")] = "5m",
-    tenant: Annotated[str | None, typer.Option(help="Check this tenant's runs only.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Runs to name for each rule, at most.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Check what must hold of every run, beside live workers; name the runs that break it. Exit 1 if any does.
-
-    Nothing is changed without --repair, which publishes stale events, of all
-    tenants, as a worker's relay would, and checks again.
-
-    Example: closeout reconcile --tenant acme --older-than 10m
-    """
-    seconds = age("--older-than", older_than).total_seconds()
+def run_reconcile(*, repair: bool, older_than: str, tenant: str | None, limit: int, as_json: bool) -> None:
+    """Check the invariants, after publishing stale events with *repair*; end with status 1 if one is violated."""
+    seconds = parse_duration("--older-than", older_than).total_seconds()
     settings = settings_for(need_amqp=repair)
 
     async def work() -> tuple[list[Finding], dict[str, Any] | None]:
         engine = create_engine(settings.database_url.get_secret_value(), pool_size=1)
         try:
             repaired = await _repair(engine, settings, seconds) if repair else None
-            return await check(engine, older_than_seconds=seconds, tenant=tenant, limit=limit), repaired
+            return await reconcile(engine, older_than_seconds=seconds, tenant=tenant, limit=limit), repaired
         finally:
             await engine.dispose()
 
-    findings, repaired = in_words(work())
+    findings, repaired = run_to_end(work())
     if as_json:
         print_json({"repaired": repaired, "invariants": [_as_json(finding) for finding in findings]})
     else:
@@ -74,21 +58,21 @@ def _print(findings: list[Finding], repaired: dict[str, Any] | None) -> None:
     if repaired is not None:
         why = f"; then: {repaired['failure']}" if repaired["failure"] else ""
         what = (
-            f"stale events of {counted(repaired['runs'], 'run')}"
+            f"published stale events of {counted(repaired['runs'], 'run')}"
             if repaired["runs"] or why
-            else "nothing was stale, nothing"
+            else "no stale events"
         )
-        say(f"repair: {what} published{why}")
+        print_line(f"repair: {what}{why}")
     for finding in findings:
         rule = finding.invariant
         mark = (f"{finding.count:<7,}", "red") if finding.count else (f"{'ok':<7}", "green")
-        hanging(Text.assemble(mark, f" {rule.name:<17} "), rule.rule)
+        print_hanging(Text.assemble(mark, f" {rule.name:<17} "), rule.rule)
         if not finding.count:
             continue
         for broken in finding.examples:
-            # Never wrapped: a run's name is there to be copied.
+            # Not wrapped, so that a run's id can be copied.
             out.print(Text(f"          {broken.tenant_id}/{broken.run_id}  {broken.detail}"), soft_wrap=True)
         if finding.count > len(finding.examples):
-            say(f"          and {finding.count - len(finding.examples):,} more (--limit)")
-        hanging("        it means: ", rule.meaning)
-        hanging("        to do: ", rule.remedy)
+            print_line(f"          and {finding.count - len(finding.examples):,} more (--limit)")
+        print_hanging("        meaning: ", rule.meaning)
+        print_hanging("        to do: ", rule.remedy)

@@ -1,4 +1,4 @@
-"""A run explained: what happened and when, what each domain recorded, what went out and what waits."""
+"""The report on one run: its timeline, what each domain recorded, and its events."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -8,8 +8,7 @@ from typing import Any
 from rich.table import Column, Table
 from rich.text import Text
 
-from consumer.commands.output import out, say
-from consumer.commands.parked_view import printable
+from consumer.commands.output import out, print_line, printable
 from consumer.phases import TransactionPhase
 from consumer.runs.lookup import Row, RunFile
 from consumer.wording import counted
@@ -17,36 +16,36 @@ from domains.completions import EVENTS_PER_RUN
 
 Line = tuple[str, str]
 _STEP = ("index", "skill", "status", "duration_ms", "cost_usd", "error_code")
-# Columns from which on the table of steps is read at a glance; below it words would be broken, or cut.
+# Terminal columns from which steps are printed as a table.
 _TABLE_WIDTH = 80
-# Lines of one text that a screen gets; --json has all of it.
+# Lines of one text that are printed; --json has all of it.
 _LINES = 12
 
 
-def print_story(run: RunFile) -> None:
-    """Print all that is known of *run*, for a person; 80 columns are enough."""
+def print_report(run: RunFile) -> None:
+    """Print all that is stored of *run*; 80 columns are enough."""
     done = run.completion
     out.print(Text(printable(f"Run {done['tenant_id']}/{done['run_id']}"), style="bold"), soft_wrap=True)
-    say(printable(_summary(run)))
+    print_line(printable(_summary(run)))
     out.print()
-    _section("what happened (UTC)", _history(run))
-    _section("what was recorded", _records(run))
+    _section("timeline (UTC)", _history(run))
+    _section("records", _records(run))
     if run.trace is not None and run.trace["steps"]:
         out.print(_steps(run.trace["steps"]) if out.width >= _TABLE_WIDTH else _steps_in_lines(run.trace["steps"]))
         out.print()
     _section("events", _events(run))
-    _section("the run", [(n.replace("_", " "), _plain(done[n])) for n in _FIELDS if done[n] not in _UNSAID])
+    _section("the run", [(n.replace("_", " "), _plain(done[n])) for n in _FIELDS if done[n] not in _OMITTED])
 
 
 _FIELDS = ("agent_id", "model", "cost_usd", "input_tokens", "output_tokens", "message_id", "is_synthetic",
            "synthetic_scenario_id", "metadata")  # fmt: skip
 
 
-# What goes without saying.
-_UNSAID: tuple[object, ...] = (None, False, {})
+# Values that are not printed.
+_OMITTED: tuple[object, ...] = (None, False, {})
 
 
-def moment(at: datetime | None) -> str:
+def format_time(at: datetime | None) -> str:
     """Return *at* in UTC, to the millisecond."""
     return "-" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3]
 
@@ -54,52 +53,50 @@ def moment(at: datetime | None) -> str:
 def _summary(run: RunFile) -> str:
     done = run.completion
     seconds = (done["completed_at"] - done["started_at"]).total_seconds()
-    told = f"It {done['status']} after {seconds:g} s"
-    told += f" with {done['error_code']}" if done["error_code"] else ""
+    text = f"It {done['status']} after {seconds:g} s"
+    text += f" with {done['error_code']}" if done["error_code"] else ""
     if run.incident is not None:
-        told += f"; its incident is {run.incident['severity']} and {run.incident['status']}"
+        text += f"; its incident is {run.incident['severity']} and {run.incident['status']}"
     elif run.prevention_record is not None:
-        told += "; a policy kept an incident from being raised"
-    told += f". It is at {done['phase']}: "
+        text += "; a policy suppressed its incident"
+    text += f". Phase {done['phase']}: "
     if done["committed_at"] is None:
-        return (
-            told
-            + "its close-out, one write at a time, stopped there; its message goes on from there if it comes again."
-        )
+        return text + "the legacy close-out stopped after this write; it resumes when the message is delivered again."
     if run.outbox:
-        events = f"of its {EVENTS_PER_RUN} events"
-        return f"{told}{counted(len(run.outbox), f'{events} waits', f'{events} wait')} for RabbitMQ's confirm."
-    return told + "all is recorded and its events are confirmed."
+        return f"{text}{len(run.outbox)} of its {EVENTS_PER_RUN} events are not confirmed by RabbitMQ yet."
+    return text + "everything is recorded, and its events are confirmed."
 
 
 def _history(run: RunFile) -> list[Line]:
     done = run.completion
-    ended = f"it {done['status']}" + (f" with {done['error_code']}" if done["error_code"] else "")
+    ended = f"{done['status']}" + (f" with {done['error_code']}" if done["error_code"] else "")
     happened: list[tuple[datetime | None, str]] = [
-        (done["started_at"], "the run started, by its runner's clock"),
-        (done["completed_at"], f"{ended}, by its runner's clock"),
-        (done["received_at"], "its message was delivered to a worker"),
+        (done["started_at"], "run started (runner's clock)"),
+        (done["completed_at"], f"run {ended} (runner's clock)"),
+        (done["received_at"], "message delivered to a worker"),
         (done["committed_at"], _COMMITTED[done["mode"]]),
-        (done["events_published_at"], "RabbitMQ had confirmed every event"),
+        (done["events_published_at"], "all events confirmed by RabbitMQ"),
     ]
     if done["mode"] == "legacy":
-        for row, name, words in (
-            (run.incident or run.prevention_record, "created_at", "the first write: incident or prevention record"),
-            (run.policy_evaluation, "evaluated_at", "the second write: the policies' evaluation"),
+        for row, name, event in (
+            (run.incident or run.prevention_record, "created_at", "first write: incident or prevention record"),
+            (run.policy_evaluation, "evaluated_at", "second write: policy evaluation"),
         ):
-            happened.append((row[name] if row else None, words))
+            happened.append((row[name] if row else None, event))
     happened += [
-        (r["occurred_at"], f"attempt {r['attempt']} was rolled back at {r['phase_reached']}: {r['error_type']}: "
+        (r["occurred_at"], f"attempt {r['attempt']} rolled back at {r['phase_reached']}: {r['error_type']}: "
          f"{r['error']}" + (f" (undone: {', '.join(r['operations'])})" if r["operations"] else ""))
         for r in run.rollbacks
     ]  # fmt: skip
-    # What came in one transaction has one time, and stays in this order.
-    return [(moment(at), words) for at, words in sorted(((a, w) for a, w in happened if a), key=lambda pair: pair[0])]
+    # Rows of one transaction have the same time; the sort is stable.
+    return [
+        (format_time(at), event) for at, event in sorted(((a, w) for a, w in happened if a), key=lambda pair: pair[0])
+    ]
 
 
 _COMMITTED = {
-    "atomic": "incident, evaluation, trace and events were committed in one transaction",
-    "legacy": "the last of its separate writes was committed (legacy, not atomic)",
+    "atomic": "incident, evaluation, trace and events committed in one transaction",
+    "legacy": "last separate write committed (legacy, not atomic)",
 }
 
 
@@ -108,7 +105,7 @@ def _records(run: RunFile) -> Iterator[Line]:
     if run.incident is not None:
         yield "incident", "{severity}, {category}, {status}: {title}".format(**run.incident)
         if run.incident["error_message"]:
-            yield "", f"the runner said: {run.incident['error_message']}"
+            yield "", f"error message: {run.incident['error_message']}"
         yield "", f"id {run.incident['incident_id']}"
     elif run.prevention_record is not None:
         yield "no incident", _why_suppressed(run.suppressing_policy, run.prevention_record)
@@ -119,20 +116,20 @@ def _records(run: RunFile) -> Iterator[Line]:
     if run.trace is not None:
         yield "trace", f"{run.trace['status']}, {counted(len(run.trace['steps']), 'step')}, id {run.trace['trace_id']}"
     elif reached >= list(TransactionPhase).index(TransactionPhase.TRACE_COMPLETED):
-        yield "trace", "none: the run was not traced, or another run holds the trace that it named"
+        yield "trace", "none: the run has no trace id, or another run owns that trace"
     else:
         yield "trace", "none yet"
 
 
 def _why_suppressed(policy: Row | None, record: Row) -> str:
     if policy is None:
-        return f"suppressed by policy {record['policy_id']}, which is not stored any more"
+        return f"suppressed by policy {record['policy_id']}, which no longer exists"
     owner = f"tenant {policy['tenant_id']}" if policy["tenant_id"] else "all tenants"
-    now = "in force still" if policy["enabled"] else "not in force any more"
+    now = "enforced" if policy["enabled"] else "no longer enforced"
     condition = " ".join(policy["condition"].split())
     return (
-        f"suppressed by policy {policy['name']} (version {policy['version']}, for {owner}, {now}), "
-        f"whose condition was true of this run: {condition}"
+        f"suppressed by policy {policy['name']} (version {policy['version']}, {owner}, {now}): "
+        f"its condition was true: {condition}"
     )
 
 
@@ -144,34 +141,35 @@ def _evaluation(evaluation: Row | None) -> Iterator[Line]:
     for violated in evaluation["violations"]:
         yield "", "violated: {name} (version {version}), {severity}".format(**violated)
     for failed in evaluation["errors"]:
-        yield "", "could not be evaluated: {name} (version {version}): {error}".format(**failed)
-    for tried in evaluation["shadow"] or ():
-        yield "", "in shadow, deciding nothing: {name} (version {version}) is counted as {result}".format(**tried)
+        yield "", "evaluation failed: {name} (version {version}): {error}".format(**failed)
+    for shadowed in evaluation["shadow"] or ():
+        yield "", "in shadow, without effect: {name} (version {version}), result {result}".format(**shadowed)
     yield "", f"id {evaluation['policy_evaluation_id']}"
 
 
 _OUTCOMES = {
-    "no_violation": "none was violated",
+    "no_violation": "no violation",
     "violation": "violated",
-    "evaluation_error": "not all could be evaluated",
+    "evaluation_error": "some failed to evaluate",
 }
 
 
 def _events(run: RunFile) -> list[Line]:
     if run.completion["committed_at"] is None:
-        return [("none yet", "events go out after the last write")]
+        return [("none yet", "events are published after the last write")]
     waiting = {event["type"]: event for event in run.outbox}
     finding = "incident.suppressed" if run.prevention_record else "incident.created"
     published = run.completion["events_published_at"]
-    confirmed = f"confirmed by {moment(published)}" if published else "confirmed"
+    confirmed = f"confirmed by {format_time(published)}" if published else "confirmed"
     return [
-        (kind, _waits(waiting[kind]) if kind in waiting else confirmed)
+        (kind, _pending(waiting[kind]) if kind in waiting else confirmed)
         for kind in (finding, "policy.evaluated", "run.finalized")
     ]
 
 
-def _waits(event: Row) -> str:
-    return f"waits since {moment(event['created_at'])} to go out as {event['routing_key']}, id {event['event_id']}"
+def _pending(event: Row) -> str:
+    since = format_time(event["created_at"])
+    return f"unpublished since {since}, routing key {event['routing_key']}, id {event['event_id']}"
 
 
 def _steps(steps: Iterable[Row]) -> Table:
@@ -187,21 +185,21 @@ def _steps(steps: Iterable[Row]) -> Table:
 def _steps_in_lines(steps: Iterable[Row]) -> Table:
     table = Table(Column(justify="right", no_wrap=True), Column(overflow="fold"), box=None, show_header=False)
     for step in steps:
-        said = [f"{step['skill']}: {step['status']}"]
-        said += [f"{step['duration_ms']} ms"] if step.get("duration_ms") is not None else []
-        said += [f"{step['cost_usd']} USD"] if step.get("cost_usd") is not None else []
-        said += [step["error_code"]] if step.get("error_code") else []
-        table.add_row(f"  {step['index']}", Text(printable(", ".join(said))))
+        parts = [f"{step['skill']}: {step['status']}"]
+        parts += [f"{step['duration_ms']} ms"] if step.get("duration_ms") is not None else []
+        parts += [f"{step['cost_usd']} USD"] if step.get("cost_usd") is not None else []
+        parts += [step["error_code"]] if step.get("error_code") else []
+        table.add_row(f"  {step['index']}", Text(printable(", ".join(parts))))
     return table
 
 
 def _section(title: str, lines: Iterable[Line]) -> None:
     out.print(Text(title, style="bold"))
     table = Table(Column(no_wrap=True), Column(overflow="fold"), box=None, show_header=False, padding=(0, 2, 0, 2))
-    for name, words in lines:
-        shown = words.split("\n")
-        more = [f"… and {len(shown) - _LINES} more lines (--json has all)"] if len(shown) > _LINES else []
-        table.add_row(name, Text("\n".join(map(printable, shown[:_LINES] + more))))
+    for name, text in lines:
+        parts = text.split("\n")
+        more = [f"… and {len(parts) - _LINES} more lines (--json has all)"] if len(parts) > _LINES else []
+        table.add_row(name, Text("\n".join(map(printable, parts[:_LINES] + more))))
     out.print(table)
     out.print()
 

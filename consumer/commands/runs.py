@@ -1,54 +1,40 @@
-"""``closeout runs``: what became of runs, for a person and for a machine."""
+"""Lists runs, and explains one."""
 
 import asyncio
 from datetime import UTC
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 from uuid import UUID
 
-import typer
 from rich.table import Column, Table
 from rich.text import Text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from config.settings import examine_settings
 from consumer.amqp.connection import BrokerConnection
-from consumer.commands import parked_view as screen
-from consumer.commands.output import EXIT_USAGE, fail, out, print_json
-from consumer.commands.run_view import moment, print_story
+from consumer.commands import parked_view as view
+from consumer.commands.output import EXIT_USAGE, fail, out, print_json, printable
+from consumer.commands.run_view import format_time, print_report
 from consumer.commands.session import with_database
-from consumer.commands.typer_app import Application
 from consumer.errors import UnavailableError
-from consumer.parked.operations import Filters, Report, look
+from consumer.parked.operations import Filters, Report, find
 from consumer.phases import TransactionPhase
 from consumer.runs.lookup import RunFile, list_runs, owners, read_run
 from consumer.wording import counted
 from domains.run import RunStatus
 
-app = Application(help="Look at runs: which there are, and all that is known of one.", no_args_is_help=True)
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
 _LISTED = ("status", "error_code", "severity", "policy", "phase", "mode")
-# Columns from which on a run, with its status, has room on one line; below it has two.
+# Terminal columns from which a run fits on one line; below it takes two.
 _WIDE = 130
-# Messages of one run that are named; more than one only if its runner sent several.
+# Parked messages of one run that are listed; a runner may have sent several.
 _PARKED_SHOWN = 5
-# Reasons for which the same message would be parked again, whatever is mended here.
-_RUNNERS_FAULT = {"invalid_json", "schema_violation", "unsupported_content_type", "conflicting_duplicate"}
+# Reasons for which the same message would be parked again after a replay.
+_INVALID = {"invalid_json", "schema_violation", "unsupported_content_type", "conflicting_duplicate"}
 
 
-@app.command("list")
-def list_(
-    *,
-    tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None,
-    phase: Annotated[TransactionPhase | None, typer.Option(help="Only runs in this phase.")] = None,
-    status: Annotated[RunStatus | None, typer.Option(help="Only runs that ended so.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many, newest first.")] = 20,
-    as_json: _Json = False,
+def print_runs(
+    *, tenant: str | None, phase: TransactionPhase | None, status: RunStatus | None, limit: int, as_json: bool
 ) -> None:
-    """List runs, newest first.
-
-    Example: closeout runs list --tenant acme --status failed
-    """
+    """List the newest runs that match."""
     found = with_database(lambda engine: list_runs(engine, tenant=tenant, phase=phase, status=status, limit=limit))
     if as_json:
         print_json(found)
@@ -58,43 +44,30 @@ def list_(
     out.print(counted(len(found), "run") + more)
 
 
-@app.command()
-def show(
-    run_id: Annotated[str, typer.Argument(help="The run's UUID, or <tenant_id>/<run_id>.")],
-    *,
-    tenant: Annotated[str | None, typer.Option(help="Whose run; needed if two tenants have one of this id.")] = None,
-    as_json: _Json = False,
-) -> None:
-    """Explain a run: what happened and when, what each domain recorded and why, which events went out or wait.
-
-    If the run is unknown and AMQP_URL is set, its message is looked for in
-    closeout.parked.
-
-    Example: closeout runs show acme/0a0c9a3e-4a1f-5b0e-9a53-0f0f6c0a9a11
-    """
-    owner, _, bare = run_id.rpartition("/")
+def show_run(name: str, *, tenant: str | None, as_json: bool) -> None:
+    """Print all that is stored of the run *name*, RUN_ID or TENANT/RUN_ID; end with status 1 if it is unknown."""
+    owner, _, run_id = name.rpartition("/")
     try:
-        identity = UUID(bare)
+        identity = UUID(run_id)
     except ValueError:
-        fail(f"RUN_ID: found {run_id!r}; expected a UUID or <tenant_id>/<run_id>", status=EXIT_USAGE)
+        fail(f"RUN: found {name!r}; expected a UUID or TENANT/RUN_ID", status=EXIT_USAGE)
 
     if owner and tenant and owner != tenant:
-        words = f"--tenant: found {tenant!r}, and RUN_ID names {owner!r}; expected one of them, or both the same"
-        fail(words, status=EXIT_USAGE)
+        fail(f"--tenant: found {tenant!r}, but RUN names tenant {owner!r}; expected the same", status=EXIT_USAGE)
     tenants, found = with_database(lambda engine: _read(engine, identity, owner or tenant))
     if len(tenants) > 1:
         names = ", ".join(tenants)
-        fail(f"several tenants have a run {identity}: {names}; name one with --tenant", status=EXIT_USAGE)
+        fail(f"several tenants have a run {identity}: {names}; select one with --tenant", status=EXIT_USAGE)
     if found is None:
         _unknown(identity, owner or tenant, as_json=as_json)
     if as_json:
         print_json(found)
     else:
-        print_story(found)
+        print_report(found)
 
 
 async def _read(engine: AsyncEngine, run_id: UUID, tenant: str | None) -> tuple[list[str], RunFile | None]:
-    """Return the tenants that are meant, and the run if it is one's alone."""
+    """Return the tenants that have the run, and the run if it is only one."""
     tenants = [tenant] if tenant else []
     if not tenant:
         async with engine.connect() as conn:
@@ -120,32 +93,32 @@ def _received(run: dict[str, Any]) -> str:
 
 
 def _unknown(identity: UUID, owner: str | None, *, as_json: bool) -> NoReturn:
-    """Say what is known of a run that was not closed out: whether its message is parked, if a broker was named."""
+    """Report whether the message of an unknown run is parked, if AMQP_URL is set; end with status 1."""
     settings, faults = examine_settings()
     name = f"{owner}/{identity}" if owner else str(identity)
-    told = f"no run {name} is known here"
+    summary = f"run {name} is not stored"
     if "amqp_url" in faults:
-        fail(f"{told}; it may still be queued, or parked: with AMQP_URL set, closeout.parked is looked through too")
+        fail(f"{summary}; its message may be queued or parked: set AMQP_URL to search closeout.parked")
 
     async def search() -> Report:
         connection = BrokerConnection(settings.amqp_url.get_secret_value(), name="closeout runs show")
         try:
-            return await look(connection, Filters(run=name), rows=_PARKED_SHOWN)
+            return await find(connection, Filters(run=name), rows=_PARKED_SHOWN)
         finally:
             await connection.close()
 
     try:
         report = asyncio.run(search())
     except UnavailableError as error:
-        fail(f"{told}, and closeout.parked could not be looked through: {error}")
+        fail(f"{summary}, and closeout.parked could not be searched: {error}")
     if as_json:
-        screen.print_json({"run": None, "parked": [screen.as_plain(message) for message in report.rows]})
+        view.print_json({"run": None, "parked": [view.as_plain(message) for message in report.rows]})
     if not report.count:
-        fail(f"{told}, and no parked message names it; it may still be queued")
+        fail(f"{summary}, and no parked message has it; its message may be queued")
     for message in report.rows if not as_json else ():
-        at = moment(message.parked_at)
-        out.print(Text(screen.printable(f"parked {at}, {message.reason or 'without a reason'}: {message.error}")))
-    remedy = f"once the cause is mended: closeout parked replay --run {name}"
-    if {message.reason for message in report.rows} <= _RUNNERS_FAULT:
-        remedy = f"its runner must publish it again, rightly; then: closeout parked discard --run {name}"
-    fail(f"{told}: its message is parked\nall of it: closeout parked show {name}\n{remedy}")
+        at = format_time(message.parked_at)
+        out.print(Text(printable(f"parked {at}, {message.reason or 'no reason'}: {message.error}")))
+    remedy = f"after fixing the cause: closeout parked replay --run {name}"
+    if {message.reason for message in report.rows} <= _INVALID:
+        remedy = f"the runner must republish it with a valid body; then: closeout parked discard --run {name}"
+    fail(f"{summary}: its message is parked\ndetails: closeout parked show {name}\n{remedy}")

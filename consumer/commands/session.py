@@ -1,4 +1,4 @@
-"""What every command that talks to a server needs: settings, an engine, and errors in words."""
+"""What every command that uses a server needs: settings, an engine, and error messages."""
 
 import asyncio
 import os
@@ -17,12 +17,12 @@ from consumer.postgres.engine import COMMAND_TIMEOUT_SECONDS, DATABASE_ERRORS, c
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
-# SQLSTATEs of a table, a column, a schema that is not there.
+# SQLSTATEs: undefined table, column or schema.
 _MISSING = {"42P01", "42703", "3F000"}
 
 
 def settings_for(*, need_amqp: bool = True, need_database: bool = True) -> Settings:
-    """Return the settings, with logs set up; end with status 2 and every fault in words where they are wrong."""
+    """Return the settings and configure logs; if settings are invalid, report every fault and end with status 2."""
     try:
         settings = load_settings(need_amqp=need_amqp, need_database=need_database)
     except SettingsError as error:
@@ -36,7 +36,7 @@ def settings_for(*, need_amqp: bool = True, need_database: bool = True) -> Setti
 def with_database(
     work: Callable[[AsyncEngine], Awaitable[T]], *, command_timeout: float | None = COMMAND_TIMEOUT_SECONDS
 ) -> T:
-    """Run *work* with an engine for DATABASE_URL; end with status 1 and the reason where the database is away."""
+    """Run *work* with an engine for DATABASE_URL; end with status 1 and the reason if the database is unavailable."""
     settings = settings_for(need_amqp=False)
 
     async def run() -> T:
@@ -47,11 +47,11 @@ def with_database(
         finally:
             await engine.dispose()
 
-    return in_words(run())
+    return run_to_end(run())
 
 
-def in_words(work: Awaitable[T]) -> T:
-    """Run *work* to its end; a server that is away ends the command with status 1 and the reason."""
+def run_to_end(work: Awaitable[T]) -> T:
+    """Run *work* and return its result; if a server is unavailable, end with status 1 and the reason."""
 
     async def run() -> T:
         return await work
@@ -61,28 +61,28 @@ def in_words(work: Awaitable[T]) -> T:
     except UnavailableError as error:
         fail(str(error))
     except DATABASE_ERRORS as error:
-        fail(database_words(error))
+        fail(describe_database_error(error))
 
 
-def database_words(error: BaseException) -> str:
-    """Return what PostgreSQL refused, or that it is away, and what to do where that can be told from it."""
+def describe_database_error(error: BaseException) -> str:
+    """Return what PostgreSQL refused, or that it is unavailable, and what to do if that is known."""
     hint = ""
     if lacks_privilege(error):
-        hint = "; README, Least privilege, says which role each command is for"
+        hint = "; deploy/README.md lists the role that each command needs"
     elif any(sqlstate_of(link) in _MISSING for link in links(error)):
-        hint = "; the schema is not there, or older than this version: run closeout migrate"
+        hint = "; the schema does not exist or is older than this version: run closeout migrate"
     return f"PostgreSQL: {one_line(error)}{hint}"
 
 
-def end_after(seconds: float) -> None:
-    """End this process in *seconds*, whatever still hangs, with status 0; from a thread, for the loop may hang too.
+def exit_after(seconds: float) -> None:
+    """Exit with status 0 in *seconds*, even if something blocks; from a thread, because the event loop may block too.
 
-    Closing a stalled line politely takes longer than any grace period. Nothing is lost by not doing so: a transaction
-    is rolled back and a delivery given back with its connection, and the next delivery finds what was committed.
+    Closing a stalled connection properly takes longer than any grace period. Nothing is lost: with its connection a
+    transaction is rolled back and a delivery requeued, and the next delivery finds what was committed.
     """
 
     def end() -> None:
-        log.warning("grace period over: ending without closing what hangs", seconds=seconds)
+        log.warning("shutdown grace period exceeded; exiting", seconds=seconds)
         os._exit(0)
 
     timer = threading.Timer(seconds, end)

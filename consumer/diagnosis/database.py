@@ -12,7 +12,7 @@ from consumer.errors import one_line
 from consumer.outbox.backlog import BacklogState, describe_backlog, read_backlog
 from consumer.postgres.engine import DATABASE_ERRORS, WORKER_SETTINGS
 from consumer.postgres.privileges import REMEDY, format_privileges, missing_privileges
-from consumer.wording import counted, spoken
+from consumer.wording import counted, format_seconds
 from domains.database.pooling import is_pooled
 from domains.migrations.upgrade import differences, known, newest
 
@@ -188,7 +188,7 @@ async def _outbox(conn: AsyncConnection) -> Check:
     if not found.all.events:
         return ok("outbox", f"empty: {meaning}")
     whose = counted(found.all.runs, "run's", "runs'")
-    words = f"{whose} events wait, the oldest for {spoken(found.all.oldest_seconds)}; {meaning}"
+    words = f"{whose} events wait, the oldest for {format_seconds(found.all.oldest_seconds)}; {meaning}"
     if found.state() is BacklogState.STALE:
         return problem("outbox", words, "start a worker, or publish the events now with closeout outbox drain")
     return warning("outbox", words, remedy) if remedy else ok("outbox", words)

@@ -19,7 +19,9 @@ from sqlalchemy import Row, Select, Table, delete, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from consumer.closeout.retries import retry_transient
+from consumer.maintenance.limits import BATCH_RUNS
 from consumer.phases import TransactionPhase
+from consumer.wording import Progress
 from domains.database.statements import columns_of, unnest
 from domains.run import RunKey
 from domains.tables import (
@@ -32,11 +34,6 @@ from domains.tables import (
     traces,
 )
 
-# Below this age a message may still come again: from the parked queue, a runner that retries, a broker's backup. Its
-# inbox row gone, it would be a new run.
-SAFE_AGE = timedelta(days=7)
-# Runs a transaction: some 50 ms, for which a worker that has one of these runs delivered again would wait.
-BATCH_RUNS = 500
 # Pages (of 8 KiB) that one statement reads: 1 MiB, and up to 64 MiB where nothing old is found.
 _PAGES, _PAGES_MAX = 128, 8192
 # Waiting for a row that somebody else holds, and one statement, end far below the worker's own 5 s and 15 s.
@@ -47,7 +44,6 @@ _BOUNDS = text(
 # Between two batches the database has as much time to itself as the last one took, and at least so many seconds.
 _PAUSE_SECONDS = 0.01
 
-Progress = Callable[[int, int], None]
 Place = tuple[int, int]  # page, and position in it
 
 

@@ -17,6 +17,7 @@ from consumer.errors import UnavailableError
 from consumer.outbox import store as outbox
 from consumer.outbox.publisher import EventPublisher, Published
 from consumer.outbox.relay import GRACE_SECONDS, RUNS_A_SWEEP, publish_stale
+from consumer.wording import Progress
 from domains.completions import EVENTS_PER_RUN, outbox_events
 from domains.run import RunKey
 
@@ -24,8 +25,6 @@ from domains.run import RunKey
 _POLL_SECONDS = 0.5
 # Distinct failure reasons in the report; batches mostly fail for the same one.
 _NAMED_REASONS = 5
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(slots=True)

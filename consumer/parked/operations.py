@@ -17,7 +17,8 @@ from consumer.amqp.lenient_codec import writable
 from consumer.contract.names import EXCHANGE_HEADER, PERSISTENT, ROUTING_KEY_HEADER, RUN_COMPLETED_KEY, RUNS_EXCHANGE
 from consumer.errors import UnavailableError, one_line
 from consumer.parked.copies import headers_of
-from consumer.parked.scan import Held, Parked, Progress, Scan, scan
+from consumer.parked.scan import Held, Parked, Scan, scan
+from consumer.wording import Progress
 
 _OURS = "x-closeout-"
 # Headers set by the broker, and headers that would route the message elsewhere again.
@@ -77,7 +78,7 @@ class Report(Scan):
             self.rows.append(message)
 
 
-async def look(
+async def find(
     connection: BrokerConnection,
     filters: Filters,
     *,

@@ -23,6 +23,7 @@ from consumer.amqp.connection import BROKER_ERRORS, BrokerConnection
 from consumer.contract.names import ERROR_HEADER, PARKED_AT_HEADER, PARKED_QUEUE, REASON_HEADER
 from consumer.errors import UnavailableError, one_line
 from consumer.parked.copies import attempts_of, headers_of
+from consumer.wording import Progress
 
 # Messages held in memory at once: 32 MiB if each has the default MESSAGE_MAX_BYTES.
 _BATCH = 32
@@ -58,7 +59,6 @@ class Scan:
 
 Held = tuple[Parked, DeliveredMessage]
 Visit = Callable[[Sequence[Held]], Awaitable[Sequence[DeliveredMessage]]]
-Progress = Callable[[int, int], None]
 
 
 async def scan(connection: BrokerConnection, visit: Visit, report: Scan, progress: Progress | None = None) -> None:

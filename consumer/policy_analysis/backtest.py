@@ -3,7 +3,7 @@
 A run at a time is held against the file, some hundred are in memory: the number of runs costs time, not memory.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from consumer.policy_analysis.dry_run import policies_of
 from consumer.runs.pages import estimate, pages
 from consumer.runs.stored import StoredRun, read_runs, reading
+from consumer.wording import Progress
 from domains.policies.cel.conditions import Condition, ConditionError, Visible
 from domains.policies.explain import Answer, Value, ask, values_read
 from domains.policies.files import PolicyDraft
@@ -109,9 +110,6 @@ class Backtest:
     tallies: list[Tally]
     runs: int = 0
     in_force: InForce = field(default_factory=InForce)
-
-
-Progress = Callable[[int, int], None]
 
 
 async def backtest(

@@ -54,7 +54,7 @@ class Written(Struct, frozen=True, kw_only=True):
     category: str | None = None
 
 
-class Trial(Struct, frozen=True, kw_only=True):
+class DryRun(Struct, frozen=True, kw_only=True):
     """What the policies of a file would make of a run.
 
     ``outcome`` and ``writes`` are null if they depend on fields of a stored run that are not stored, ``unknown``.
@@ -96,7 +96,7 @@ def policies_of(drafts: Sequence[PolicyDraft]) -> list[tuple[PolicyDraft, Policy
     ]
 
 
-def try_policies(drafts: Sequence[PolicyDraft], run: CompletedRun, *, unknown: frozenset[str] = frozenset()) -> Trial:
+def dry_run(drafts: Sequence[PolicyDraft], run: CompletedRun, *, unknown: frozenset[str] = frozenset()) -> DryRun:
     """Hold the policies of a file against *run*, as if they alone were in force; *unknown* of its fields are not known.
 
     The outcome is the worker's own, of the same function.
@@ -108,7 +108,7 @@ def try_policies(drafts: Sequence[PolicyDraft], run: CompletedRun, *, unknown: f
     evaluation = evaluate(run, PolicySet((policy, condition) for _, policy, condition in entries))
     open_question = any(_is(verdict, "unknown") for verdict in verdicts)
     names = {policy.policy_id: policy.name for _, policy, _ in entries}
-    return Trial(
+    return DryRun(
         tenant_id=run.tenant_id,
         run_id=run.run_id,
         status=run.status,

@@ -12,9 +12,10 @@ from uuid import UUID
 from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from consumer.policy_analysis.backtest import Count, Progress, Tally, example_of
+from consumer.policy_analysis.backtest import Count, Tally, example_of
 from consumer.runs.pages import estimate, pages
 from consumer.runs.stored import StoredRun, read_runs, reading
+from consumer.wording import Progress
 from domains.database.statements import columns_of, unnest
 from domains.policies.book import compiled
 from domains.policies.cel.conditions import Visible

@@ -61,7 +61,7 @@ async def has_parked(scene: Scene, worker: Running, number: int) -> None:
 
 async def replay(scene: Scene) -> None:
     done = await closeout("parked", "replay", "--reason", REASON, AMQP_URL=scene.rabbit.url(scene.vhost))
-    assert f"1 sent back and confirmed: {REASON} 1" in done.stdout, done.stderr
+    assert f"1 replayed and confirmed: {REASON} 1" in done.stdout, done.stderr
 
 
 async def is_closed_out(scene: Scene, body: bytes) -> None:

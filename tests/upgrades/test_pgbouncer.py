@@ -100,7 +100,7 @@ async def test_one_that_mixes_up_statements_is_named_and_no_run_is_touched_until
     async with scene.worker() as worker:
 
         async def named() -> bool:
-            return "a pooler that mixes up prepared statements: use PgBouncer 1.21" in str(
+            return "a pooler that mixes prepared statements: use PgBouncer 1.21" in str(
                 (await worker.state())["reason"]
             )
 

@@ -1,51 +1,28 @@
-"""``closeout policies backtest``: what policies of a file would have done to stored runs."""
+"""Evaluates the policies of a file on stored runs."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Any
 
-import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from consumer.commands.durations import age
-from consumer.commands.output import err, print_json
-from consumer.commands.policies.backtest_view import show
-from consumer.commands.policies.files import PolicyFile, drafts_in
+from consumer.commands.durations import parse_duration
+from consumer.commands.output import print_json, progress_bar
+from consumer.commands.policies.backtest_view import print_backtest
+from consumer.commands.policies.files import drafts_in
 from consumer.commands.session import with_database
 from consumer.policy_analysis.backtest import Backtest, Count, Tally, backtest
 from domains.policies.files import PolicyDraft
 
-Since = Annotated[str, typer.Option(metavar="TIME", help="How far back, by when runs were received: 2h, 30d.")]
-Examples = Annotated[int, typer.Option(min=0, max=1_000, help="Runs to show of each policy and kind, at most.")]
 
-
-def backtest_file(
-    file: PolicyFile,
-    *,
-    since: Since = "30d",
-    tenant: Annotated[str | None, typer.Option(help="Only this tenant's runs.")] = None,
-    limit_examples: Examples = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Hold the policies of FILE against stored runs: what each would have flagged or suppressed, by tenant.
-
-    Beside it stands what the policies did that were in force: newly are runs that
-    no policy of this name flagged or suppressed, no longer those that one did.
-    Reads only, in short transactions beside live workers; a role that may SELECT
-    is enough. Some fields are not stored: the error message where the incident
-    was suppressed, steps and trace id of a run that was not traced. A run whose
-    answer depends on one of them counts as unknown.
-
-    Example: closeout policies backtest policies.yaml --since 30d --tenant acme
-    """
+def backtest_file(file: Path, *, since: str, tenant: str | None, limit_examples: int, as_json: bool) -> None:
+    """Evaluate the policies in *file* on stored runs, and print the results by tenant."""
     drafts = drafts_in(file)
     until = datetime.now(UTC)
-    earliest = until - age("--since", since)
+    earliest = until - parse_duration("--since", since)
 
     async def work(engine: AsyncEngine) -> Backtest:
-        with looking_at_runs() as progress:
+        with progress_bar("evaluating runs", estimate=True) as progress:
             return await backtest(
                 engine,
                 drafts,
@@ -61,24 +38,7 @@ def backtest_file(
     if as_json:
         print_json(_as_json(result, off))
     else:
-        show(result, off=[draft.name for draft in off], limit=limit_examples)
-
-
-@contextmanager
-def looking_at_runs() -> Iterator[Callable[[int, int], None]]:
-    """Show on a terminal how many runs were looked at, of about how many; give what is told so."""
-    bar = Progress(
-        TextColumn("looking at runs"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=err,
-        transient=True,
-    )
-    with bar if err.is_terminal else nullcontext():
-        shown = bar.add_task("looking at runs", total=None)
-        yield lambda done, of: bar.update(shown, completed=done, total=of)
+        print_backtest(result, off=[draft.name for draft in off], limit=limit_examples)
 
 
 def _as_json(result: Backtest, off: list[PolicyDraft]) -> dict[str, Any]:
@@ -93,7 +53,7 @@ def _as_json(result: Backtest, off: list[PolicyDraft]) -> dict[str, Any]:
 
 
 def as_numbers(tally: Tally) -> dict[str, Any]:
-    """Return what a policy would have done as JSON has it."""
+    """Return the results of a policy as plain values for JSON."""
     draft = tally.draft
     return {
         "name": draft.name,

@@ -1,28 +1,27 @@
-"""``closeout policies test``: which conditions hold over a run, and why."""
+"""Evaluates the policies of a file on one run."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
-import typer
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from consumer.commands.output import EXIT_USAGE, fail, print_json
-from consumer.commands.policies.dry_run_view import show
-from consumer.commands.policies.files import PolicyFile, drafts_in
+from consumer.commands.policies.dry_run_view import print_dry_run
+from consumer.commands.policies.files import drafts_in
 from consumer.commands.session import settings_for, with_database
 from consumer.contract.refusals import MessageRefusedError
 from consumer.contract.run_message import decode
-from consumer.policy_analysis.dry_run import Verdict, try_policies
+from consumer.policy_analysis.dry_run import Verdict, dry_run
 from consumer.runs.stored import StoredRun, read_runs, reading
 from domains.policies.files import PolicyDraft
 from domains.run import CompletedRun, RunKey
 
 
 class Expectation(NamedTuple):
-    """A policy that must hold, or must not, and whether it is so."""
+    """A policy that must hold, or must not hold, and whether that is met."""
 
     policy: str
     expected: str
@@ -30,56 +29,28 @@ class Expectation(NamedTuple):
     met: bool
 
 
-def try_file(
-    file: PolicyFile,
-    *,
-    run: Annotated[
-        str,
-        typer.Option(
-            metavar="RUN",
-            help="A run-completed message in a file of JSON, - for standard input; or a stored TENANT/RUN_ID.",
-        ),
-    ],
-    expect: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Exit 1 unless this policy holds; may be repeated.")
-    ] = None,
-    expect_not: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Exit 1 unless this policy does not hold.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Hold the policies of FILE against one run, as if they alone were in force; say which hold, and why.
-
-    Changes nothing, and needs no server but for a stored run. Of each condition
-    the parts that && and || join are shown with their truth, and the values that
-    it read. Exit 0 whether policies hold or not, unless --expect or --expect-not
-    says otherwise: for tests of policies in CI. NAME may be TENANT/NAME where two
-    policies have one name.
-
-    Example: closeout policies test policies.yaml --run run.json --expect costly
-    """
+def test_file(file: Path, *, run: str, expect: Sequence[str], expect_not: Sequence[str], as_json: bool) -> None:
+    """Evaluate the policies in *file* on one run; end with status 1 if an expectation is not met."""
     if str(file) == run == "-":
-        fail("FILE and --run: both are -; expected one of them on standard input", status=EXIT_USAGE)
+        fail("FILE and --run: both are -; expected only one on standard input", status=EXIT_USAGE)
     drafts = drafts_in(file)
-    expected = [(name, "holds") for name in expect or ()] + [(name, "does_not_hold") for name in expect_not or ()]
+    expected = [(name, "holds") for name in expect] + [(name, "does_not_hold") for name in expect_not]
     for name, wanted in expected:
         _check_name(name, drafts, option="--expect" if wanted == "holds" else "--expect-not")
     decoded, unknown = _read(run)
-    trial = try_policies(drafts, decoded, unknown=unknown)
-    expectations = [_compare(name, wanted, trial.policies) for name, wanted in expected]
+    result = dry_run(drafts, decoded, unknown=unknown)
+    expectations = [_compare(name, wanted, result.policies) for name, wanted in expected]
     if as_json:
-        print_json({"trial": trial, "expectations": [one._asdict() for one in expectations]})
+        print_json({"trial": result, "expectations": [one._asdict() for one in expectations]})
     else:
-        show(trial)
+        print_dry_run(result)
     unmet = [one for one in expectations if not one.met]
     if unmet:
-        fail(
-            "\n".join(f"{one.policy}: expected that it {_words(one.expected)}; it {_words(one.found)}" for one in unmet)
-        )
+        fail("\n".join(f"{one.policy}: expected: {_TEXTS[one.expected]}; found: {_TEXTS[one.found]}" for one in unmet))
 
 
 def _read(run: str) -> tuple[CompletedRun, frozenset[str]]:
-    """Return the run that *run* names and which of its fields are not known; end where it is none."""
+    """Return the run that *run* names and its unknown fields; end if there is none."""
     key = _key(run)
     if key is not None and not Path(run).exists():
         return _stored(key)
@@ -90,7 +61,7 @@ def _read(run: str) -> tuple[CompletedRun, frozenset[str]]:
     except OSError as error:
         fail(f"--run: cannot read {run}: {error.strerror}; expected a file, or TENANT/RUN_ID", status=EXIT_USAGE)
     except MessageRefusedError as error:
-        fail(f"{run}: a worker would park this message, {error.reason}: {error}")
+        fail(f"{run}: a worker would park this message: {error.reason}: {error}")
 
 
 def _key(run: str) -> RunKey | None:
@@ -108,7 +79,7 @@ def _stored(key: RunKey) -> tuple[CompletedRun, frozenset[str]]:
 
     found = with_database(work)
     if not found:
-        fail(f"--run: no run {key.tenant_id}/{key.run_id} is stored, and there is no such file")
+        fail(f"--run: run {key.tenant_id}/{key.run_id} is not stored, and there is no such file")
     return found[0].run, found[0].unknown
 
 
@@ -120,22 +91,18 @@ def _check_name(name: str, drafts: Sequence[PolicyDraft], *, option: str) -> Non
 
 
 def _compare(name: str, expected: str, verdicts: Sequence[Verdict]) -> Expectation:
-    """Compare with the policies of that name; of several, the run's tenant's own and the one for all, any may hold."""
+    """Compare with the policies called *name*. Of the tenant's and the one for all tenants, any may hold."""
     results = {v.result for v in verdicts if name in {v.name, f"{v.tenant_id}/{v.name}"}}
-    asked = results - {"other_tenant", "off"} or results
-    found = "holds" if "holds" in asked else min(asked - {"does_not_hold"}, default="does_not_hold")
+    evaluated = results - {"other_tenant", "off"} or results
+    found = "holds" if "holds" in evaluated else min(evaluated - {"does_not_hold"}, default="does_not_hold")
     return Expectation(name, expected, found, found == expected)
 
 
-_SAID = {
+_TEXTS = {
     "holds": "holds",
     "does_not_hold": "does not hold",
     "error": "fails to evaluate",
-    "unknown": "depends on what is not stored of the run",
-    "other_tenant": "is another tenant's",
+    "unknown": "depends on data that is not stored",
+    "other_tenant": "belongs to another tenant",
     "off": "is off in the file",
 }
-
-
-def _words(result: str) -> str:
-    return _SAID[result]

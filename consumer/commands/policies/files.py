@@ -1,15 +1,10 @@
-"""The policy file that commands take: read whole, or the command ends with every fault in words."""
+"""Reads a policy file, or ends the command with every fault in it."""
 
 import sys
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from consumer.commands.output import EXIT_USAGE, fail
 from domains.policies.files import PolicyDraft, PolicyFileError, read_policies
-
-PolicyFile = Annotated[Path, typer.Argument(metavar="FILE", help="YAML or JSON; - is standard input.")]
 
 
 def drafts_in(file: Path) -> list[PolicyDraft]:

@@ -169,7 +169,7 @@ async def test_where_nothing_was_migrated_a_command_says_what_to_do(empty_databa
     done = await closeout(*command, DATABASE_URL=empty_database_url)
 
     assert done.returncode == 1
-    assert "the schema is not there, or older than this version: run closeout migrate" in done.stderr
+    assert "the schema does not exist or is older than this version: run closeout migrate" in done.stderr
 
 
 async def test_a_schema_of_a_newer_closeout_is_a_warning(engine, worker_url):

@@ -266,7 +266,7 @@ async def test_the_command_names_the_run_what_it_means_and_what_to_do_and_exits_
 
     assert done.returncode == 1, done.stderr
     assert f"{victim.tenant_id}/{victim.run_id}  stopped at INCIDENT_CREATED" in done.stdout
-    assert "it means: a non-atomic close-out stopped half-way" in done.stdout
+    assert "meaning: a non-atomic close-out stopped half-way" in done.stdout
     assert "let the runner publish it again, unchanged" in done.stdout
 
 

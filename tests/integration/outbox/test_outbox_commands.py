@@ -59,15 +59,15 @@ async def test_an_empty_outbox_is_said_to_be_empty_and_exits_0(database_url):
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "no events wait",
-        "it means: RabbitMQ has confirmed every committed event",
+        "no unpublished events",
+        "meaning: RabbitMQ has confirmed every committed event",
     ]
 
 
 @pytest.mark.parametrize(
     ("age", "state", "status", "words"),
     [
-        ("0 s", "normal", 0, "it means: normal"),
+        ("0 s", "normal", 0, "meaning: normal"),
         (f"{GRACE_SECONDS + 9} s", "late", 0, "to do: check again in a minute"),
         ("2 min", "stale", 1, "publish the events now with closeout outbox drain"),
     ],
@@ -108,7 +108,7 @@ async def test_status_counts_by_tenant_and_by_type_and_names_the_oldest_first(en
     assert {name: share["events"] for name, share in found["by_type"].items()} == dict(
         zip(TYPES, (4, 5, 5), strict=True)
     )
-    assert "5 runs have 14 events waiting, the oldest for 2 h" in told
+    assert "5 runs have 14 unpublished events, the oldest for 2 h" in told
     rows = [line.split() for line in told.splitlines()]
     assert ["young", "3", "9", "50", "min"] in rows
 
@@ -206,7 +206,7 @@ async def test_drain_without_a_broker_says_so_keeps_everything_and_exits_1(engin
 
     assert done.returncode == 1
     assert "0 events of 0 runs" in done.stdout
-    assert "500 runs still have events waiting: RabbitMQ is not available" in done.stderr
+    assert "500 runs still have unpublished events: RabbitMQ is not available" in done.stderr
     assert await count(engine, "outbox_events") == 1500
 
 
@@ -224,7 +224,7 @@ async def test_what_no_queue_takes_stays_and_is_named_and_the_rest_goes_out(engi
     )  # fmt: skip
 
     assert done.returncode == 1
-    assert "210 runs still have events waiting: no queue is bound for incident.created.critical" in done.stderr
+    assert "210 runs still have unpublished events: no queue is bound for incident.created.critical" in done.stderr
     told = json.loads(done.stdout)
     assert (told["runs"], told["left"]) == (30, 210)
     assert await count(engine, "outbox_events") == 3 * 210

@@ -21,10 +21,11 @@ from sqlalchemy import text
 from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
 from consumer.amqp.topology import declare
-from consumer.commands.parked_view import body_in_words, printable
+from consumer.commands.output import printable
+from consumer.commands.parked_view import format_body
 from consumer.errors import UnavailableError
 from consumer.parked.copies import headers_of
-from consumer.parked.operations import Filters, discard, look, replay
+from consumer.parked.operations import Filters, discard, find, replay
 from tests.support import run_messages as runs
 from tests.support.roles import OPERATOR_USER, as_user
 from tests.support.traffic import emptied, eventually, parked, publish, published_runs, worker
@@ -84,7 +85,7 @@ def senders_headers(message: Any) -> dict[str, Any]:
 
 async def bodies_in_order(broker: BrokerConnection) -> list[bytes]:
     held: list[Any] = []
-    await look(broker, EVERYTHING, rows=10_000, bodies=held)
+    await find(broker, EVERYTHING, rows=10_000, bodies=held)
     return [message.body for _, message in held]
 
 
@@ -109,7 +110,7 @@ async def test_a_replay_after_the_cause_is_mended_closes_out_the_run(
         async with engine.begin() as conn:
             await conn.execute(text("ALTER TABLE governance.incidents DROP CONSTRAINT no_b"))
         operators = as_user(amqp_url, OPERATOR_USER)
-        assert "1 sent back and confirmed: attempts_exhausted 1" in await said(operators, "replay", "--tenant", "b")
+        assert "1 replayed and confirmed: attempts_exhausted 1" in await said(operators, "replay", "--tenant", "b")
         await eventually(engine, published_runs(), 1)
     assert await emptied(broker, "closeout.parked") == []
     await runner.close()
@@ -133,7 +134,7 @@ async def test_a_replayed_message_is_the_senders_without_our_headers_and_the_bro
         correlation_id="c",
         content_type="application/json",
     )
-    await look(broker, EVERYTHING, rows=1)  # so that the broker counts a delivery
+    await find(broker, EVERYTHING, rows=1)  # so that the broker counts a delivery
     report = await replay(broker, EVERYTHING, rows=1)
     assert (report.count, report.failure) == (1, None)
     (message,) = await emptied(broker, "closeout.run-completed")
@@ -170,7 +171,7 @@ async def test_a_replay_that_no_queue_takes_leaves_the_message_parked_and_exits_
     for _ in range(40):
         await put(broker, b"{}")
     out, err = await asyncio.to_thread(closeout, amqp_url, "replay", status=1)
-    assert "0 sent back" in out
+    assert "0 replayed" in out
     assert "no queue accepted" in err
     assert len(await emptied(broker, "closeout.parked")) == 40
 
@@ -211,9 +212,9 @@ async def test_a_crash_between_confirm_and_ack_leaves_the_message_in_both_places
 async def test_messages_of_untrusted_publishers_are_vouched_for_only_by_name(amqp_url, broker):
     await put(broker, b"{}", reason="untrusted_publisher")
     out, err = await asyncio.to_thread(closeout, amqp_url, "replay", status=1)
-    assert "0 sent back" in out
+    assert "0 replayed" in out
     assert "--reason untrusted_publisher" in err
-    assert "1 sent back" in await said(amqp_url, "replay", "--reason", "untrusted_publisher")
+    assert "1 replayed" in await said(amqp_url, "replay", "--reason", "untrusted_publisher")
 
 
 async def test_looking_thirty_times_loses_nothing_and_keeps_the_order(any_broker):
@@ -221,7 +222,7 @@ async def test_looking_thirty_times_loses_nothing_and_keeps_the_order(any_broker
     for body in bodies:
         await put(any_broker, body)
     for _ in range(30):
-        report = await look(any_broker, EVERYTHING, rows=5)
+        report = await find(any_broker, EVERYTHING, rows=5)
         assert (report.count, report.visited, report.expected) == (100, 100, 100)
     assert await bodies_in_order(any_broker) == bodies
     assert [m.body for m in await emptied(any_broker, "closeout.parked")] == bodies
@@ -244,7 +245,7 @@ async def test_a_look_that_dies_gives_everything_back(any_broker):
         raise SystemError(seen, total)
 
     with pytest.raises(SystemError):
-        await look(any_broker, EVERYTHING, rows=1, progress=dies)
+        await find(any_broker, EVERYTHING, rows=1, progress=dies)
     await _parked_count(any_broker, 40)
     assert len(await bodies_in_order(any_broker)) == 40
 
@@ -273,9 +274,9 @@ async def test_two_who_look_at_once_do_not_hide_messages_from_each_other_in_sile
     await channel.basic_consume("closeout.parked", hold)
     await asyncio.wait_for(got.wait(), 10)
     with pytest.raises(UnavailableError, match="another consumer"):
-        await look(broker, EVERYTHING, rows=1)
+        await find(broker, EVERYTHING, rows=1)
     await channel.close()
-    assert (await look(broker, EVERYTHING, rows=1)).count == 300
+    assert (await find(broker, EVERYTHING, rows=1)).count == 300
 
 
 async def test_filters_choose_and_all_must_hold(broker):
@@ -304,7 +305,7 @@ async def test_filters_choose_and_all_must_hold(broker):
         (Filters(selector="4"), "d"),
         (Filters(selector=f"mine/{run}"), "a"),
     ]:
-        report = await look(broker, filters, rows=10)
+        report = await find(broker, filters, rows=10)
         assert "".join(m.message_id or "" for m in report.rows) == expected, filters
 
 
@@ -328,7 +329,7 @@ async def test_a_dry_run_changes_nothing(amqp_url, broker):
     bodies = [b"1", b"2", b"3"]
     for body in bodies:
         await put(broker, body)
-    assert "3 would be sent back" in await said(amqp_url, "replay", "--dry-run")
+    assert "3 would be replayed" in await said(amqp_url, "replay", "--dry-run")
     assert "2 would be discarded" in await said(amqp_url, "discard", "--all", "--limit", "2", "--dry-run")
     assert await bodies_in_order(broker) == bodies
     assert await emptied(broker, "closeout.run-completed") == []
@@ -372,7 +373,7 @@ async def test_what_cannot_be_dumped_is_not_removed(broker):
 
 async def test_what_was_parked_after_the_question_is_not_discarded_by_its_answer(broker):
     await put(broker, b"1")
-    found = await look(broker, EVERYTHING, rows=1)
+    found = await find(broker, EVERYTHING, rows=1)
     await put(broker, b"2")
     assert (await discard(broker, EVERYTHING, rows=1, only=found.fingerprints)).count == 1
     assert await bodies_in_order(broker) == [b"2"]
@@ -435,7 +436,7 @@ async def test_a_message_that_rabbitmq_dead_lettered_itself_is_listed_and_replay
     assert (found["reason"], found["message_id"]) == (None, "m")
     assert found["parked_at"]
     assert "rejected" in found["error"]
-    assert "1 sent back" in await said(amqp_url, "replay")
+    assert "1 replayed" in await said(amqp_url, "replay")
     (message,) = await emptied(broker, "closeout.run-completed")
     assert senders_headers(message) == {}
 
@@ -448,14 +449,14 @@ async def test_a_missing_queue_and_a_broker_that_is_away_are_told_in_words(bare_
 
 
 def test_long_bodies_are_cut_and_what_is_escaped_can_be_read():
-    assert body_in_words(b'{"a":1.000000000000000000001}') == '{\n  "a": 1.000000000000000000001\n}'
-    assert body_in_words(b"x" * 30_000).endswith("… and 10,000 more characters (--json has all)")
+    assert format_body(b'{"a":1.000000000000000000001}') == '{\n  "a": 1.000000000000000000001\n}'
+    assert format_body(b"x" * 30_000).endswith("… and 10,000 more characters (--json has all)")
     assert printable("tab\t\U000e0001") == "tab\\u0009\\U000e0001"
 
 
 async def _look_repeatedly(broker: BrokerConnection) -> None:
     for _ in range(5):
-        assert (await look(broker, EVERYTHING, rows=1)).count >= 200
+        assert (await find(broker, EVERYTHING, rows=1)).count >= 200
 
 
 async def _parked_count(broker: BrokerConnection, number: int) -> None:

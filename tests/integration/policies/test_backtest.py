@@ -309,9 +309,9 @@ async def test_the_command_writes_nothing_and_needs_a_role_that_may_select(engin
 
     said = invoked(select_only, "backtest", str(file))
     assert "2 runs, received" in said
-    assert "The policies in force flagged 1, suppressed 0 incidents and failed to evaluate over 0" in said
+    assert "The enforced policies flagged 1, suppressed 0 incidents and failed to evaluate on 0" in said
     assert "dear (flag LOW, all tenants): would flag 1 of 2 runs (50.0%)" in said
-    assert "against what policies of this name did: 1 newly, 1 no longer" in said
+    assert "compared with enforced policies of this name: 1 newly, 1 no longer" in said
     assert f"newly     acme/{run.run_id}" in said
     assert "run.usage.cost_usd = 7.25" in said
     assert "unknown: the answer depends on what is not stored" in said

@@ -110,7 +110,7 @@ async def test_the_way_of_a_policy_from_a_file_to_shadow_and_into_force(engine, 
     shadow = "- {name: dear, effect: flag, severity: LOW, condition: run.usage.cost_usd > 5.0, mode: shadow}\n"
     file.write_text(shadow)
 
-    assert invoked(database_url, "apply", str(file)) == "dear: created, version 1, in shadow; no version decides\n"
+    assert invoked(database_url, "apply", str(file)) == "dear: created, version 1, in shadow; no version is enforced\n"
     other = tmp_path / "off.yaml"
     other.write_text("- {name: later, effect: flag, severity: LOW, condition: 'true', enabled: false}\n")
     assert invoked(database_url, "apply", str(other)) == "later: created, version 1, off\n"
@@ -137,11 +137,11 @@ async def test_the_way_of_a_policy_from_a_file_to_shadow_and_into_force(engine, 
 
     file.write_text(shadow.replace("5.0", "9.0"))
     assert invoked(database_url, "apply", str(file)) == (
-        "dear: updated, version 3, in shadow; version 2 stays in force\n"
+        "dear: updated, version 3, in shadow; version 2 stays enforced\n"
     )
     file.write_text(shadow.replace("5.0", "9.0").replace("mode: shadow", "mode: shadow, enabled: false"))
     assert invoked(database_url, "apply", str(file)) == (
-        "dear: disabled, version 3, not in shadow; version 2 stays in force\n"
+        "dear: disabled, version 3, not in shadow; version 2 stays enforced\n"
     )
 
 

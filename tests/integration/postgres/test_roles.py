@@ -169,7 +169,7 @@ def test_a_command_run_as_a_role_that_may_not_says_what_was_refused_and_where_to
 
         assert told.exit_code == 1
         assert named in told.output
-        assert "refused for user 'closeout-worker'" in told.output or "README, Least privilege" in told.output
+        assert "refused for user 'closeout-worker'" in told.output or "deploy/README.md lists the role" in told.output
 
 
 def test_a_reader_s_role_is_enough_for_every_command_that_only_looks(postgres, place, tmp_path, monkeypatch):

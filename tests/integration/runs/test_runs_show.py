@@ -67,16 +67,16 @@ async def test_a_run_that_went_through_is_told_from_its_start_to_its_last_confir
     for words in (
         f"Run loud/{run.run_id}",
         "It failed after 30.5 s with EXECUTION_TIMEOUT; its incident is HIGH and OPEN.",
-        "It is at EVENTS_PUBLISHED: all is recorded and its events are confirmed.",
-        "2026-11-01 12:00:30.500 it failed with EXECUTION_TIMEOUT, by its runner's clock",
-        "its message was delivered to a worker",
-        "attempt 1 was rolled back at POLICY_EVALUATED: ",
+        "Phase EVENTS_PUBLISHED: everything is recorded, and its events are confirmed.",
+        "2026-11-01 12:00:30.500 run failed with EXECUTION_TIMEOUT (runner's clock)",
+        "message delivered to a worker",
+        "attempt 1 rolled back at POLICY_EVALUATED: ",
         "injected",
         "(undone: ",
-        "incident, evaluation, trace and events were committed in one transaction",
-        "RabbitMQ had confirmed every event",
+        "incident, evaluation, trace and events committed in one transaction",
+        "all events confirmed by RabbitMQ",
         "incident HIGH, EXECUTION_FAILURE, OPEN: ",
-        "the runner said: no answer within 30 s",
+        "error message: no answer within 30 s",
         "policies 2 checked: not all could be evaluated",
         "violated: dear (version 1), MEDIUM",
         "in shadow, deciding nothing: on trial (version 1) is counted as flag",
@@ -87,7 +87,7 @@ async def test_a_run_that_went_through_is_told_from_its_start_to_its_last_confir
         "cost usd 0.0125",
     ):
         assert words in told, words
-    assert told.index("rolled back at") < told.index("were committed in one")
+    assert told.index("rolled back at") < told.index("committed in one")
 
 
 async def test_a_suppressed_incident_is_explained_by_the_policy_and_its_condition_even_after_it_was_changed(
@@ -97,20 +97,20 @@ async def test_a_suppressed_incident_is_explained_by_the_policy_and_its_conditio
     await put_policies_into_force(engine)
     await create_transaction_coordinator(engine=engine).execute(run)
     why = (
-        "policy night shift (version 1, for tenant quiet, {}), whose condition was true of this run: run.error_code =="
+        "policy night shift (version 1, tenant quiet, {}): its condition was true: run.error_code =="
     )
 
     told = await shown(run, database_url)
-    assert f"no incident suppressed by {why.format('in force still')}" in told
-    assert "a policy kept an incident from being raised. It is at COMMITTED: 3 of its 3 events wait" in told
-    assert re.search(r"incident.suppressed waits since \S+ \S+ to go out as incident.suppressed.high, id ", told)
+    assert f"no incident suppressed by {why.format('enforced')}" in told
+    assert "a policy suppressed its incident. Phase COMMITTED: 3 of its 3 events are not confirmed" in told
+    assert re.search(r"incident.suppressed unpublished since \S+ \S+, routing key incident.suppressed.high, id ", told)
 
     async with engine.begin() as conn:
         await conn.execute(text("UPDATE governance.policies SET enabled = false"))
-    assert why.format("not in force any more") in await shown(run, database_url)
+    assert why.format("no longer enforced") in await shown(run, database_url)
     async with engine.begin() as conn:
         await conn.execute(text("DELETE FROM governance.policies"))
-    assert "which is not stored any more" in await shown(run, database_url)
+    assert "which no longer exists" in await shown(run, database_url)
     assert json.loads((await closeout("runs", "show", str(run.run_id), "--json", DATABASE_URL=database_url)).stdout)
 
 
@@ -122,8 +122,8 @@ async def test_of_a_half_done_legacy_run_it_is_told_where_it_stopped(engine, dat
 
     told = await shown(run, database_url)
 
-    assert "It is at INCIDENT_CREATED: its close-out, one write at a time, stopped there" in told
-    assert "the first write: incident or prevention record" in told
+    assert "Phase INCIDENT_CREATED: the legacy close-out stopped after this write" in told
+    assert "first write: incident or prevention record" in told
     assert "policies not evaluated yet" in told
     assert "trace none yet" in told
     assert "none yet events go out after the last write" in told
@@ -137,9 +137,9 @@ async def test_some_events_out_and_some_waiting_are_told_apart(engine, database_
 
     told = await shown(run, database_url)
 
-    assert "2 of its 3 events wait" in told
-    assert "incident.created confirmed policy.evaluated waits since" in told
-    assert "trace none: the run was not traced" in told
+    assert "2 of its 3 events are not confirmed by RabbitMQ yet" in told
+    assert "incident.created confirmed policy.evaluated unpublished since" in told
+    assert "trace none: the run has no trace id" in told
 
 
 async def test_an_unknown_run_whose_message_is_parked_is_told_to_be(database_url, broker, amqp_url):
@@ -152,7 +152,9 @@ async def test_an_unknown_run_whose_message_is_parked_is_told_to_be(database_url
 
     assert "schema_violation: status: found 'done'; expected succeeded" in told
     assert "another" not in told
-    assert f"its runner must publish it again, rightly; then: closeout parked discard --run acme/{run.run_id}" in told
+    assert (
+        f"the runner must republish it with a valid body; then: closeout parked discard --run acme/{run.run_id}" in told
+    )
     assert plainly.returncode == 1
     found = json.loads(plainly.stdout)
     assert found["run"] is None
@@ -167,7 +169,7 @@ async def test_a_parked_message_that_was_not_at_fault_is_sent_back_once_the_caus
 
     told = await shown(run, database_url, status=1, AMQP_URL=amqp_url)
 
-    assert f"once the cause is mended: closeout parked replay --run acme/{run.run_id}" in told
+    assert f"after fixing the cause: closeout parked replay --run acme/{run.run_id}" in told
 
 
 async def test_an_unknown_run_that_is_nowhere_is_told_to_be_and_where_nobody_looked(
@@ -175,10 +177,10 @@ async def test_an_unknown_run_that_is_nowhere_is_told_to_be_and_where_nobody_loo
 ):
     run = runs.run()
 
-    assert "no parked message names it" in await shown(run, database_url, status=1, AMQP_URL=amqp_url)
-    assert "with AMQP_URL set, closeout.parked is looked through" in await shown(run, database_url, status=1)
+    assert "no parked message has it" in await shown(run, database_url, status=1, AMQP_URL=amqp_url)
+    assert "set AMQP_URL to search closeout.parked" in await shown(run, database_url, status=1)
     away = await shown(run, database_url, status=1, AMQP_URL="amqp://u:p@127.0.0.1:1/")
-    assert "closeout.parked could not be looked through: RabbitMQ is not available" in away
+    assert "closeout.parked could not be searched: RabbitMQ is not available" in away
 
 
 async def test_what_a_runner_wrote_cannot_act_on_the_terminal(engine, database_url):
@@ -204,7 +206,7 @@ async def test_a_run_is_found_by_its_id_alone_without_reading_the_table_and_of_s
     done = await closeout("runs", "show", str(run_id), DATABASE_URL=database_url)
 
     assert done.returncode == 2
-    assert done.stderr == f"several tenants have a run {run_id}: t1, t2; name one with --tenant\n"
+    assert done.stderr == f"several tenants have a run {run_id}: t1, t2; select one with --tenant\n"
     async with engine.begin() as conn:
         assert (await conn.execute(ONE_OF_THEM)).one() == (run_id, scans)
 

@@ -20,7 +20,7 @@ def test_tenants_that_begin_alike_can_be_told_apart_by_their_whole_names(monkeyp
     draft = PolicyDraft(tenant_id=None, name="dear", effect=effect, severity="LOW", condition="true")
     counts = {f"{alike}-{name}": Count(runs=1_000_000) for name in ("east", "west")}
 
-    screen.policy(Tally(draft, Condition("true"), has_history=True, tenants=counts), limit=0)
+    screen.print_policy(Tally(draft, Condition("true"), has_history=True, tenants=counts), limit=0)
 
     names = "".join(re.findall(r"^ *([a-z-]+) ", printed.getvalue(), re.MULTILINE))
     assert (f"{alike}-east" in names, f"{alike}-west" in names) == (True, True)
@@ -34,7 +34,7 @@ def test_on_a_narrow_screen_no_number_and_no_word_is_cut(monkeypatch, width):
     draft = PolicyDraft(tenant_id=None, name="dear", effect="suppress_incident", severity="LOW", condition="true")
     counts = {"acme": Count(runs=1_234_567, hits=7, unknown=3), "globex": Count(runs=2)}
 
-    screen.policy(Tally(draft, Condition("true"), has_history=True, tenants=counts), limit=0)
+    screen.print_policy(Tally(draft, Condition("true"), has_history=True, tenants=counts), limit=0)
 
     said = " ".join(printed.getvalue().split())
     assert "acme runs 1,234,567, would suppress 7, newly 0, no longer 0, errors 0, unknown 3 globex runs 2," in said

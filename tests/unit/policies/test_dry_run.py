@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from consumer.cli import app
-from consumer.policy_analysis.dry_run import policies_of, try_policies
+from consumer.policy_analysis.dry_run import dry_run, policies_of
 from domains.incidents.rules import Incident, finding_for
 from domains.policies.files import PolicyDraft
 from domains.policies.rules import PolicySet, evaluate
@@ -27,7 +27,7 @@ def results(trial: Any) -> dict[str, str]:
 
 
 def test_each_policy_of_the_file_has_its_result_in_its_order():
-    trial = try_policies(
+    trial = dry_run(
         [
             draft("true"),
             draft("false", condition="false"),
@@ -65,7 +65,7 @@ def test_each_policy_of_the_file_has_its_result_in_its_order():
     ],
 )
 def test_what_would_be_written_is_said(drafts, status, record, by):
-    writes = try_policies(drafts, runs.run(status=status)).writes
+    writes = dry_run(drafts, runs.run(status=status)).writes
     assert writes is not None
     assert (writes.record, writes.by) == (record, by)
     if record == "incident":
@@ -76,25 +76,25 @@ def test_two_policies_of_one_name_in_shadow_are_both_told_the_tenant_s_own_as_su
     ours = draft("dear", tenant_id="acme", mode="shadow", effect="suppress_incident")
     theirs = draft("dear", tenant_id="globex", mode="shadow")
 
-    told = try_policies([ours, draft("dear", mode="shadow"), theirs], runs.run())
+    told = dry_run([ours, draft("dear", mode="shadow"), theirs], runs.run())
 
     assert told.shadow == {"acme/dear": "suppress_incident", "dear": "flag"}
 
 
 def test_a_suppressing_policy_in_shadow_counts_nothing_where_it_would_suppress_nothing():
     shadow = draft(effect="suppress_incident", mode="shadow")
-    assert try_policies([shadow], runs.run(status="succeeded")).shadow == {}
-    assert try_policies([shadow], runs.run()).shadow == {"p": "suppress_incident"}
+    assert dry_run([shadow], runs.run(status="succeeded")).shadow == {}
+    assert dry_run([shadow], runs.run()).shadow == {"p": "suppress_incident"}
 
 
 def test_of_a_run_half_known_the_outcome_is_told_unless_it_depends_on_the_rest():
     unknown = frozenset({"steps"})
     needs = draft("needs", condition="size(run.steps) > 1")
-    told = try_policies(
+    told = dry_run(
         [draft(), draft("shadow", mode="shadow", condition="size(run.steps) > 1")], runs.run(), unknown=unknown
     )
     assert (told.outcome, told.unknown, told.shadow) == ("violation", ["steps"], {})
-    open_ = try_policies([draft(), needs], runs.run(), unknown=unknown)
+    open_ = dry_run([draft(), needs], runs.run(), unknown=unknown)
     assert (open_.outcome, open_.writes, open_.violations) == (None, None, ["p"])
     assert results(open_)["needs"] == "unknown"
 
@@ -119,7 +119,7 @@ DRAFTS = st.lists(
 @settings(max_examples=200, deadline=None)
 def test_a_trial_says_what_the_worker_s_own_evaluation_says(drafts, status):
     run = runs.run(status=status)
-    trial = try_policies(drafts, run)
+    trial = dry_run(drafts, run)
     entries = policies_of(drafts)
     names = {policy.policy_id: policy.name for _, policy, _ in entries}
     real = evaluate(run, PolicySet((policy, condition) for _, policy, condition in entries))
@@ -174,11 +174,11 @@ def test_the_command_says_what_holds_and_why(file, run_file):
     assert "true     run.usage.cost_usd > 5.0" in said
     assert "run.usage.cost_usd = 7.25" in said
     assert "error          too many retries (flag LOW, tenant acme, in shadow)" in said
-    assert "run.metadata.retries is not there" in said
-    assert "not asked      elsewhere (flag LOW, tenant globex): of another tenant" in said
+    assert "run.metadata.retries is missing" in said
+    assert "skipped        elsewhere (flag LOW, tenant globex): of another tenant" in said
     assert "Evaluation: violation, 1 checked; flagged by expensive run" in said
     assert "Written: an incident, HIGH EXECUTION_FAILURE" in said
-    assert "In shadow: too many retries would be counted as error, and decides nothing" in said
+    assert "In shadow: too many retries, result error, without effect" in said
 
 
 def test_the_command_speaks_json_and_reads_standard_input(file, run_file):
@@ -194,10 +194,10 @@ def test_expectations_that_are_met_end_with_0_and_one_that_is_not_with_1_and_its
     invoked(file, "--run", run_file, "--expect", "expensive run", "--expect-not", "globex/elsewhere", status=1)
     invoked(file, "--run", run_file, "--expect", "expensive run")
     said = invoked(file, "--run", run_file, "--expect-not", "expensive run", "--expect", "elsewhere", status=1)
-    assert "expensive run: expected that it does not hold; it holds" in said
-    assert "elsewhere: expected that it holds; it is another tenant's" in said
+    assert "expensive run: expected: does not hold; found: holds" in said
+    assert "elsewhere: expected: holds; found: belongs to another tenant" in said
     said = invoked(file, "--run", run_file, "--expect-not", "acme/too many retries", status=1)
-    assert "acme/too many retries: expected that it does not hold; it fails to evaluate" in said
+    assert "acme/too many retries: expected: does not hold; found: fails to evaluate" in said
 
 
 def test_an_expectation_of_a_policy_that_the_file_does_not_have_is_used_wrongly(file, run_file):
@@ -211,7 +211,7 @@ def test_a_message_that_would_be_parked_is_refused_in_the_worker_s_words(file, t
     bad = tmp_path / "bad.json"
     bad.write_bytes(runs.body(status="done"))
     said = invoked(file, "--run", str(bad), status=1)
-    assert 'a worker would park this message, schema_violation: status: found "done"' in said
+    assert 'a worker would park this message: schema_violation: status: found "done"' in said
 
 
 def test_a_faulty_file_ends_with_1_and_its_line_and_what_cannot_be_read_with_2(file, run_file, tmp_path):
@@ -220,4 +220,4 @@ def test_a_faulty_file_ends_with_1_and_its_line_and_what_cannot_be_read_with_2(f
     assert "broken.yaml:1: condition: line 1" in invoked(str(broken), "--run", run_file, status=1)
     assert "FILE: cannot read" in invoked(str(tmp_path / "none.yaml"), "--run", run_file, status=2)
     assert "--run: cannot read" in invoked(file, "--run", str(tmp_path / "none.json"), status=2)
-    assert "expected one of them on standard input" in invoked("-", "--run", "-", status=2)
+    assert "expected only one on standard input" in invoked("-", "--run", "-", status=2)

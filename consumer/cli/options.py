@@ -1,0 +1,13 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# An empty metavar: a flag takes no value, and help would otherwise show its type.
+Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", metavar="", help="Report what would happen; change nothing.")]
+Tenant = Annotated[str | None, typer.Option(metavar="TENANT", help="Only this tenant's runs.")]
+PolicyFile = Annotated[Path, typer.Argument(metavar="FILE", help="YAML or JSON; - is standard input.")]
+Examples = Annotated[int, typer.Option(min=0, max=1_000, help="Runs to show per policy and kind, at most.")]

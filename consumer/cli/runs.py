@@ -1,0 +1,60 @@
+"""``closeout runs``."""
+
+from typing import Annotated
+
+import typer
+
+from consumer.cli.options import Json, Tenant
+from consumer.phases import TransactionPhase
+from domains.run import RunStatus
+
+app = typer.Typer(help="List runs, and explain one.", no_args_is_help=True)
+
+_PHASES = ", ".join(TransactionPhase)
+
+
+@app.command("list")
+def list_(
+    *,
+    tenant: Tenant = None,
+    phase: Annotated[
+        TransactionPhase | None, typer.Option(metavar="PHASE", help=f"Only runs in this phase: {_PHASES}.")
+    ] = None,
+    status: Annotated[
+        RunStatus | None,
+        typer.Option(metavar="STATUS", help="Only runs with this status: succeeded, failed, halted, aborted."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Runs to list, newest first.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List runs, newest first.
+
+    Example: closeout runs list --tenant acme --status failed
+    """
+    from consumer.commands.runs import print_runs
+
+    print_runs(tenant=tenant, phase=phase, status=status, limit=limit, as_json=as_json)
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="RUN_ID, TENANT/RUN_ID, or TENANT followed by RUN_ID.")],
+    run_id: Annotated[
+        str | None, typer.Argument(metavar="[RUN_ID]", help="The run's id, if RUN is its tenant.")
+    ] = None,
+    *,
+    tenant: Annotated[
+        str | None, typer.Option(metavar="TENANT", help="The run's tenant; needed if several have a run with this id.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Explain a run: its timeline, what each domain recorded and why, and which events are published.
+
+    If the run is unknown and AMQP_URL is set, closeout.parked is searched for its
+    message.
+
+    Example: closeout runs show acme/0a0c9a3e-4a1f-5b0e-9a53-0f0f6c0a9a11
+    """
+    from consumer.commands.runs import show_run
+
+    show_run(run if run_id is None else f"{run}/{run_id}", tenant=tenant, as_json=as_json)

@@ -1,0 +1,69 @@
+"""Setting Closeout up, and checking it: schema, topology, doctor, and the published documents."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from consumer.cli.options import Json
+
+
+class Document(StrEnum):
+    """The documents that ``closeout schema`` prints."""
+
+    RUN_COMPLETED = "run-completed"
+    EVENTS = "events"
+    ASYNCAPI = "asyncapi"
+
+
+def migrate(
+    *,
+    check: Annotated[
+        bool, typer.Option("--check", metavar="", help="Change nothing; exit 1 if the schema differs.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Migrate the database's schema to this version. Concurrent calls wait for each other.
+
+    Example: closeout migrate --check
+    """
+    from consumer.commands.setup import migrate_schema
+
+    migrate_schema(check=check, as_json=as_json)
+
+
+def topology(*, as_json: Json = False) -> None:
+    """Declare exchanges, queues and bindings; safe to repeat.
+
+    An exchange or queue that exists with other properties is reported, and not
+    changed.
+
+    Example: closeout topology
+    """
+    from consumer.commands.setup import declare_topology
+
+    declare_topology(as_json=as_json)
+
+
+def doctor(*, as_json: Json = False) -> None:
+    """Check settings, database and broker from a worker's point of view. Exit 1 on a problem.
+
+    Changes nothing, and neither sends nor consumes messages. It sends RabbitMQ
+    two requests that must be refused, to check permissions; they appear in the
+    broker's log. Bindings are visible only through the management plugin.
+
+    Example: closeout doctor
+    """
+    from consumer.commands.doctor import run_doctor
+
+    run_doctor(as_json=as_json)
+
+
+def schema(document: Annotated[Document, typer.Argument(help="The document to print.")]) -> None:
+    """Print the JSON Schema (2020-12) of run-completed messages or of events, or the AsyncAPI 3 document of both.
+
+    Example: closeout schema run-completed > run-completed.schema.json
+    """
+    from consumer.commands.setup import print_document
+
+    print_document(document.value)

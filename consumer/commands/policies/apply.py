@@ -1,0 +1,88 @@
+"""Applies policies from a file, and lists the stored ones."""
+
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.table import Column, Table
+from rich.text import Text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from consumer.commands.output import out, print_json
+from consumer.commands.policies.backtest_view import owner
+from consumer.commands.policies.files import drafts_in
+from consumer.commands.session import with_database
+from consumer.wording import counted
+from domains.policies.apply import AppliedChange, apply_policies, list_policies
+
+# Terminal columns from which a policy fits on one line; below it takes two.
+_WIDE = 130
+
+
+def apply_file(file: Path, *, as_json: bool) -> None:
+    """Apply the policies in *file*, all or none, and print what changed."""
+    drafts = drafts_in(file)
+
+    async def work(engine: AsyncEngine) -> list[AppliedChange]:
+        async with engine.begin() as conn:
+            return await apply_policies(conn, drafts)
+
+    changes = with_database(work)
+    if as_json:
+        print_json(changes)
+        return
+    for change in changes:
+        owner = f" ({change.tenant_id})" if change.tenant_id else ""
+        typer.echo(f"{change.name}{owner}: {change.change}, version {change.version}{_mode_of(change)}")
+    if not changes:
+        typer.echo("the file contains no policy")
+
+
+def _mode_of(change: AppliedChange) -> str:
+    """Describe the version's mode and which version is enforced."""
+    if change.mode == "enforce":
+        return "" if change.enabled else ", off"
+    state = "in shadow" if change.enabled else "not in shadow"
+    enforced = "no version is enforced" if change.in_force is None else f"version {change.in_force} stays enforced"
+    return f", {state}; {enforced}"
+
+
+def print_policies(*, tenant: str | None, all_versions: bool, as_json: bool) -> None:
+    """List the stored policies, those for all tenants first."""
+
+    async def work(engine: AsyncEngine) -> list[dict[str, Any]]:
+        async with engine.connect() as conn:
+            return await list_policies(conn, tenant_id=tenant, all_versions=all_versions)
+
+    found = with_database(work)
+    if as_json:
+        print_json(found)
+        return
+    _print_list(found)
+    out.print(counted(len(found), "policy", "policies"))
+
+
+def _print_list(found: list[dict[str, Any]]) -> None:
+    if out.width < _WIDE:
+        for policy in found:
+            about = f"{policy['name']}, version {policy['version']} ({policy['effect']} {policy['severity']}, "
+            out.print(Text(f"{about}{owner(policy['tenant_id'])}): {_state_of(policy)}"), soft_wrap=True)
+            out.print(Text(f"  {_condition_of(policy)}"), soft_wrap=True)
+        return
+    condition = Column("condition", overflow="fold")
+    table = Table("tenant", "name", "version", "effect", "severity", "state", condition, box=None)
+    for policy in found:
+        table.add_row(
+            Text(policy["tenant_id"] or "all"), Text(policy["name"]), str(policy["version"]), policy["effect"],
+            policy["severity"], _state_of(policy), Text(_condition_of(policy)),
+        )  # fmt: skip
+    out.print(table)
+
+
+def _condition_of(policy: dict[str, Any]) -> str:
+    return " ".join(policy["condition"].split())
+
+
+def _state_of(policy: dict[str, Any]) -> str:
+    shadow = {None: "off", "running": "shadow", "ended": "shadow ended"}
+    return "enforced" if policy["enabled"] else shadow[policy["shadow"]]
