@@ -314,7 +314,7 @@ async def test_the_command_writes_nothing_and_needs_a_role_that_may_select(engin
     assert "compared with enforced policies of this name: 1 newly, 1 no longer" in said
     assert f"newly     acme/{run.run_id}" in said
     assert "run.usage.cost_usd = 7.25" in said
-    assert "unknown: the answer depends on what is not stored" in said
+    assert "unknown: the result depends on data that is not stored" in said
     document = json.loads(invoked(select_only, "backtest", str(file), "--json", "--since", "2h", "--tenant", "acme"))
     assert document["runs"] == 1
     assert document["policies"][0]["tenants"] == [
@@ -323,11 +323,11 @@ async def test_the_command_writes_nothing_and_needs_a_role_that_may_select(engin
     assert document["policies"][1]["total"]["unknown"] == 1
 
     said = invoked(select_only, "test", str(file), "--run", f"acme/{run.run_id}")
-    assert "Not stored of this run, and so not known: steps, trace_id" in said
+    assert "Not stored, treated as unknown: steps, trace_id" in said
     assert "holds          dear" in said
     assert "unknown        steps" in said
-    assert "run.steps is not stored of this run" in said
-    assert "Evaluation: it depends on what is not stored of this run" in said
+    assert "run.steps is not stored" in said
+    assert "Evaluation: depends on data that is not stored" in said
     said = invoked(select_only, "test", str(file), "--run", f"globex/{run.run_id}", status=1)
     assert f"no run globex/{run.run_id} is stored" in said
 

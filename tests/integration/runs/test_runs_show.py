@@ -77,10 +77,10 @@ async def test_a_run_that_went_through_is_told_from_its_start_to_its_last_confir
         "all events confirmed by RabbitMQ",
         "incident HIGH, EXECUTION_FAILURE, OPEN: ",
         "error message: no answer within 30 s",
-        "policies 2 checked: not all could be evaluated",
+        "policies 2 checked: some failed to evaluate",
         "violated: dear (version 1), MEDIUM",
-        "in shadow, deciding nothing: on trial (version 1) is counted as flag",
-        "could not be evaluated: divides (version 1): ",
+        "in shadow, without effect: on trial (version 1), result flag",
+        "evaluation failed: divides (version 1): ",
         f"trace failed, 2 steps, id {run.trace_id}",
         "0 search succeeded 120",
         "incident.created confirmed by 20",
@@ -96,9 +96,7 @@ async def test_a_suppressed_incident_is_explained_by_the_policy_and_its_conditio
     run = runs.run(tenant_id="quiet")
     await put_policies_into_force(engine)
     await create_transaction_coordinator(engine=engine).execute(run)
-    why = (
-        "policy night shift (version 1, tenant quiet, {}): its condition was true: run.error_code =="
-    )
+    why = "policy night shift (version 1, tenant quiet, {}): its condition was true: run.error_code =="
 
     told = await shown(run, database_url)
     assert f"no incident suppressed by {why.format('enforced')}" in told
@@ -126,7 +124,7 @@ async def test_of_a_half_done_legacy_run_it_is_told_where_it_stopped(engine, dat
     assert "first write: incident or prevention record" in told
     assert "policies not evaluated yet" in told
     assert "trace none yet" in told
-    assert "none yet events go out after the last write" in told
+    assert "none yet events are published after the last write" in told
 
 
 async def test_some_events_out_and_some_waiting_are_told_apart(engine, database_url):
@@ -257,8 +255,9 @@ async def test_on_80_columns_nothing_is_cut_and_on_200_the_same_is_said(engine, 
         # No cell was so narrow that an id was cut, or that words were written down the page.
         assert "…" not in narrow, narrow
         assert not re.search(r"(?:^ *\S{1,4} *\n){2}", narrow, re.MULTILINE), narrow
-        said = sorted(word for word in set(_words(wide)) - set(_words(narrow)) if len(word) > 3 and word.isalpha())
-        assert [word for word in said if word not in _HEADINGS] == [], narrow
+        missing = {word for word in set(_words(wide)) - set(_words(narrow)) if len(word) > 3 and word.isalpha()}
+        # An id may be broken where its next digits are letters.
+        assert {word for word in missing - set(_HEADINGS) if not re.fullmatch("[a-f]+", word)} == set(), narrow
         for identity in set(re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", wide)):
             assert identity in narrow, (identity, narrow)
 
