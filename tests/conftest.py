@@ -31,7 +31,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def servers(folder: Path) -> Iterator[tuple[PostgresServer, RabbitServer]]:
     postgres = PostgresServer(folder / "pg")
-    rabbit = RabbitServer(folder / "mq", version="4" if os.environ.get("CLOSEOUT_RABBITMQ") == "4" else "3.10")
+    rabbit = RabbitServer(folder / "mq", version="3.10" if os.environ.get("CLOSEOUT_RABBITMQ") == "3.10" else "4")
     start_all(postgres, rabbit)
     postgres.create_database(_TEMPLATE)
     asyncio.run(migrated_by_the_owner(postgres, _TEMPLATE))
@@ -52,16 +52,16 @@ def rabbit(servers: tuple[PostgresServer, RabbitServer]) -> RabbitServer:
 
 
 @pytest.fixture(scope="module")
-def rabbit_4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
-    with RabbitServer(tmp_path_factory.mktemp("mq4"), version="4") as server:
+def rabbit_3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
+    with RabbitServer(tmp_path_factory.mktemp("mq3"), version="3.10") as server:
         add_users(server)
         yield server
 
 
-@pytest.fixture(params=["3.10", "4"])
+@pytest.fixture(params=["4", "3.10"])
 def any_rabbit(request: pytest.FixtureRequest) -> RabbitServer:
     # Not in an async fixture: the session's servers may have to be set up by it, and that runs a loop of its own.
-    server: RabbitServer = request.getfixturevalue("rabbit" if request.param == "3.10" else "rabbit_4")
+    server: RabbitServer = request.getfixturevalue("rabbit" if request.param == "4" else "rabbit_3")
     return server
 
 
