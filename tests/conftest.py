@@ -1,7 +1,8 @@
-"""Real servers for every test: one PostgreSQL and one RabbitMQ a session, a database and a vhost a test."""
+"""Real servers for every test: one PostgreSQL and one RabbitMQ per session, a database and a vhost per test."""
 
 import asyncio
 import itertools
+import logging
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -11,6 +12,7 @@ import pytest
 from servers import PostgresServer, RabbitServer, start_all
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from config.logs import configure_logs
 from consumer.amqp.connection import BrokerConnection
 from consumer.amqp.topology import declare
 from consumer.metrics import Metrics
@@ -19,6 +21,17 @@ from tests.support.roles import OPERATOR_USER, WORKER_USER, add_users, migrated_
 
 _numbers = itertools.count(1)
 _TEMPLATE = "migrated"
+
+
+@pytest.fixture(autouse=True)
+def _no_log_handler_is_left() -> Iterator[None]:
+    """Remove the log handler of a command that ran in this process: it writes to a stream that is closed by now."""
+    yield
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        if type(handler).__module__ == configure_logs.__module__:
+            root.removeHandler(handler)
+            root.setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +73,7 @@ def rabbit_3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]
 
 @pytest.fixture(params=["4", "3.10"])
 def any_rabbit(request: pytest.FixtureRequest) -> RabbitServer:
-    # Not in an async fixture: the session's servers may have to be set up by it, and that runs a loop of its own.
+    # Not an async fixture: the fixtures that it requests may start the servers, which runs another event loop.
     server: RabbitServer = request.getfixturevalue("rabbit" if request.param == "4" else "rabbit_3")
     return server
 
@@ -104,7 +117,7 @@ def bare_amqp_url(rabbit: RabbitServer) -> Iterator[str]:
 
 @pytest.fixture
 async def broker(bare_amqp_url: str) -> AsyncIterator[BrokerConnection]:
-    """A connection to a vhost in which the topology stands."""
+    """A connection to a vhost with the topology."""
     made = BrokerConnection(bare_amqp_url, name="tests")
     await declare(made)
     yield made
@@ -113,7 +126,7 @@ async def broker(bare_amqp_url: str) -> AsyncIterator[BrokerConnection]:
 
 @pytest.fixture
 def amqp_url(bare_amqp_url: str, broker: BrokerConnection) -> str:
-    """The URL of a vhost in which the topology stands."""
+    """The URL of a vhost with the topology."""
     return bare_amqp_url
 
 

@@ -1,4 +1,4 @@
-"""Servers of each file's own, because here they are killed; a scene with a worker's own users and lines a test."""
+"""Separate servers for each file, because these tests kill them; one scenario per test."""
 
 import asyncio
 import os
@@ -48,7 +48,7 @@ async def scene(
     try:
         yield made
     finally:
-        for server in (postgres, rabbit):  # a test that failed leaves one as it was
+        for server in (postgres, rabbit):  # a failed test may leave a server suspended or down
             if server.running:
                 server.resume()
             else:
@@ -58,13 +58,13 @@ async def scene(
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Say what was measured; CLOSEOUT_FAULTS_REPORT names a file that collects it."""
+    """Print a measurement, and append it to the file that CLOSEOUT_FAULTS_REPORT names."""
 
-    def say(line: str) -> None:
+    def write(line: str) -> None:
         line = f"{request.node.name}: {line}"
         print(line)  # noqa: T201 - pytest shows it with -s, and where a test fails
         if path := os.environ.get("CLOSEOUT_FAULTS_REPORT"):
             with Path(path).open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
-    return say
+    return write

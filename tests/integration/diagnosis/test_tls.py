@@ -303,8 +303,8 @@ async def test_a_worker_waits_out_an_expired_certificate_says_which_and_goes_on_
     async with worker(place.database_url, place.amqp_url) as service:
         running = Running(service.http.port)
         await reason(running, "")
-        await asyncio.to_thread(place.database.show, office.expired)
-        await asyncio.to_thread(place.listener.show, office.expired)
+        await asyncio.to_thread(place.database.use_certificate, office.expired)
+        await asyncio.to_thread(place.listener.use_certificate, office.expired)
         await place.close_lines()
         of_database, of_broker = f"the certificate of {HERE}:{place.database.port}", f"{HERE}:{place.listener.port}"
         assert f"{of_database} ({HERE}) expired on {ENDED_TOLD}" in await reason(running, "expired")
@@ -315,9 +315,9 @@ async def test_a_worker_waits_out_an_expired_certificate_says_which_and_goes_on_
         assert told.stdout.count(f"({HERE}) expired on {ENDED_TOLD}") == 2
         assert told.stdout.count("to do: have the server's certificate renewed") == 2
 
-        await asyncio.to_thread(place.database.show, office.good)
+        await asyncio.to_thread(place.database.use_certificate, office.good)
         assert f"{of_broker} ({HERE}) expired on {ENDED_TOLD}" in await reason(running, of_broker)
-        await asyncio.to_thread(place.listener.show, office.good)
+        await asyncio.to_thread(place.listener.use_certificate, office.good)
         await reason(running, "")
         await eventually(engine, published_runs(), 1)
     await engine.dispose()
