@@ -8,6 +8,7 @@ import secrets
 import signal
 import subprocess
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
 
@@ -59,13 +60,12 @@ class RabbitServer(Server):
         self._ports |= {plugin: Port() for plugin in self.plugins if plugin in LISTENERS}
         self.port = self._ports["amqp"].number
         self._files = self.folder / "rabbitmq"
-        self._found: Installation | None = None
         self.password = secrets.token_hex(8)
 
     @property
     def full_version(self) -> str:
         """The complete version, for example "4.0.5"."""
-        return self._installation().version
+        return self._installation.version
 
     def url(self, vhost: str = "/", *, user: str = USER, password: str | None = None) -> str:
         """Return the URL of *vhost*."""
@@ -117,7 +117,7 @@ class RabbitServer(Server):
     def eval(self, erlang: str) -> str:
         """Evaluate *erlang* inside the node, in about 20 ms, and return the value in Erlang syntax."""
         address = f"127.0.0.1:{self._ports['node'].number}"
-        program = self._installation().erlang / "erl_call"
+        program = self._installation.erlang / "erl_call"
         # The node rejects two concurrent or successive callers of the same name.
         caller = f"eval{os.getpid()}x{next(_CALLS)}"
         result = self._run([str(program), "-address", address, "-h", caller, "-e"], f"{erlang.rstrip().rstrip('.')}.\n")
@@ -133,9 +133,7 @@ class RabbitServer(Server):
         options = "".join(f'{{{option}, "{listener.folder / name}"}}, ' for option, name in files.items())
         options += f"{{verify, verify_peer}}, {{fail_if_no_peer_cert, {str(clients_must_have_one).lower()}}}"
         self.eval("{ok, _} = application:ensure_all_started(ssl)")
-        acceptors = "10, 1"
-        address = f'{{"127.0.0.1", {listener.port}}}'
-        self._call(f"rabbit_networking:start_ssl_listener({address}, [{options}], {acceptors})")
+        self._call(f'rabbit_networking:start_ssl_listener({{"127.0.0.1", {listener.port}}}, [{options}], 10, 1)')
         return listener
 
     def sync(self) -> None:
@@ -149,27 +147,21 @@ class RabbitServer(Server):
         """Run rabbitmqctl on this node, in about a second, and return its output."""
         return self._run([str(self._files / "app/sbin/rabbitmqctl"), "-q", "-n", self.node, *arguments])
 
-    def _run(self, argv: Sequence[str], text: str | None = None) -> str:
+    def _run(self, argv: Sequence[str], text: str = "") -> str:
+        env = self._environment()
         done = subprocess.run(
-            argv,
-            env=self._environment(),
-            input=text if text is not None else "",
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=CTL_SECONDS,
+            argv, env=env, input=text, capture_output=True, text=True, check=False, timeout=CTL_SECONDS
         )
         if done.returncode:
             raise RabbitError(f"{Path(argv[0]).name} failed: {done.stdout}{done.stderr}".strip())
         return done.stdout.strip()
 
+    @cached_property
     def _installation(self) -> Installation:
-        if self._found is None:
-            self._found = find_rabbitmq(self.version)
-        return self._found
+        return find_rabbitmq(self.version)
 
     def _prepare(self) -> Sequence[Command]:
-        found = self._installation()
+        found = self._installation
         link_home(found.home, self._files / "app", self.plugins)
         home = self._files / "home"
         home.mkdir(parents=True, exist_ok=True)
@@ -179,12 +171,9 @@ class RabbitServer(Server):
             cookie.chmod(0o400)
         (self._files / "rabbitmq.conf").write_text(self._configuration())
         (self._files / "enabled_plugins").write_text(f"[{','.join(self.plugins)}].\n")
-        environment = self._environment()
         epmd = [str(found.erlang / "epmd"), "-port", str(self._ports["epmd"].number), "-address", "127.0.0.1"]
-        return [
-            Command(argv=epmd, env=environment, cwd=str(self._files)),
-            Command(argv=[str(self._files / "app/sbin/rabbitmq-server")], env=environment, cwd=str(self._files)),
-        ]
+        server = [str(self._files / "app/sbin/rabbitmq-server")]
+        return [Command(argv=argv, env=self._environment(), cwd=str(self._files)) for argv in (epmd, server)]
 
     def _configuration(self) -> str:
         settings = {
@@ -204,7 +193,7 @@ class RabbitServer(Server):
         """Return an environment without the RABBITMQ_* and ERL_* variables of the caller."""
         files = self._files
         return {
-            "PATH": f"{self._installation().erlang}:/usr/bin:/bin",
+            "PATH": f"{self._installation.erlang}:/usr/bin:/bin",
             "LANG": "C.UTF-8",
             "HOME": str(files / "home"),
             "ERL_EPMD_PORT": str(self._ports["epmd"].number),
@@ -233,9 +222,8 @@ class RabbitServer(Server):
 
 
 def _permission(user: str, vhost: str, *patterns: str, of: str = "") -> str:
-    return (
-        f"rabbit_auth_backend_internal:set_{of}permissions({', '.join(map(_binary, (user, vhost, *patterns, USER)))})"
-    )
+    arguments = ", ".join(map(_binary, (user, vhost, *patterns, USER)))
+    return f"rabbit_auth_backend_internal:set_{of}permissions({arguments})"
 
 
 def _binary(text: str) -> str:

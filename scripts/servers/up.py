@@ -57,13 +57,12 @@ def up(folder: Path, version: Version, *, management: bool) -> State:
     supervisor.
     """
     _claim(folder)
-    if (running := status(folder)) is not None:
-        print(f"services: already running in {folder}; options have no effect before `down`", file=sys.stderr)
-        return running
-    find_rabbitmq(version)  # before the supervisor does, so that the caller sees the progress of a download
     with _lock(folder) as lock:
         supervisor = None
-        if lock is not None:
+        if lock is None:
+            print(f"services: already running in {folder}; options have no effect before `down`", file=sys.stderr)
+        else:
+            find_rabbitmq(version)  # before the supervisor does, so that the caller sees that a download is running
             for old in folder.iterdir():
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
             supervisor = _start_supervisor(folder, version, lock, management=management)
@@ -82,16 +81,17 @@ def down(folder: Path) -> bool:
         return False
     _claim(folder)
     deadline = time.monotonic() + DOWN_SECONDS
-    signalled = None
+    signalled = False
     while True:
         with _lock(folder) as lock:
             if lock is not None:
                 shutil.rmtree(folder)
                 return True
             # The lock is held, so the pid in the file is that of the running supervisor.
-            if signalled is None and (signalled := _supervisor(folder)) is not None:
-                with suppress(ProcessLookupError):
-                    os.kill(signalled, signal.SIGTERM)
+            if not signalled:
+                with suppress(FileNotFoundError, ValueError, ProcessLookupError):
+                    os.kill(int((folder / PID).read_text()), signal.SIGTERM)
+                    signalled = True
         if time.monotonic() > deadline:
             raise ServerError(f"the servers in {folder} did not stop within {DOWN_SECONDS:.0f} s")
         time.sleep(POLL_SECONDS)
@@ -159,7 +159,7 @@ def _await_state(folder: Path, supervisor: subprocess.Popen[bytes] | None) -> St
     """Wait for *supervisor*, or for one that a concurrent call has started."""
     deadline = time.monotonic() + UP_SECONDS
     while (state := _state(folder)) is None:
-        ended = supervisor.poll() is not None if supervisor is not None else _is_free(folder)
+        ended = supervisor.poll() is not None if supervisor is not None else _is_unlocked(folder)
         if ended and _state(folder) is None:
             raise ServerError(f"the servers did not start:\n{_log(folder)}")
         if time.monotonic() > deadline:
@@ -168,7 +168,7 @@ def _await_state(folder: Path, supervisor: subprocess.Popen[bytes] | None) -> St
     return state
 
 
-def _is_free(folder: Path) -> bool:
+def _is_unlocked(folder: Path) -> bool:
     with _lock(folder) as lock:
         return lock is not None
 
@@ -177,13 +177,6 @@ def _state(folder: Path) -> State | None:
     try:
         return State(**json.loads((folder / STATE).read_text()))
     except FileNotFoundError:
-        return None
-
-
-def _supervisor(folder: Path) -> int | None:
-    try:
-        return int((folder / PID).read_text())
-    except (FileNotFoundError, ValueError):
         return None
 
 
