@@ -7,9 +7,11 @@ import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from servers import PostgresServer, RabbitServer, start_all
+from servers.binaries.rabbitmq import DEFAULT_VERSION, Version
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from config.logs import configure_logs
@@ -34,6 +36,11 @@ def _no_log_handler_is_left() -> Iterator[None]:
             root.setLevel(logging.WARNING)
 
 
+def session_rabbitmq_version() -> Version:
+    """Return the RabbitMQ version of tests that do not name one: CLOSEOUT_RABBITMQ, else 4."""
+    return cast("Version", os.environ.get("CLOSEOUT_RABBITMQ", DEFAULT_VERSION))
+
+
 @pytest.fixture(scope="session")
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="closeout-tests-", ignore_cleanup_errors=True) as name:
@@ -44,7 +51,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def servers(folder: Path) -> Iterator[tuple[PostgresServer, RabbitServer]]:
     postgres = PostgresServer(folder / "pg")
-    rabbit = RabbitServer(folder / "mq", version="3.10" if os.environ.get("CLOSEOUT_RABBITMQ") == "3.10" else "4")
+    rabbit = RabbitServer(folder / "mq", version=session_rabbitmq_version())
     start_all(postgres, rabbit)
     postgres.create_database(_TEMPLATE)
     asyncio.run(migrated_by_the_owner(postgres, _TEMPLATE))
@@ -65,8 +72,10 @@ def rabbit(servers: tuple[PostgresServer, RabbitServer]) -> RabbitServer:
 
 
 @pytest.fixture(scope="module")
-def rabbit_3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
-    with RabbitServer(tmp_path_factory.mktemp("mq3"), version="3.10") as server:
+def other_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
+    """A RabbitMQ of the version that `rabbit` does not have."""
+    version: Version = "3.10" if session_rabbitmq_version() == "4" else "4"
+    with RabbitServer(tmp_path_factory.mktemp("mq"), version=version) as server:
         add_users(server)
         yield server
 
@@ -74,7 +83,9 @@ def rabbit_3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]
 @pytest.fixture(params=["4", "3.10"])
 def any_rabbit(request: pytest.FixtureRequest) -> RabbitServer:
     # Not an async fixture: the fixtures that it requests may start the servers, which runs another event loop.
-    server: RabbitServer = request.getfixturevalue("rabbit" if request.param == "4" else "rabbit_3")
+    server: RabbitServer = request.getfixturevalue(
+        "rabbit" if request.param == session_rabbitmq_version() else "other_rabbit"
+    )
     return server
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from servers import PostgresServer, RabbitServer, start_all
+from servers.binaries.rabbitmq import Version
 
+from tests.conftest import session_rabbitmq_version
 from tests.support.fault_scenario import Scene
 from tests.support.roles import add_users, migrated_by_the_owner
 
@@ -15,11 +17,18 @@ _TEMPLATE = "migrated"
 
 
 @pytest.fixture(scope="module")
-def servers(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[PostgresServer, RabbitServer]]:
-    place = folder / request.module.__name__
+def rabbitmq_version() -> Version:
+    return session_rabbitmq_version()
+
+
+@pytest.fixture(scope="module")
+def servers(
+    folder: Path, request: pytest.FixtureRequest, rabbitmq_version: Version
+) -> Iterator[tuple[PostgresServer, RabbitServer]]:
+    place = folder / f"{request.module.__name__}-{rabbitmq_version}"
     place.mkdir()
     place.chmod(0o755)
-    postgres, rabbit = PostgresServer(place / "pg"), RabbitServer(place / "mq")
+    postgres, rabbit = PostgresServer(place / "pg"), RabbitServer(place / "mq", version=rabbitmq_version)
     start_all(postgres, rabbit)
     postgres.create_database(_TEMPLATE)
     asyncio.run(migrated_by_the_owner(postgres, _TEMPLATE))
