@@ -1,16 +1,20 @@
-"""Real servers for every test: one PostgreSQL and one RabbitMQ a session, a database and a vhost a test."""
+"""Real servers for every test: one PostgreSQL and one RabbitMQ per session, a database and a vhost per test."""
 
 import asyncio
 import itertools
+import logging
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from servers import PostgresServer, RabbitServer, start_all
+from servers.binaries.rabbitmq import DEFAULT_VERSION, Version
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from config.logs import configure_logs
 from consumer.amqp.connection import BrokerConnection
 from consumer.amqp.topology import declare
 from consumer.metrics import Metrics
@@ -19,6 +23,22 @@ from tests.support.roles import OPERATOR_USER, WORKER_USER, add_users, migrated_
 
 _numbers = itertools.count(1)
 _TEMPLATE = "migrated"
+
+
+@pytest.fixture(autouse=True)
+def _no_log_handler_is_left() -> Iterator[None]:
+    """Remove the log handler of a command that ran in this process: it writes to a stream that is closed by now."""
+    yield
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        if type(handler).__module__ == configure_logs.__module__:
+            root.removeHandler(handler)
+            root.setLevel(logging.WARNING)
+
+
+def session_rabbitmq_version() -> Version:
+    """Return the RabbitMQ version of tests that do not name one: CLOSEOUT_RABBITMQ, else 4."""
+    return cast("Version", os.environ.get("CLOSEOUT_RABBITMQ", DEFAULT_VERSION))
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +51,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def servers(folder: Path) -> Iterator[tuple[PostgresServer, RabbitServer]]:
     postgres = PostgresServer(folder / "pg")
-    rabbit = RabbitServer(folder / "mq", version="4" if os.environ.get("CLOSEOUT_RABBITMQ") == "4" else "3.10")
+    rabbit = RabbitServer(folder / "mq", version=session_rabbitmq_version())
     start_all(postgres, rabbit)
     postgres.create_database(_TEMPLATE)
     asyncio.run(migrated_by_the_owner(postgres, _TEMPLATE))
@@ -52,16 +72,20 @@ def rabbit(servers: tuple[PostgresServer, RabbitServer]) -> RabbitServer:
 
 
 @pytest.fixture(scope="module")
-def rabbit_4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
-    with RabbitServer(tmp_path_factory.mktemp("mq4"), version="4") as server:
+def other_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
+    """A RabbitMQ of the version that `rabbit` does not have."""
+    version: Version = "3.10" if session_rabbitmq_version() == "4" else "4"
+    with RabbitServer(tmp_path_factory.mktemp("mq"), version=version) as server:
         add_users(server)
         yield server
 
 
-@pytest.fixture(params=["3.10", "4"])
+@pytest.fixture(params=["4", "3.10"])
 def any_rabbit(request: pytest.FixtureRequest) -> RabbitServer:
-    # Not in an async fixture: the session's servers may have to be set up by it, and that runs a loop of its own.
-    server: RabbitServer = request.getfixturevalue("rabbit" if request.param == "3.10" else "rabbit_4")
+    # Not an async fixture: the fixtures that it requests may start the servers, which runs another event loop.
+    server: RabbitServer = request.getfixturevalue(
+        "rabbit" if request.param == session_rabbitmq_version() else "other_rabbit"
+    )
     return server
 
 
@@ -104,7 +128,7 @@ def bare_amqp_url(rabbit: RabbitServer) -> Iterator[str]:
 
 @pytest.fixture
 async def broker(bare_amqp_url: str) -> AsyncIterator[BrokerConnection]:
-    """A connection to a vhost in which the topology stands."""
+    """A connection to a vhost with the topology."""
     made = BrokerConnection(bare_amqp_url, name="tests")
     await declare(made)
     yield made
@@ -113,7 +137,7 @@ async def broker(bare_amqp_url: str) -> AsyncIterator[BrokerConnection]:
 
 @pytest.fixture
 def amqp_url(bare_amqp_url: str, broker: BrokerConnection) -> str:
-    """The URL of a vhost in which the topology stands."""
+    """The URL of a vhost with the topology."""
     return bare_amqp_url
 
 

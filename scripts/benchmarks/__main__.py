@@ -38,7 +38,7 @@ console = Console(highlight=False, soft_wrap=True, width=160)
 def arena(folder: Path) -> Iterator[Arena]:
     """Both servers, migrated and declared, gone at the end."""
     postgres = PostgresServer(folder / "postgresql", settings=SETTINGS)
-    rabbit = RabbitServer(folder / "rabbitmq", version="4")
+    rabbit = RabbitServer(folder / "rabbitmq")
     try:
         start_all(postgres, rabbit)
         environment = {"DATABASE_URL": postgres.create_database("closeout"), "AMQP_URL": rabbit.url()}

@@ -135,5 +135,5 @@ def cpu_of(root: psutil.Process) -> float:
 
 
 def _process(server: PostgresServer | RabbitServer) -> psutil.Process:
-    assert server._process is not None  # noqa: S101, SLF001 - the server is up; its keeper's child is the server
+    assert server._process is not None  # noqa: S101, SLF001 - the server is running
     return psutil.Process(server._process.pid)  # noqa: SLF001

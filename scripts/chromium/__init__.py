@@ -1,4 +1,4 @@
-"""A real browser for tests and screenshots: Debian's Chromium, driven by playwright."""
+"""Chromium from Debian, which playwright drives in tests and screenshots."""
 
 from chromium.chromium import ARGUMENTS, find_chromium
 

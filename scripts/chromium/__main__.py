@@ -1,4 +1,4 @@
-"""Installs Chromium where it is missing, and says where it is."""
+"""Installs Chromium if it is missing, and prints its path."""
 
 import sys
 from pathlib import Path

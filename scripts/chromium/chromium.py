@@ -1,8 +1,7 @@
-"""Where Chromium is on this machine; installed from Debian where it is missing.
+"""Finds Chromium on this machine, and installs it from Debian if it is missing.
 
-playwright's own build is not used: it comes from an archive of its own, where Debian's is signed like all the rest.
-Unlike RabbitMQ it is installed and not unpacked, for it stands on a hundred libraries of the machine and starts no
-service.
+Debian's package is signed; the builds of playwright come from a separate archive. Chromium is installed and not
+unpacked, because it needs a hundred libraries of the machine and starts no service.
 """
 
 import fcntl
@@ -18,10 +17,10 @@ from pathlib import Path
 from servers.process import ServerError
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-# A machine without a desktop may have no font at all, and then pages have no letters.
+# A machine without a desktop may have no fonts, and then pages show no text.
 PACKAGES = ("chromium", "fonts-inter", "fonts-dejavu-core")
 INSTALL_SECONDS = 600
-# No sandbox, for root has none; nothing that calls home or waits for a graphics card.
+# Chromium has no sandbox for root. The others disable network traffic of its own and the graphics card.
 ARGUMENTS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -34,13 +33,13 @@ ARGUMENTS = (
 
 
 def find_chromium() -> Path:
-    """Return Chromium: $CHROMIUM, else the machine's, else installed now by root or sudo.
+    """Return Chromium: $CHROMIUM, else the machine's, else installed now as root or with sudo.
 
     Raises ServerError with what to install.
     """
-    if named := os.environ.get("CHROMIUM"):  # an explicit wish is not replaced by something else
+    if named := os.environ.get("CHROMIUM"):  # an explicit choice has no fallback
         if not os.access(named, os.X_OK):
-            raise ServerError(f"CHROMIUM: found {named}; expected the path of a program")
+            raise ServerError(f"CHROMIUM={named} is not an executable file; set it to the path of Chromium")
         return Path(named)
     with _one_at_a_time():
         found = _found()
@@ -61,13 +60,13 @@ def _install() -> None:
     if not shutil.which("apt-get") or (as_root and not shutil.which("sudo")):
         return
     print("chromium: installing Debian's chromium, 115 MB", file=sys.stderr, flush=True)
-    # A fresh image has no package lists, an old one has lists of files that are gone.
+    # A new image has no package lists, and those of an old one are out of date.
     _run([*as_root, "apt-get", "update", "-q"])
     quietly = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-qy", "--no-install-recommends"]
     done = _run([*as_root, *quietly, *PACKAGES])
     if done.returncode:
-        said = "\n".join(done.stdout.splitlines()[-20:])
-        raise ServerError(f"Chromium could not be installed:\n{said}")
+        output = "\n".join(done.stdout.splitlines()[-20:])
+        raise ServerError(f"Chromium cannot be installed:\n{output}")
 
 
 def _run(argv: list[str]) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ from chromium import ARGUMENTS, find_chromium
 from demo_run.show import Demonstration
 from PIL import Image
 from playwright.async_api import Browser, async_playwright
-from servers.binaries.prometheus import find_prometheus
+from servers.binaries.debian_program import PROMETHEUS
 from servers.process import ServerError
 from servers.prometheus import PrometheusServer
 from servers.service_pair import end_on_signals, running_pair
@@ -119,7 +119,7 @@ def main() -> int:
     try:
         options.folder.mkdir(parents=True, exist_ok=True)
         find_chromium()
-        find_prometheus()
+        PROMETHEUS.find()
         with tempfile.TemporaryDirectory(prefix="closeout-screenshots-", ignore_cleanup_errors=True) as name:
             work = Path(name)
             work.chmod(0o755)  # PostgreSQL may have to run as another user

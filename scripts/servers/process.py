@@ -1,4 +1,4 @@
-"""A server seen from our side: start, signal, wait; the keeper does the rest."""
+"""A server process: start, signal, wait. The subreaper ends it with this process."""
 
 import contextlib
 import json
@@ -11,19 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from servers import subreaper as keeper
+from servers import subreaper
 
-KEEPER_SECONDS = 30.0  # it only waits for killed processes to leave the kernel
+EXIT_SECONDS = 30.0  # for killed processes to leave the kernel
 STOPPED, GONE = "T", "ZX"  # state letters of /proc/PID/stat
 
 
 class ServerError(RuntimeError):
-    """A server could not be had: what is missing, or the end of its log."""
+    """A server cannot be installed or started, or it refused a request."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """One program for the keeper to run; *user* and *group* only when we are root."""
+    """One program for the subreaper to run; *user* and *group* only if this process is root."""
 
     argv: Sequence[str]
     env: Mapping[str, str]
@@ -32,10 +32,10 @@ class Command:
     group: int | None = None
 
 
-class KeptProcess:
-    """The last of *commands* and everything it forks, alive no longer than this process.
+class ServerProcess:
+    """The last of *commands* and all that it forks; they never outlive this process.
 
-    May be built in any thread: only the end of the whole process counts.
+    It may be created in any thread, and outlives the thread.
     """
 
     def __init__(
@@ -48,74 +48,74 @@ class KeptProcess:
     ) -> None:
         self._postmaster_pid = postmaster_pid
         self._closed = False
-        self._keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", keeper.__file__],
+        self._subreaper = subprocess.Popen(
+            [sys.executable, "-I", "-S", subreaper.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
-        order = {
+        request = {
             "commands": [asdict(command) for command in commands],
             "log": str(log),
             "parent": os.getpid(),
             "postmaster_pid": str(postmaster_pid) if postmaster_pid else None,
             "remove_when_abandoned": [str(path) for path in remove_when_abandoned],
         }
-        assert self._keeper.stdin is not None  # noqa: S101 - both are pipes
-        assert self._keeper.stdout is not None  # noqa: S101
-        self._keeper.stdin.write(json.dumps(order) + "\n")
-        self._keeper.stdin.flush()
-        answer = self._keeper.stdout.readline().strip()
-        if not answer.isdigit():
+        assert self._subreaper.stdin is not None  # noqa: S101 - both are pipes
+        assert self._subreaper.stdout is not None  # noqa: S101
+        self._subreaper.stdin.write(json.dumps(request) + "\n")
+        self._subreaper.stdin.flush()
+        reply = self._subreaper.stdout.readline().strip()
+        if not reply.isdigit():
             self.kill()
-            raise ServerError(f"{commands[-1].argv[0]} could not be started: {answer or 'the keeper died'}")
-        self.pid = int(answer)
+            raise ServerError(f"{commands[-1].argv[0]} could not be started: {reply or 'the subreaper died'}")
+        self.pid = int(reply)
 
     @property
     def alive(self) -> bool:
-        """Whether the server, or something it left behind, still runs."""
-        if self._keeper.poll() is None:
+        """Whether the server, or a process that it started, still runs."""
+        if self._subreaper.poll() is None:
             return True
         self._close()
         return False
 
     def send(self, number: signal.Signals) -> None:
-        """Send *number* to the server's main process alone."""
+        """Send *number* to the server's main process only."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
     def suspend(self) -> None:
-        """Stop the main process and everything below it; return once each one is stopped."""
+        """SIGSTOP the main process and all below it; return once each is stopped."""
         while running := [pid for pid, state in self._tree() if state not in STOPPED + GONE]:
             self._signal_each(running, signal.SIGSTOP)
             time.sleep(0.001)  # a process inside a system call stops when it leaves it
 
     def resume(self) -> None:
-        """Let everything go on that `suspend` stopped."""
+        """SIGCONT all processes of the server."""
         self._signal_each([pid for pid, _ in self._tree()], signal.SIGCONT)
 
     def wait(self, seconds: float) -> bool:
-        """Wait until nothing of the server is left; False if that takes longer than *seconds*."""
+        """Wait until no process of the server is left; return False if that takes longer than *seconds*."""
         try:
-            self._keeper.wait(seconds)
+            self._subreaper.wait(seconds)
         except subprocess.TimeoutExpired:
             return False
         self._close()
         return True
 
     def kill(self) -> None:
-        """SIGKILL everything at once; return once nothing is left."""
+        """SIGKILL all processes of the server; return once none is left."""
         self._signal_each([pid for pid, _ in self._tree()], signal.SIGKILL)
         try:
-            self._keeper.wait(KEEPER_SECONDS)  # it ends with the server, after it has made sure of the rest
+            self._subreaper.wait(EXIT_SECONDS)  # it exits after the server and all its processes
         except subprocess.TimeoutExpired:
-            self._keeper.kill()
-            self._keeper.wait()
+            self._subreaper.kill()
+            self._subreaper.wait()
         self._close()
 
     def _tree(self) -> list[tuple[int, str]]:
-        return keeper.descendants(self._keeper.pid) if self.alive else []
+        return subreaper.descendants(self._subreaper.pid) if self.alive else []
 
     def _signal_each(self, pids: Sequence[int], number: signal.Signals) -> None:
         for pid in pids:
@@ -127,8 +127,8 @@ class KeptProcess:
             return
         self._closed = True
         if self._postmaster_pid is not None:
-            keeper.release_shared_memory(self._postmaster_pid)  # in case the keeper itself was killed
-        for pipe in (self._keeper.stdin, self._keeper.stdout):
+            subreaper.release_shared_memory(self._postmaster_pid)  # if the subreaper was killed
+        for pipe in (self._subreaper.stdin, self._subreaper.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()

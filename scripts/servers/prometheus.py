@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from servers.binaries.prometheus import find_prometheus
+from servers.binaries.debian_program import PROMETHEUS
 from servers.ports import Port
 from servers.process import Command, ServerError
 from servers.server import Server
 
-ANSWER_SECONDS = 10.0
+RESPONSE_SECONDS = 10.0
 
 
 class PrometheusServer(Server):
-    """Prometheus on 127.0.0.1 that scrapes *targets*, by job, every second, and evaluates *rules* as often."""
+    """Prometheus on 127.0.0.1: scrapes *targets*, by job, and evaluates *rules* every second."""
 
     name = "prometheus"
     stop_signal = signal.SIGTERM
@@ -32,19 +32,19 @@ class PrometheusServer(Server):
         self._rules = rules
 
     def query(self, promql: str, *, at: float | None = None) -> list[dict[str, Any]]:
-        """Return the series that *promql* gives now, or gave *at* a moment, as the HTTP API does.
+        """Return the series of *promql* now, or at Unix time *at*, in the format of the HTTP API.
 
-        Raises ServerError with Prometheus' words.
+        Raises ServerError with the message of Prometheus.
         """
-        moment = {} if at is None else {"time": str(at)}
-        return list(self.api("query", query=promql, **moment)["result"])
+        time = {} if at is None else {"time": str(at)}
+        return list(self.api("query", query=promql, **time)["result"])
 
     def api(self, path: str, **parameters: str) -> dict[str, Any]:
-        """Return the data that ``/api/v1/PATH`` answers with."""
+        """Return the data of ``/api/v1/PATH``."""
         address = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urlencode(parameters)}"
         try:
-            with urllib.request.urlopen(address, timeout=ANSWER_SECONDS) as answer:
-                return dict(json.load(answer)["data"])
+            with urllib.request.urlopen(address, timeout=RESPONSE_SECONDS) as response:
+                return dict(json.load(response)["data"])
         except urllib.error.HTTPError as error:
             raise ServerError(f"prometheus: {json.load(error)['error']}: {parameters}") from None
 
@@ -52,7 +52,7 @@ class PrometheusServer(Server):
         configuration = self.folder / "prometheus.json"  # JSON is YAML
         configuration.write_text(json.dumps(self._configuration()))
         argv = [
-            str(find_prometheus().server),
+            str(PROMETHEUS.find() / "usr/bin/prometheus"),
             f"--config.file={configuration}",
             f"--storage.tsdb.path={self.folder / 'data'}",
             f"--web.listen-address=127.0.0.1:{self.port}",
@@ -69,9 +69,9 @@ class PrometheusServer(Server):
             ],
         }
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/ready", timeout=ANSWER_SECONDS):
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/ready", timeout=RESPONSE_SECONDS):
                 return True
         except OSError:
             return False

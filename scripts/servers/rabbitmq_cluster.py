@@ -6,19 +6,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from servers.binaries.rabbitmq import find_rabbitmq
+from servers.binaries.rabbitmq import DEFAULT_VERSION, find_rabbitmq
 from servers.ports import Port
 from servers.process import Command, ServerError
 from servers.rabbitmq import LOOPBACK_ONLY, RabbitServer
-from servers.server import Server, start_all
-from servers.wire import connects
+from servers.server import Server, accepts_connections, start_all
 
 NODES = 3
 FORMED_SECONDS = 60.0
 
 
 class Epmd(Server):
-    """Erlang's port mapper, by which nodes find each other; its own process, so that it outlives any node."""
+    """Erlang's port mapper, through which nodes find each other; a separate server, so that it outlives every node."""
 
     name = "epmd"
     stop_signal = signal.SIGTERM
@@ -30,19 +29,19 @@ class Epmd(Server):
         self.port = self._port.number
 
     def _prepare(self) -> Sequence[Command]:
-        erlang = find_rabbitmq("4").erlang
+        erlang = find_rabbitmq(DEFAULT_VERSION).erlang
         argv = [str(erlang / "epmd"), "-port", str(self.port), "-address", "127.0.0.1"]
         return [Command(argv=argv, env={"PATH": "/usr/bin:/bin"}, cwd=str(self.folder))]
 
-    def _answers(self) -> bool:
-        return connects(self.port)
+    def _is_ready(self) -> bool:
+        return accepts_connections(self.port)
 
 
 class RabbitNode(RabbitServer):
-    """One node of a cluster; *members* are the names of all."""
+    """One node of a cluster; *members* are the names of all nodes."""
 
     def __init__(self, folder: Path, *, node: str, members: Sequence[str], epmd: Epmd, cookie: str) -> None:
-        super().__init__(folder, version="4")
+        super().__init__(folder)
         self.node, self._members, self._epmd, self._cookie = node, members, epmd, cookie
 
     def _prepare(self) -> Sequence[Command]:
@@ -51,7 +50,7 @@ class RabbitNode(RabbitServer):
             cookie.parent.mkdir(parents=True, exist_ok=True)
             cookie.write_text(self._cookie)
             cookie.chmod(0o400)
-        return super()._prepare()[-1:]  # without an epmd of its own
+        return super()._prepare()[-1:]  # without epmd
 
     def _configuration(self) -> str:
         lines = ["cluster_formation.peer_discovery_backend = classic_config"]
@@ -59,7 +58,7 @@ class RabbitNode(RabbitServer):
         return super()._configuration() + "\n".join(lines) + "\n"
 
     def _environment(self) -> dict[str, str]:
-        # One scheduler a node: three on two cores would spin against each other.
+        # One scheduler per node: the schedulers of three nodes would busy-wait against each other on two cores.
         return super()._environment() | {
             "ERL_EPMD_PORT": str(self._epmd.port),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{LOOPBACK_ONLY} -start_epmd false +S 1:1",
@@ -67,7 +66,7 @@ class RabbitNode(RabbitServer):
 
 
 class RabbitCluster:
-    """Three nodes that form one broker; what is asked of it is asked of a node that is up."""
+    """Three nodes that form one broker."""
 
     def __init__(self, folder: Path) -> None:
         names = [f"n{number}@localhost" for number in range(1, NODES + 1)]
@@ -81,36 +80,36 @@ class RabbitCluster:
             node.password = password
 
     def start(self) -> "RabbitCluster":
-        """Start what is down and return once all nodes are in one cluster."""
+        """Start the nodes that are down and return once all nodes form one cluster."""
         if not self.epmd.running:
             self.epmd.start()
         start_all(*(node for node in self.nodes if not node.running))
         deadline = time.monotonic() + FORMED_SECONDS
-        while self.one.eval("length(rabbit_nodes:list_running())") != str(NODES):
+        while self.any_running.eval("length(rabbit_nodes:list_running())") != str(NODES):
             if time.monotonic() > deadline:
                 raise ServerError("the nodes do not form a cluster")
             time.sleep(0.2)
         return self
 
     def kill(self) -> None:
-        """SIGKILL all of it."""
+        """SIGKILL all nodes and epmd."""
         for server in (*self.nodes, self.epmd):
             server.kill()
 
     @property
-    def one(self) -> RabbitNode:
-        """A node that is up."""
+    def any_running(self) -> RabbitNode:
+        """A running node."""
         return next(node for node in self.nodes if node.running)
 
     @property
     def ports(self) -> list[int]:
-        """Where the nodes listen."""
+        """The AMQP ports of the nodes."""
         return [node.port for node in self.nodes]
 
     def leader(self, queue: str, vhost: str) -> RabbitNode:
         """Return the node that leads quorum queue *queue*."""
-        answer = self.one.eval(
+        leader = self.any_running.eval(
             f'{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, <<"{queue}">>)),'
             "{ok, _, {_, Leader}} = ra:members(amqqueue:get_pid(Q)), Leader"
         )
-        return next(node for node in self.nodes if node.node == answer.strip("'"))
+        return next(node for node in self.nodes if node.node == leader.strip("'"))

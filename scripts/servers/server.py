@@ -1,6 +1,8 @@
-"""What both servers have in common: the ways to start, hurt and stop one."""
+"""The operations that all private servers share: start, stop, kill, suspend."""
 
+import contextlib
 import signal
+import socket
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -11,17 +13,19 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 from servers.ports import is_free
-from servers.process import Command, KeptProcess, ServerError
+from servers.process import Command, ServerError, ServerProcess
 
-READY_SECONDS = 90.0  # RabbitMQ 3.10 takes 6 s alone on two cores; many at once take their turns
+READY_SECONDS = 90.0  # RabbitMQ 3.10 takes 6 s alone on two cores, longer next to other servers
 POLL_SECONDS = 0.02
 TAIL_LINES = 40
+AMQP_HEADER = b"AMQP\0\0\x09\x01"
+METHOD_FRAME = b"\1"
 
 
 class Server(ABC):
     """A private server on 127.0.0.1 whose files are below *folder*.
 
-    Nothing of it outlives this process. Port and data are the same after `restart`, and after `kill` and `start`.
+    It never outlives this process. Port and data are the same after `restart`, and after `kill` and `start`.
     """
 
     name: ClassVar[str]
@@ -32,21 +36,21 @@ class Server(ABC):
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self.log = self.folder / f"{self.name}.log"
-        self.abandoned_files: Sequence[Path] = ()  # what the keeper removes if we are killed while it runs
-        self._process: KeptProcess | None = None
-        self._ending = False
-        self._turn = threading.RLock()
+        self.abandoned_files: Sequence[Path] = ()  # removed by the subreaper if this process dies first
+        self._process: ServerProcess | None = None
+        self._aborted = False
+        self._lock = threading.RLock()
 
     @abstractmethod
     def _prepare(self) -> Sequence[Command]:
-        """Write what the server needs to start; return the commands, the server's own the last."""
+        """Write the files that the server needs; return the commands to run, the server's own last."""
 
     @abstractmethod
-    def _answers(self) -> bool:
-        """Tell whether the server does what it is for."""
+    def _is_ready(self) -> bool:
+        """Return whether the server accepts work."""
 
-    def _belongings(self) -> Sequence[Path]:
-        """Return what lies outside of the folder and must go when we are killed."""
+    def _outside_files(self) -> Sequence[Path]:
+        """Return the files outside the folder that the subreaper removes if this process dies first."""
         return ()
 
     def _pid_file(self) -> Path | None:
@@ -55,44 +59,44 @@ class Server(ABC):
 
     @property
     def running(self) -> bool:
-        """Whether the server's process is alive, suspended or not."""
+        """Whether the server's process is alive; also true while it is suspended."""
         return self._process is not None and self._process.alive
 
     def start(self, *, seconds: float = READY_SECONDS) -> Self:
-        """Start the server and return once it answers.
+        """Start the server and return once it is ready.
 
         Raises ServerError with the end of its log if it ends first or takes longer than *seconds*.
         """
-        with self._turn:
+        with self._lock:
             if self.running:
                 raise ServerError(f"{self.name} in {self.folder} is already running")
             if not is_free(self.port):
-                # Whoever is there might answer in our server's place.
+                # Another process on the port could be taken for this server.
                 raise ServerError(f"{self.name} cannot start: port {self.port} is taken")
-            self._ending = False
+            self._aborted = False
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._process = KeptProcess(
+            self._process = ServerProcess(
                 self._prepare(),
                 log=self.log,
-                remove_when_abandoned=[*self._belongings(), *self.abandoned_files],
+                remove_when_abandoned=[*self._outside_files(), *self.abandoned_files],
                 postmaster_pid=self._pid_file(),
             )
-            self._await_answer(self._process, seconds)
+            self._await_ready(self._process, seconds)
             return self
 
-    def _await_answer(self, process: KeptProcess, seconds: float) -> None:
+    def _await_ready(self, process: ServerProcess, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while not self._answers():
+        while not self._is_ready():
             late = time.monotonic() > deadline
-            if late or self._ending or not process.alive:
+            if late or self._aborted or not process.alive:
                 process.kill()
-                why = f"did not answer within {seconds:.0f} s" if late else "ended while starting"
-                raise ServerError(f"{self.name} {why}; the end of {self.log}:\n{self.log_tail()}")
+                reason = f"was not ready within {seconds:.0f} s" if late else "ended while starting"
+                raise ServerError(f"{self.name} {reason}; the end of {self.log}:\n{self.log_tail()}")
             time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:
-        """Stop gracefully, a suspended server too; harmless if it is down."""
-        with self._turn:
+        """Stop gracefully, also while suspended; does nothing if the server is down."""
+        with self._lock:
             if self._process is not None and self._process.alive:
                 self._process.resume()
                 self._process.send(self.stop_signal)
@@ -101,47 +105,47 @@ class Server(ABC):
             self._process = None
 
     def kill(self) -> None:
-        """SIGKILL all of it at once, as a machine does that loses its power; harmless if it is down.
+        """SIGKILL all processes of the server, as in a power failure; does nothing if it is down.
 
-        A `start` in another thread gives up.
+        Aborts a `start` in another thread.
         """
-        self.give_up()
+        self.abort_start()
         if self._process is not None:
             self._process.kill()
-        with self._turn:
+        with self._lock:
             if self._process is not None:
                 self._process.kill()
             self._process = None
 
-    def give_up(self) -> None:
-        """Let a `start` in another thread end with an error, soon."""
-        self._ending = True
+    def abort_start(self) -> None:
+        """Make a `start` in another thread raise ServerError at its next poll."""
+        self._aborted = True
 
     def restart(self) -> Self:
         """Stop gracefully, then start again."""
-        with self._turn:
+        with self._lock:
             self.stop()
             return self.start()
 
     def suspend(self) -> None:
-        """SIGSTOP all of it: connections stay open, nothing answers."""
+        """SIGSTOP all processes of the server: connections stay open, but nothing responds."""
         self._alive().suspend()
 
     def resume(self) -> None:
-        """Let a suspended server go on."""
+        """Resume a suspended server."""
         self._alive().resume()
 
-    def _alive(self) -> KeptProcess:
+    def _alive(self) -> ServerProcess:
         if self._process is None or not self._process.alive:
             raise ServerError(f"{self.name} in {self.folder} is not running")
         return self._process
 
     def log_tail(self, lines: int = TAIL_LINES) -> str:
-        """Return the last *lines* of what the server wrote."""
+        """Return the last *lines* of the server's output."""
         try:
             return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-lines:])
         except FileNotFoundError:
-            return "(it has not written anything)"
+            return "(no output)"
 
     def __enter__(self) -> Self:
         return self.start()
@@ -153,14 +157,29 @@ class Server(ABC):
 
 
 def start_all(*servers: Server) -> None:
-    """Start *servers* at the same time; if one fails, none is left running."""
+    """Start *servers* concurrently; if one fails, all are killed."""
     with ThreadPoolExecutor(len(servers)) as pool:
         try:
             for start in as_completed([pool.submit(server.start) for server in servers]):
                 start.result()
         except BaseException:
             for server in servers:
-                server.give_up()
+                server.abort_start()
             for server in servers:
                 server.kill()
             raise
+
+
+def accepts_connections(port: int) -> bool:
+    """Return whether a process listens on *port*."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+        return True
+    return False
+
+
+def answers_amqp(port: int, *, seconds: float = 1.0) -> bool:
+    """Return whether a broker on *port* answers the protocol header with a method frame."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), seconds) as connection:
+        connection.sendall(AMQP_HEADER)
+        return connection.recv(1) == METHOD_FRAME
+    return False

@@ -1,4 +1,4 @@
-"""The two servers as the commands need them: started together, described by environment variables."""
+"""PostgreSQL and RabbitMQ started together, with their addresses as environment variables."""
 
 import shutil
 import signal
@@ -23,12 +23,12 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def running_pair(
     folder: Path, version: Version, *, management: bool
 ) -> Iterator[tuple[PostgresServer, RabbitServer, dict[str, str]]]:
-    """Start both below *folder*; yield them and the environment; leave nothing, not even the folder."""
+    """Start both below *folder* and yield them and the environment; then kill both and remove *folder*."""
     postgres = PostgresServer(folder / "postgresql")
     rabbit = RabbitServer(folder / "rabbitmq", version=version, plugins=[MANAGEMENT] if management else [])
     postgres.abandoned_files = rabbit.abandoned_files = (folder,)
     try:
-        find_postgres()  # here and not in a thread of start_all: a signal can interrupt a download only here
+        find_postgres()  # before start_all: a signal interrupts a download only in the main thread
         find_rabbitmq(version)
         start_all(postgres, rabbit)
         environment = {"DATABASE_URL": postgres.create_database(DATABASE), "AMQP_URL": rabbit.url()}
@@ -37,15 +37,15 @@ def running_pair(
             environment["RABBITMQ_MANAGEMENT_URL"] = address
         yield postgres, rabbit, environment
     finally:
-        _ignore_signals()  # one that comes now must not interrupt the taking down
-        # Nothing of it is needed again, so it needs no graceful end.
+        _ignore_signals()  # a signal must not interrupt the cleanup
+        # Killed, not stopped: their data are removed.
         rabbit.kill()
         postgres.kill()
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def end_on_signals() -> None:
-    """Make SIGINT, SIGTERM and SIGHUP unwind the program, so that what was started is taken down."""
+    """Make SIGINT, SIGTERM and SIGHUP raise SystemExit, so that servers are killed and folders removed."""
 
     def end(number: int, _: FrameType | None) -> NoReturn:
         _ignore_signals()

@@ -1,19 +1,19 @@
-"""The keeper: a small process between us and a server, so that nothing outlives us.
+"""The subreaper: a small process between this one and a server, so that the server never outlives this process.
 
-    we --pipe--> keeper --fork--> server, and whatever the server forks
+    this process --pipe--> subreaper --fork--> server and all that it forks
 
-It ends, and takes every process below it along, when any of these comes first:
+It kills every process below it and exits as soon as one of these happens:
 
-* its standard input reaches its end (we closed it, or we are gone),
-* its parent is another one than at the start (we are gone, but a child of ours still holds the pipe),
-* the server itself, the last of the commands, has ended.
+* its standard input is closed (the parent closed it or died),
+* its parent changes (the parent died, but a child of the parent still holds the pipe),
+* the server, the last of the commands, exits.
 
-As a "child subreaper" it inherits the orphans of its tree, so the tree can be listed at any time by following
-parents from the keeper: nothing escapes by forking twice. The keeper's own death by SIGKILL is covered by
-PR_SET_PDEATHSIG on each command. That signal alone would not do for us: the kernel sends it when the *thread*
-that forked ends, so a server started in a worker thread would die with the thread. The keeper has one thread.
+As a "child subreaper" (prctl(2)) it inherits the orphans of its tree, so a walk from the subreaper down finds every
+process, also one that forked twice. PR_SET_PDEATHSIG on each command covers a SIGKILL of the subreaper itself. It
+cannot replace the subreaper: the kernel sends that signal when the forking *thread* ends, and servers are started in
+worker threads. The subreaper has one thread.
 
-This file is run by path with ``python -I -S``, so it may import nothing but the standard library.
+This file is run by path with ``python -I -S``, so it imports only the standard library.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-POLL_MS = 500  # how late the death of a parent whose pipe is still held by someone else is noticed
+POLL_MS = 500  # delay until the death of a parent is noticed if another process still holds its pipe
 
 
 def descendants(root: int) -> list[tuple[int, str]]:
@@ -41,7 +41,7 @@ def descendants(root: int) -> list[tuple[int, str]]:
         if not entry.isdigit():
             continue
         with contextlib.suppress(OSError):
-            # The command's name is in brackets and may hold anything, brackets too.
+            # The command's name is in brackets and may contain brackets.
             state, parent = Path(f"/proc/{entry}/stat").read_text("latin-1").rpartition(")")[2].split()[:2]
             children.setdefault(int(parent), []).append((int(entry), state))
 
@@ -53,15 +53,15 @@ def descendants(root: int) -> list[tuple[int, str]]:
     return list(below(root))
 
 
-def dies_with(keeper: int) -> Callable[[], None]:
-    """Return what a forked child does before it executes its command: bind its life to the keeper's."""
+def dies_with(parent: int) -> Callable[[], None]:
+    """Return a `preexec_fn` that makes the kernel kill the child when process *parent* dies."""
     libc = ctypes.CDLL(None, use_errno=True)
 
     def bind() -> None:
         # After the change of user, which clears the setting.
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != keeper:
-            os._exit(1)  # the keeper died before the line above
+        if os.getppid() != parent:
+            os._exit(1)  # the parent died before the prctl
 
     return bind
 
@@ -79,15 +79,15 @@ def _spawn(commands: Sequence[dict[str, Any]], log: int) -> list[subprocess.Pope
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C in our terminal is ours to handle
-            preexec_fn=bind,  # noqa: PLW1509 - the keeper has one thread
+            start_new_session=True,  # Ctrl-C in the terminal is handled by the parent
+            preexec_fn=bind,  # noqa: PLW1509 - the subreaper has one thread
         )
         for command in commands
     ]
 
 
-def _end_all() -> None:
-    """SIGKILL everything below this process until nothing is left, and collect the dead."""
+def _kill_all() -> None:
+    """SIGKILL and reap all processes below this one until none is left."""
     while True:
         for pid, _ in descendants(os.getpid()):
             with contextlib.suppress(ProcessLookupError):
@@ -99,14 +99,14 @@ def _end_all() -> None:
 
 
 def release_shared_memory(postmaster_pid: Path) -> None:
-    """Remove the System V segment that a killed PostgreSQL leaves in the kernel, named in its pid file."""
+    """Remove the System V segment of a killed PostgreSQL, which its pid file names."""
     with contextlib.suppress(OSError, IndexError, ValueError):
         segment = int(postmaster_pid.read_text().splitlines()[6].split()[1])
         ctypes.CDLL(None).shmctl(segment, 0, None)  # 0: IPC_RMID
 
 
-def _wait_for_an_end(main: int, parent: int, wakeup: int) -> bool:
-    """Return True if we were abandoned, False if the process *main* has ended."""
+def _wait(server: int, parent: int, wakeup: int) -> bool:
+    """Return True if the parent has abandoned this process, False if process *server* has exited."""
     poll = select.poll()
     poll.register(sys.stdin.fileno(), select.POLLIN)
     poll.register(wakeup, select.POLLIN)
@@ -118,32 +118,32 @@ def _wait_for_an_end(main: int, parent: int, wakeup: int) -> bool:
             os.read(wakeup, 4096)
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG)[0]) != 0:
-                if ended == main:
+                if ended == server:
                     return False
 
 
 def main() -> None:
-    """Read one order from standard input, print the server's pid, keep it until an end comes."""
-    order = json.loads(sys.stdin.readline())
+    """Read one request from standard input, start its commands, print the pid of the server and wait."""
+    request = json.loads(sys.stdin.readline())
     wakeup, signalled = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(signalled, warn_on_full_buffer=False)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-    log = os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     abandoned = True
     try:
-        # Kept until the end: a forgotten Popen collects its child itself, and the end would go unseen.
-        processes = _spawn(order["commands"], log)
+        # Referenced until the end: a discarded Popen reaps its child, and the exit would go unnoticed.
+        processes = _spawn(request["commands"], log)
         server = processes[-1].pid
         print(server, flush=True)
-        abandoned = _wait_for_an_end(server, order["parent"], wakeup)
+        abandoned = _wait(server, request["parent"], wakeup)
     except OSError as error:
         print(error, flush=True)
     finally:
-        _end_all()
-        if order["postmaster_pid"]:
-            release_shared_memory(Path(order["postmaster_pid"]))
-        for path in order["remove_when_abandoned"] if abandoned else ():
+        _kill_all()
+        if request["postmaster_pid"]:
+            release_shared_memory(Path(request["postmaster_pid"]))
+        for path in request["remove_when_abandoned"] if abandoned else ():
             shutil.rmtree(path, ignore_errors=True)
 
 

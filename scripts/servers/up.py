@@ -1,7 +1,7 @@
-"""`up`, `down` and `status`: both servers under a supervisor that lives on after the command.
+"""The commands `up`, `down` and `status`: both servers under a supervisor in the background.
 
-The folder is the whole state. The supervisor holds a lock on the folder itself as long as it lives, so "is it up"
-needs no pid that may have become somebody else's; state.json appears, complete, once both servers answer.
+The folder holds the complete state. The supervisor holds a lock on the folder as long as it lives, so a reused pid is
+never taken for it. state.json appears, complete, once both servers are ready.
 """
 
 import fcntl
@@ -32,7 +32,7 @@ POLL_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class State:
-    """What runs in a folder."""
+    """The version of RabbitMQ and the environment variables of running servers."""
 
     rabbitmq: str
     environment: dict[str, str]
@@ -45,59 +45,60 @@ def default_folder() -> Path:
 
 
 def status(folder: Path) -> State | None:
-    """Return what runs in *folder*, None if nothing does or it is still starting."""
+    """Return the state of the servers in *folder*, None if they are down or still starting."""
     with _lock(folder) as lock:
         return _state(folder) if lock is None else None
 
 
 def up(folder: Path, version: Version, *, management: bool) -> State:
-    """Start both servers unless they run, and return once they answer.
+    """Start both servers unless they are running, and return their state once they are ready.
 
-    Raises ServerError with the supervisor's last words if that fails.
+    *version* and *management* do not change servers that are already running. Raises ServerError with the log of the
+    supervisor.
     """
-    find_rabbitmq(version)  # before the supervisor does it, so that the caller sees what takes so long
     _claim(folder)
     with _lock(folder) as lock:
         supervisor = None
-        if lock is not None:
+        if lock is None:
+            print(f"services: already running in {folder}; options have no effect before `down`", file=sys.stderr)
+        else:
+            find_rabbitmq(version)  # before the supervisor does, so that the caller sees that a download is running
             for old in folder.iterdir():
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
             supervisor = _start_supervisor(folder, version, lock, management=management)
     try:
-        state = _await_state(folder, supervisor)
+        return _await_state(folder, supervisor)
     except BaseException:
         if supervisor is not None:
             supervisor.terminate()
             supervisor.wait()
         raise
-    if not f"{state.rabbitmq}.".startswith(f"{version}."):
-        raise ServerError(f"RabbitMQ {state.rabbitmq} runs in {folder}: first `scripts/services down`")
-    return state
 
 
 def down(folder: Path) -> bool:
-    """Stop what runs in *folder* and remove the folder; False if there was nothing."""
+    """Stop the servers in *folder* and remove it; return False if it does not exist."""
     if not folder.is_dir():
         return False
     _claim(folder)
     deadline = time.monotonic() + DOWN_SECONDS
-    asked = None
+    signalled = False
     while True:
         with _lock(folder) as lock:
             if lock is not None:
                 shutil.rmtree(folder)
                 return True
-            # The lock is held, so the pid, if it is written already, is that of the supervisor and nobody else.
-            if asked is None and (asked := _supervisor(folder)) is not None:
-                with suppress(ProcessLookupError):
-                    os.kill(asked, signal.SIGTERM)
+            # The lock is held, so the pid in the file is that of the running supervisor.
+            if not signalled:
+                with suppress(FileNotFoundError, ValueError, ProcessLookupError):
+                    os.kill(int((folder / PID).read_text()), signal.SIGTERM)
+                    signalled = True
         if time.monotonic() > deadline:
-            raise ServerError(f"the servers in {folder} did not end within {DOWN_SECONDS:.0f} s")
+            raise ServerError(f"the servers in {folder} did not stop within {DOWN_SECONDS:.0f} s")
         time.sleep(POLL_SECONDS)
 
 
 def supervise(folder: Path, version: Version, *, management: bool) -> int:
-    """Be the supervisor: run both servers until a signal comes or one of them ends."""
+    """Run both servers until a signal arrives or one of them exits."""
     (folder / PID).write_text(str(os.getpid()))
     with running_pair(folder / "servers", version, management=management) as (postgres, rabbit, environment):
         state = State(rabbit.full_version, environment)
@@ -108,26 +109,26 @@ def supervise(folder: Path, version: Version, *, management: bool) -> int:
             time.sleep(WATCH_SECONDS)
         for server in (postgres, rabbit):
             if not server.running:
-                print(f"{server.name} has ended by itself:\n{server.log_tail()}", flush=True)
+                print(f"{server.name} exited unexpectedly:\n{server.log_tail()}", flush=True)
     return 1
 
 
 def _claim(folder: Path) -> None:
-    """Make *folder* if need be; refuse one that is not ours, by owner or by content."""
+    """Create *folder* if it does not exist; refuse one that another user owns or that holds other files."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise ServerError(f"{folder} belongs to somebody else")
+        raise ServerError(f"{folder} belongs to another user")
     if any(folder.iterdir()) and not (folder / LOG).exists():
-        raise ServerError(f"{folder} holds other files; name a new folder")
+        raise ServerError(f"{folder} holds other files; use an empty or a new folder")
 
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[int | None]:
-    """Try to lock *folder*: yield the descriptor that holds the lock, None if another process has it."""
+    """Try to lock *folder*: yield the descriptor that holds the lock, None if another process holds it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
-        yield -1  # nobody can have it
+        yield -1  # no process can hold its lock
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -141,24 +142,24 @@ def _lock(folder: Path) -> Iterator[int | None]:
 
 def _start_supervisor(folder: Path, version: Version, lock: int, *, management: bool) -> subprocess.Popen[bytes]:
     program = str(Path(__file__).with_name("__main__.py"))
-    words = [sys.executable, program, "supervise", "--folder", str(folder), "--rabbitmq", version]
+    arguments = [sys.executable, program, "supervise", "--folder", str(folder), "--rabbitmq", version]
     with (folder / LOG).open("wb") as log:
         return subprocess.Popen(
-            [*words, *(["--management"] if management else [])],
+            [*arguments, *(["--management"] if management else [])],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             cwd="/",
-            start_new_session=True,  # the terminal's signals and its end do not concern it
-            pass_fds=[lock],  # it keeps the lock when we close our descriptor, and the kernel drops it at its end
+            start_new_session=True,  # it gets neither signals nor the hangup of the terminal
+            pass_fds=[lock],  # it holds the lock after this process closes the descriptor, until it exits
         )
 
 
 def _await_state(folder: Path, supervisor: subprocess.Popen[bytes] | None) -> State:
-    """Wait for the supervisor, ours or one that another call has just started."""
+    """Wait for *supervisor*, or for one that a concurrent call has started."""
     deadline = time.monotonic() + UP_SECONDS
     while (state := _state(folder)) is None:
-        ended = supervisor.poll() is not None if supervisor is not None else _is_free(folder)
+        ended = supervisor.poll() is not None if supervisor is not None else _is_unlocked(folder)
         if ended and _state(folder) is None:
             raise ServerError(f"the servers did not start:\n{_log(folder)}")
         if time.monotonic() > deadline:
@@ -167,7 +168,7 @@ def _await_state(folder: Path, supervisor: subprocess.Popen[bytes] | None) -> St
     return state
 
 
-def _is_free(folder: Path) -> bool:
+def _is_unlocked(folder: Path) -> bool:
     with _lock(folder) as lock:
         return lock is not None
 
@@ -179,15 +180,8 @@ def _state(folder: Path) -> State | None:
         return None
 
 
-def _supervisor(folder: Path) -> int | None:
-    try:
-        return int((folder / PID).read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-
-
 def _log(folder: Path) -> str:
     try:
         return (folder / LOG).read_text("utf-8", "replace").strip()
     except FileNotFoundError:
-        return "somebody took them down"
+        return "a concurrent `down` stopped them"

@@ -88,8 +88,8 @@ class Soak:
         finally:
             self.fleet.end()
             # A server that is being started in a thread would keep us waiting for it.
-            self.rabbit.give_up()
-            self.postgres.give_up()
+            self.rabbit.abort_start()
+            self.postgres.abort_start()
             await self.engine.dispose()
 
     async def _prepare(self) -> None:

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from servers import PostgresServer, RabbitServer, Server, ServerError, SqlError
+import psycopg
+from servers import PostgresServer, RabbitServer, Server, ServerError
 
 from soak_run.schedule import Fault
 from soak_run.worker_processes import Fleet
@@ -40,7 +41,7 @@ class Storm:
         async with self._turns.setdefault(place, asyncio.Lock()):
             try:
                 await (self._hurt_worker(fault) if fault.target == "worker" else self._hurt_server(fault))
-            except (ServerError, SqlError, OSError, AssertionError) as error:
+            except (ServerError, psycopg.Error, OSError, AssertionError) as error:
                 self.troubles.append(f"{fault}: {str(error)[:300]}")
             else:
                 self.done[f"{fault.kind} {fault.target}"] += 1

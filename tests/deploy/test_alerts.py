@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from servers.binaries.prometheus import find_prometheus
+from servers.binaries.debian_program import PROMETHEUS
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "closeout.rules.yaml"
@@ -19,7 +19,7 @@ ALERTS: dict[str, dict[str, Any]] = {
 
 
 def promtool(*words: str | Path) -> str:
-    done = subprocess.run([find_prometheus().promtool, *words], capture_output=True, text=True, check=False)
+    done = subprocess.run([PROMETHEUS.find() / "usr/bin/promtool", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -11,7 +11,6 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 from servers import ServerError
-from servers.binaries.kubectl import find_kubectl
 
 from tests.deploy.test_alerts import RULES
 from tests.support.manifests import (
@@ -22,6 +21,7 @@ from tests.support.manifests import (
     changed,
     component_of,
     container,
+    kustomize,
     one,
     overlay,
     pods,
@@ -218,4 +218,4 @@ def test_the_prometheus_rule_holds_the_tested_rules_and_its_file_is_what_the_scr
 def test_what_kustomize_refuses_or_only_warns_of_is_an_error_in_its_words(tmp_path, content, complaint):
     (tmp_path / "kustomization.yaml").write_text(content)
     with pytest.raises(ServerError, match=complaint):
-        find_kubectl().kustomize(tmp_path)
+        kustomize(tmp_path)

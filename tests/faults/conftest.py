@@ -1,4 +1,4 @@
-"""Servers of each file's own, because here they are killed; a scene with a worker's own users and lines a test."""
+"""Separate servers for each file, because these tests kill them; one scenario per test."""
 
 import asyncio
 import os
@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from servers import PostgresServer, RabbitServer, start_all
+from servers.binaries.rabbitmq import Version
 
+from tests.conftest import session_rabbitmq_version
 from tests.support.fault_scenario import Scene
 from tests.support.roles import add_users, migrated_by_the_owner
 
@@ -15,11 +17,18 @@ _TEMPLATE = "migrated"
 
 
 @pytest.fixture(scope="module")
-def servers(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[PostgresServer, RabbitServer]]:
-    place = folder / request.module.__name__
+def rabbitmq_version() -> Version:
+    return session_rabbitmq_version()
+
+
+@pytest.fixture(scope="module")
+def servers(
+    folder: Path, request: pytest.FixtureRequest, rabbitmq_version: Version
+) -> Iterator[tuple[PostgresServer, RabbitServer]]:
+    place = folder / f"{request.module.__name__}-{rabbitmq_version}"
     place.mkdir()
     place.chmod(0o755)
-    postgres, rabbit = PostgresServer(place / "pg"), RabbitServer(place / "mq")
+    postgres, rabbit = PostgresServer(place / "pg"), RabbitServer(place / "mq", version=rabbitmq_version)
     start_all(postgres, rabbit)
     postgres.create_database(_TEMPLATE)
     asyncio.run(migrated_by_the_owner(postgres, _TEMPLATE))
@@ -48,7 +57,7 @@ async def scene(
     try:
         yield made
     finally:
-        for server in (postgres, rabbit):  # a test that failed leaves one as it was
+        for server in (postgres, rabbit):  # a failed test may leave a server suspended or down
             if server.running:
                 server.resume()
             else:
@@ -58,13 +67,13 @@ async def scene(
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Say what was measured; CLOSEOUT_FAULTS_REPORT names a file that collects it."""
+    """Print a measurement, and append it to the file that CLOSEOUT_FAULTS_REPORT names."""
 
-    def say(line: str) -> None:
+    def write(line: str) -> None:
         line = f"{request.node.name}: {line}"
         print(line)  # noqa: T201 - pytest shows it with -s, and where a test fails
         if path := os.environ.get("CLOSEOUT_FAULTS_REPORT"):
             with Path(path).open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
-    return say
+    return write

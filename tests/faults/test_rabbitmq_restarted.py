@@ -1,7 +1,7 @@
-"""RabbitMQ ends, gracefully and by SIGKILL, and comes back on the same port.
+"""RabbitMQ stops, gracefully and by SIGKILL, and starts again on the same port.
 
-In a file, and on servers, of its own: declaring quorum queues
-in another vhost ended in INTERNAL_ERROR on RabbitMQ 3.10 after it was killed.
+These tests have separate servers: after RabbitMQ 3.10 was killed, declaring quorum queues in another vhost ended in
+INTERNAL_ERROR.
 """
 
 import pytest
@@ -10,6 +10,11 @@ from tests.support.endurance import endure
 from tests.support.fault_scenario import Scene
 
 pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module", params=["4", "3.10"])
+def rabbitmq_version(request):
+    return request.param
 
 
 async def test_rabbitmq_restarted_gracefully(scene: Scene, report):

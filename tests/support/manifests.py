@@ -1,13 +1,15 @@
 """What Kustomize makes of deploy/kubernetes, and of overlays that a test writes beside it."""
 
 import shutil
+import subprocess
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from servers.binaries.kubectl import find_kubectl
+from servers import ServerError
+from servers.binaries.debian_program import KUBECTL
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
@@ -82,5 +84,14 @@ def environment(objects: Iterable[Object], component: str) -> dict[str, str]:
     return values | {variable["name"]: variable["value"] for variable in found.get("env", [])}
 
 
+def kustomize(folder: Path) -> str:
+    """Return the output of ``kubectl kustomize`` for *folder*; raise ServerError with its message."""
+    program = KUBECTL.find() / "usr/bin/kubectl"
+    done = subprocess.run([program, "kustomize", folder], capture_output=True, text=True, check=False)
+    if done.returncode or done.stderr:  # a deprecated field only causes a warning
+        raise ServerError(f"kubectl kustomize {folder}: {done.stderr.strip()}")
+    return done.stdout
+
+
 def _built(folder: Path) -> tuple[Object, ...]:
-    return tuple(yaml.safe_load_all(find_kubectl().kustomize(folder)))
+    return tuple(yaml.safe_load_all(kustomize(folder)))

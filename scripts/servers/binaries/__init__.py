@@ -1,1 +1,1 @@
-"""The programs that the servers run, from PyPI or Debian's packages."""
+"""The programs that the servers run, from PyPI or from Debian packages."""

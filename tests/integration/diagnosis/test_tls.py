@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 from servers import PostgresServer, RabbitServer
-from servers.tls_listener import TlsListener
+from servers.rabbitmq_tls import TlsListener
 
 from config.settings import load_settings
 from consumer.amqp.connection import BrokerConnection
@@ -65,7 +65,7 @@ async def _migrate(url: str) -> None:
 @pytest.fixture
 def database(tls_postgres: PostgresServer, office: Office) -> PostgresServer:
     """A PostgreSQL that shows a good certificate, and lets the worker's role in only with one of ours."""
-    tls_postgres.show(office.good)
+    tls_postgres.use_certificate(office.good)
     tls_postgres.admit(f"hostssl all {ROLE} 127.0.0.1/32 cert", f"host all {ROLE} 127.0.0.1/32 reject")
     tls_postgres.psql("TRUNCATE governance.run_completions, governance.incidents CASCADE", "closeout")
     return tls_postgres
@@ -115,15 +115,15 @@ async def test_of_postgresql_only_the_right_host_in_time_under_a_trusted_authori
 
     assert await words_of_database(checked) == ""
 
-    database.show(office.elsewhere)
+    database.use_certificate(office.elsewhere)
     assert await words_of_database(checked) == f"{at} (db.example) is not for {HERE} but for db.example, mq.example"
     assert await words_of_database(host_unchecked) == ""
 
-    database.show(office.expired)
+    database.use_certificate(office.expired)
     assert await words_of_database(checked) == f"{at} ({HERE}) expired on {ENDED_TOLD}"
     assert await words_of_database(host_unchecked) == f"{at} ({HERE}) expired on {ENDED_TOLD}"
 
-    database.show(office.strange)
+    database.use_certificate(office.strange)
     by_strangers = f"{at} ({HERE}) is signed by Strangers' CA, and not by"
     assert await words_of_database(checked) == f"{by_strangers} sslrootcert={office.ours.file}"
     assert await words_of_database(host_unchecked) == f"{by_strangers} sslrootcert={office.ours.file}"
@@ -135,7 +135,7 @@ async def test_postgresql_s_authority_may_be_the_machine_s_own(database, office,
     monkeypatch.setenv(ssl.get_default_verify_paths().openssl_cafile_env, str(office.ours.file))
     url = database_url(database, sslmode="verify-full", sslrootcert="system")
     assert await words_of_database(url) == ""
-    database.show(office.elsewhere)
+    database.use_certificate(office.elsewhere)
     assert "is not for" in await words_of_database(url)
 
 
@@ -181,7 +181,7 @@ async def test_of_rabbitmq_only_the_right_host_in_time_under_a_trusted_authority
         (office.expired, f"({HERE}) expired on {ENDED_TOLD}"),
         (office.strange, f"({HERE}) is signed by Strangers' CA, and not by cafile={office.ours.file}"),
     ):
-        listener.show(shown)
+        listener.use_certificate(shown)
         assert await words_of_broker(url) == f"{at} {words}"
     machine_s = amqp_url(any_rabbit, listener.port)
     told = f"{at} ({HERE}) is signed by Strangers' CA, and not by any authority that this machine trusts"
@@ -303,8 +303,8 @@ async def test_a_worker_waits_out_an_expired_certificate_says_which_and_goes_on_
     async with worker(place.database_url, place.amqp_url) as service:
         running = Running(service.http.port)
         await reason(running, "")
-        await asyncio.to_thread(place.database.show, office.expired)
-        await asyncio.to_thread(place.listener.show, office.expired)
+        await asyncio.to_thread(place.database.use_certificate, office.expired)
+        await asyncio.to_thread(place.listener.use_certificate, office.expired)
         await place.close_lines()
         of_database, of_broker = f"the certificate of {HERE}:{place.database.port}", f"{HERE}:{place.listener.port}"
         assert f"{of_database} ({HERE}) expired on {ENDED_TOLD}" in await reason(running, "expired")
@@ -315,9 +315,9 @@ async def test_a_worker_waits_out_an_expired_certificate_says_which_and_goes_on_
         assert told.stdout.count(f"({HERE}) expired on {ENDED_TOLD}") == 2
         assert told.stdout.count("to do: have the server's certificate renewed") == 2
 
-        await asyncio.to_thread(place.database.show, office.good)
+        await asyncio.to_thread(place.database.use_certificate, office.good)
         assert f"{of_broker} ({HERE}) expired on {ENDED_TOLD}" in await reason(running, of_broker)
-        await asyncio.to_thread(place.listener.show, office.good)
+        await asyncio.to_thread(place.listener.use_certificate, office.good)
         await reason(running, "")
         await eventually(engine, published_runs(), 1)
     await engine.dispose()

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 from servers import PostgresServer
-from servers.wire import SqlError
 from typer.testing import CliRunner
 
 from consumer.cli import app
@@ -150,9 +150,9 @@ def refused(postgres: PostgresServer, database: str, role: str, statement: str) 
     alone = statement.startswith(("CREATE DATABASE", "ALTER SYSTEM"))
     try:
         postgres.psql(statement if alone else f"BEGIN; {statement}; ROLLBACK", database, user=role)
-    except SqlError as error:
+    except psycopg.Error as error:
         # Another error would say nothing about the right.
-        return str(error).startswith("42501")
+        return isinstance(error, psycopg.errors.InsufficientPrivilege)
     return False
 
 

@@ -16,7 +16,7 @@ from console_screenshots.drawing import page
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 from servers import PostgresServer, RabbitServer
-from servers.binaries.prometheus import find_prometheus
+from servers.binaries.debian_program import PROMETHEUS
 from sqlalchemy import text
 
 from consumer.metrics import Metrics
@@ -48,7 +48,7 @@ def seen(
 
 def test_promtool_finds_nothing_wrong_with_a_real_scrape(seen):
     checked = subprocess.run(
-        [find_prometheus().promtool, "check", "metrics"],
+        [PROMETHEUS.find() / "usr/bin/promtool", "check", "metrics"],
         input=seen.scrape()[0], capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
