@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import typer
 import typer.main
 
 from config.settings import describe
@@ -84,18 +85,18 @@ def _options() -> str:
         (f"`closeout {name}`", f"`{_parameter(parameter)}`", parameter.help or "")
         for name, command in _leaves(typer.main.get_command(app))
         for parameter in command.params
-        if parameter.name != "help"
+        if parameter.name not in {"help", "as_json"}
     ]
     return _table(("command", "argument or option", "meaning"), rows)
 
 
 def _leaves(command: Any, *names: str) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - typer's commands are private
-    children = getattr(command, "commands", None)
-    if children is None:
+    if not hasattr(command, "list_commands"):
         yield " ".join(names), command
-    else:
-        for name, child in children.items():
-            yield from _leaves(child, *names, name)
+        return
+    context = typer.Context(command)
+    for name in command.list_commands(context):
+        yield from _leaves(command.get_command(context, name), *names, name)
 
 
 def _usage(name: str, command: Any) -> str:  # noqa: ANN401 - as above
