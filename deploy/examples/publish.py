@@ -19,7 +19,7 @@ RUN = {
     "agent_id": "release-notes",
     "status": "failed",
     "error_code": "EXECUTION_TIMEOUT",
-    "error_message": "search gave no answer within 30 s",
+    "error_message": "search did not respond within 30 s",
     "started_at": "2026-11-01T12:00:00Z",
     "completed_at": "2026-11-01T12:00:30Z",
     "usage": {"cost_usd": 0.0125, "input_tokens": 1200, "output_tokens": 200},
@@ -28,27 +28,27 @@ RUN = {
 
 
 async def publish(run: dict[str, Any]) -> None:
-    """Publish *run* until RabbitMQ confirms it. What is in doubt is sent again: twice is as good as once."""
+    """Publish *run* until RabbitMQ confirms it. Publishing it twice is harmless."""
     message = aio_pika.Message(
         json.dumps(run).encode(),
         content_type="application/json",
         delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-        message_id=str(run["run_id"]),  # yours to choose; it is shown beside the run
-        # headers={"traceparent": "00-..."},  a W3C trace context, if you have one
+        message_id=str(run["run_id"]),  # any text; it is shown with the run
+        # headers={"traceparent": "00-..."},  a W3C trace context, if there is one
     )
     for wait in (1, 2, 4, 8, 15, 30, 60):
         try:
-            # A busy runner keeps connection and channel; it opens new ones only after an error.
+            # A busy runner keeps the connection and the channel open, and opens new ones only after an error.
             async with await aio_pika.connect(os.environ["AMQP_URL"], timeout=10) as connection:
-                # Without on_return_raises a message that no queue takes would count as confirmed.
+                # Without on_return_raises an unroutable message would count as confirmed.
                 channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
                 runs = await channel.get_exchange("runs", ensure=False)
                 await runs.publish(message, "run.completed", mandatory=True, timeout=10)
                 return
-        except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:  # not there, nacked, returned, no answer
-            print(f"not confirmed, again in {wait} s: {error!r}")
+        except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:  # unavailable, nacked, returned, timed out
+            print(f"not confirmed, retrying in {wait} s: {error!r}")
             await asyncio.sleep(wait)
-    raise RuntimeError("RabbitMQ is away: keep the message, and publish it later with closeout publish")
+    raise RuntimeError("RabbitMQ is unavailable: keep the message, and publish it later with closeout publish")
 
 
 asyncio.run(publish(RUN))

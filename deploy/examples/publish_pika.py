@@ -1,4 +1,7 @@
-"""The same from another client, one that blocks: pika."""
+"""A runner with pika, a blocking client: publish that a run has completed, and wait for the confirm.
+
+AMQP_URL=amqp://user:password@host/vhost python publish_pika.py
+"""
 
 import json
 import os
@@ -17,7 +20,7 @@ RUN = {
 
 connection = pika.BlockingConnection(pika.URLParameters(os.environ["AMQP_URL"]))
 channel = connection.channel()
-channel.confirm_delivery()  # from here on basic_publish waits, and raises NackError or UnroutableError
+channel.confirm_delivery()  # basic_publish now waits for the confirm, and raises NackError or UnroutableError
 channel.basic_publish(
     "runs",
     "run.completed",

@@ -1,4 +1,4 @@
-"""A subscriber: what is urgent and how every run ended, each event once, whatever crashes.
+"""A subscriber: urgent incidents and how every run ended; each event takes effect once, whatever crashes.
 
 AMQP_URL=amqp://user:password@host/vhost python subscribe.py
 """
@@ -22,7 +22,7 @@ TABLES = """
 
 
 def take(store: sqlite3.Connection, event: dict[str, Any]) -> bool:
-    """Record *event* and that it was seen, in one transaction; return False if it had been seen before."""
+    """Store *event* and its id in one transaction; return False if the id was stored before."""
     data = event["data"]
     with store:  # BEGIN ... COMMIT; ROLLBACK if anything below raises
         new = store.execute("INSERT INTO seen VALUES (?, ?) ON CONFLICT DO NOTHING", (event["id"], event["time"]))
@@ -37,11 +37,11 @@ def take(store: sqlite3.Connection, event: dict[str, Any]) -> bool:
 
 
 async def listen(store: sqlite3.Connection) -> None:
-    """Take events until the line breaks."""
+    """Consume events until the connection is lost."""
     async with await aio_pika.connect(os.environ["AMQP_URL"], timeout=10) as connection:
         channel = await connection.channel()
         await channel.set_qos(prefetch_count=100)
-        # Durable and on several nodes; what arrives while nobody listens waits in it.
+        # Durable and replicated: events that arrive while no subscriber runs wait in it.
         queue = await channel.declare_queue(QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
         for pattern in BINDINGS:
             await queue.bind("governance.events", pattern)
@@ -49,12 +49,12 @@ async def listen(store: sqlite3.Connection) -> None:
             async for message in messages:
                 event = json.loads(message.body)
                 new = take(store, event)
-                await message.ack()  # after the commit: a crash in between brings it again, and seen knows it
+                await message.ack()  # after the commit: a redelivery after a crash is found in seen
                 print("new " if new else "seen", event["type"], event["subject"], flush=True)
 
 
 async def main() -> None:
-    """Listen, again after every lost line."""
+    """Consume, and reconnect when the connection is lost."""
     store = sqlite3.connect(os.environ.get("SUBSCRIBER_DB", "subscriber.db"))
     store.executescript(TABLES)
     while True:

@@ -1,5 +1,5 @@
 -- Closeout's tables over the machines of a Citus cluster, each tenant's rows together on one of them. It has not been run
--- on a Citus, and the worker needs some other statements there first: README, "Citus".
+-- on a Citus, and the worker needs some other statements there first: deploy/README.md, "Citus".
 --
 --   psql -v ON_ERROR_STOP=1 --single-transaction -f citus.sql "$OWNER_URL"
 --

@@ -84,7 +84,7 @@ async def _take(browser: Browser, address: str, folder: Path, name: str, *, awai
 
 async def _draw(browser: Browser, panels: Sequence[Panel], folder: Path) -> list[Path]:
     """Draw the dashboard in two pictures: how runs flow, and below that row what goes wrong and the workers."""
-    (cut,) = (panel.place["y"] for panel in panels if panel.title == "What goes wrong")
+    (cut,) = (panel.place["y"] for panel in panels if panel.title == "Failures")
     halves = {
         "dashboard": [panel for panel in panels if panel.place["y"] < cut],
         "dashboard-trouble": [panel for panel in panels if panel.place["y"] >= cut],

@@ -1,6 +1,6 @@
-"""``closeout`` at a prompt, without the second that its imports take: a process that has them forks for each command.
+"""Runs ``closeout`` in a terminal of 80 columns, without the time that its imports take.
 
-Each command is a process of its own whose standard output is a terminal of 80 columns, as a person has it.
+A server process imports everything once and forks for each command.
 """
 
 import importlib
@@ -17,15 +17,15 @@ COLUMNS, LINES = 80, 50
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-class Said(NamedTuple):
-    """How a command ended and what it wrote, to standard output and standard error together."""
+class Output(NamedTuple):
+    """The exit status of a command, and what it wrote to standard output and standard error."""
 
     status: int
     text: str
 
 
-class Prompt:
-    """Where commands are typed, in *folder* with *environ*."""
+class Shell:
+    """A shell in *folder* with *environ*."""
 
     def __init__(self, folder: Path, environ: dict[str, str]) -> None:
         self._process = subprocess.Popen(
@@ -37,13 +37,13 @@ class Prompt:
             text=True,
         )
 
-    def closeout(self, *words: str, urls: Mapping[str, str]) -> Said:
-        """Run the command with *urls* in its environment and return what it said."""
+    def closeout(self, *words: str, urls: Mapping[str, str]) -> Output:
+        """Run the command with *urls* in its environment and return its output."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(json.dumps([words, urls]) + "\n")
         self._process.stdin.flush()
-        return Said(*json.loads(self._process.stdout.readline()))
+        return Output(*json.loads(self._process.stdout.readline()))
 
     def close(self) -> None:
         """End the process that forks."""
@@ -60,7 +60,7 @@ def _serve() -> None:
     import consumer
     from consumer.commands import output
 
-    # As they are made where standard output is a terminal; but no progress bars among the words.
+    # As in a terminal, but without progress bars in the output.
     output.out = Console(highlight=False, width=COLUMNS, force_terminal=True, color_system=None)
     output.err = Console(stderr=True, highlight=False, force_terminal=False)
     for module in ("sqlalchemy.dialects.postgresql.asyncpg", "alembic.command", "aio_pika"):
@@ -69,10 +69,10 @@ def _serve() -> None:
         importlib.import_module(found.name)
     assert threading.active_count() == 1, "a process with threads cannot be forked"
     gc.freeze()
-    with os.fdopen(os.dup(1), "w") as answers:
+    with os.fdopen(os.dup(1), "w") as results:
         for line in sys.stdin:
-            answers.write(json.dumps(_run(*json.loads(line))) + "\n")
-            answers.flush()
+            results.write(json.dumps(_run(*json.loads(line))) + "\n")
+            results.flush()
 
 
 def _run(words: list[str], urls: dict[str, str]) -> tuple[int, str]:

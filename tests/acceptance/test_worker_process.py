@@ -20,8 +20,8 @@ import pytest
 from servers import PostgresServer, RabbitServer
 from servers.ports import Port
 
-from tests.acceptance import roles_of_commands as parts
-from tests.acceptance.roles_of_commands import Part, part_of
+from tests.acceptance import roles_of_commands as identities
+from tests.acceptance.roles_of_commands import Identity, identity_for
 from tests.support import roles
 from tests.support import run_messages as runs
 
@@ -61,7 +61,7 @@ class Installation:
     def run(self, *arguments: str, status: int = 0, **more: Any) -> str:
         done = subprocess.run(
             [CLOSEOUT, *arguments],
-            env=self.environ | self.urls(part_of(arguments)),
+            env=self.environ | self.urls(identity_for(arguments)),
             capture_output=True,
             text=True,
             timeout=60,
@@ -71,17 +71,17 @@ class Installation:
         assert done.returncode == status, done.stdout + done.stderr
         return str(done.stdout + done.stderr)
 
-    def urls(self, part: Part) -> dict[str, str]:
-        return part.environ(database_url=self.database_url, amqp_url=self.amqp_url)
+    def urls(self, identity: Identity) -> dict[str, str]:
+        return identity.environ(database_url=self.database_url, amqp_url=self.amqp_url)
 
     def worker(self) -> "subprocess.Popen[bytes]":
-        environ = self.environ | self.urls(parts.WORKER)
+        environ = self.environ | self.urls(identities.WORKER)
         return subprocess.Popen([CLOSEOUT, "worker"], env=environ, stderr=subprocess.PIPE)
 
     @contextmanager
-    def channel(self, part: Part) -> Iterator[Any]:
-        """A channel of *part*'s user, from a client that is not ours."""
-        connection = pika.BlockingConnection(pika.URLParameters(self.urls(part)["AMQP_URL"]))
+    def channel(self, identity: Identity) -> Iterator[Any]:
+        """A channel of *identity*'s user, from a client that is not ours."""
+        connection = pika.BlockingConnection(pika.URLParameters(self.urls(identity)["AMQP_URL"]))
         channel = connection.channel()
         channel.confirm_delivery()
         yield channel
@@ -115,19 +115,19 @@ def installation(postgres: PostgresServer, a_rabbit: RabbitServer) -> Iterator[I
 
 @pytest.fixture
 def runner(installation: Installation) -> Iterator[Any]:
-    with installation.channel(parts.RUNNER) as channel:
+    with installation.channel(identities.RUNNER) as channel:
         yield channel
 
 
 @pytest.fixture
 def subscriber(installation: Installation) -> Iterator[Any]:
-    with installation.channel(parts.SUBSCRIBER) as channel:
+    with installation.channel(identities.SUBSCRIBER) as channel:
         yield channel
 
 
 @pytest.fixture
 def operator(installation: Installation) -> Iterator[Any]:
-    with installation.channel(parts.OTHERS) as channel:
+    with installation.channel(identities.OTHERS) as channel:
         yield channel
 
 

@@ -49,7 +49,7 @@ def test_every_alert_says_how_urgent_it_is_and_in_words_what_is_wrong(alert):
     rule = ALERTS[alert]
     assert alert.startswith("Closeout")
     assert rule["labels"]["severity"] in {"page", "ticket"}
-    assert set(rule["annotations"]) == {"summary", "description", "runbook"}
+    assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
     assert rule["annotations"]["description"].endswith(".")
 
 

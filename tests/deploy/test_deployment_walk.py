@@ -1,4 +1,4 @@
-"""The README's way from an empty cluster to a running worker names what the manifests have."""
+"""The Kubernetes guide, from an empty cluster to a running worker, names what the manifests have."""
 
 import re
 import shlex
@@ -11,15 +11,15 @@ from imaging.dockerfile import read_dockerfile
 from config.settings import load_settings
 from consumer.metrics import Metrics
 from tests.deploy.test_alerts import ALERTS
+from tests.support.guides import read, section
 from tests.support.manifests import ROOT, component_of, container, environment, one, overlay, pods
 from tests.support.roles import DEFINITIONS, OWNER, TOPOLOGY_USER, WORKER, WORKER_USER
 
-README = (ROOT / "README.md").read_text()
-SECTION = README.partition("\n## Deploying to Kubernetes\n")[2].partition("\n## ")[0]
-ROLLOUT = SECTION.partition("\n### Turning the coordinator on by tenant\n")[2]
+GUIDE = "deploy/kubernetes/README.md"
+ROLLOUT = section(GUIDE, "## Turning the coordinator on by tenant")
 COMMANDS = [
     shlex.split(line, comments=True)
-    for block in re.findall(r"```sh\n(.*?)```", SECTION, re.DOTALL)
+    for block in re.findall(r"```sh\n(.*?)```", read(GUIDE), re.DOTALL)
     for line in block.replace("\\\n", "").splitlines()
     if line.startswith(("kubectl", "docker", "psql", "rabbitmqctl", "printf"))
 ]

@@ -13,13 +13,13 @@ from config.settings import Settings, describe, load_settings
 from consumer.cli import app
 from consumer.contract.names import RUN_COMPLETED_QUEUE
 from consumer.postgres.engine import SPARE_CONNECTIONS
-from tests.support.manifests import OVERLAYS, ROOT, Object, container, environment, one, overlay, pods
+from tests.support.manifests import OVERLAYS, ROOT, RUNBOOKS, Object, container, environment, one, overlay, pods
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 URLS = {"DATABASE_URL_FILE": "postgresql://u:p@db.example/closeout", "AMQP_URL_FILE": "amqps://u:p@mq.example/v"}
 # What the shipped settings say on purpose; all others that they name are the code's defaults.
 DEVIATIONS = {"TRANSACTION_COORDINATOR_ENABLED": "true"}
-# A console in use holds two database sessions of its own (README, "Console").
+# A console in use holds two database sessions of its own (consumer/console/README.md).
 CONSOLE_SESSIONS = 2
 # PostgreSQL's max_connections is 100, of which 3 are kept for its superuser.
 POSTGRESQL_CONNECTIONS = 97
@@ -109,7 +109,7 @@ def test_every_pod_runs_a_command_with_its_own_secret_and_only_the_urls_that_it_
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_no_object_is_a_secret_or_holds_a_url(name):
     assert not [o for o in overlay(name) if o["kind"] == "Secret"]
-    assert not re.search(r"\w+://", re.sub(r"README\.md#\w+", "", str(overlay(name))))
+    assert not re.search(r"\w+://", str(overlay(name)).replace(RUNBOOKS, ""))
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

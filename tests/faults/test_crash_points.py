@@ -1,4 +1,4 @@
-"""A worker dies at every point of a message's way, by SIGKILL; a second worker finds what README's table says.
+"""A worker dies at every point of a message's way, by SIGKILL; a second worker finds what tests/README.md says.
 
 It is held at each point by a lock, or by a trigger that waits for one, until it is dead.
 """

@@ -16,6 +16,9 @@ KUBERNETES = ROOT / "deploy" / "kubernetes"
 OVERLAYS = sorted(path.name for path in (KUBERNETES / "overlays").iterdir())
 COMPONENTS = sorted(path.name for path in (KUBERNETES / "components").iterdir())
 
+# The base of the alerts' runbook_url as it is shipped.
+RUNBOOKS = "https://git.example.com/closeout/blob/main/deploy/prometheus/README.md"
+
 Object = dict[str, Any]
 
 
@@ -26,18 +29,25 @@ def overlay(name: str) -> tuple[Object, ...]:
 
 
 def changed(
-    folder: Path, *, components: Iterable[str] = (), settings: Iterable[str] = (), **fields: Any
+    folder: Path,
+    *,
+    components: Iterable[str] = (),
+    settings: Iterable[str] = (),
+    runbooks: str = "https://git.internal/README.md",
+    **fields: Any,
 ) -> tuple[Object, ...]:
     """Return the objects of base, *components*, *settings* and Kustomize's own *fields*.
 
-    They are those of an overlay that is written into a copy below *folder*.
+    The overlay is written into a copy below *folder*; its alerts' runbook_url starts with *runbooks*.
     """
     copy = folder / "kubernetes"
     shutil.copytree(KUBERNETES, copy, dirs_exist_ok=True)
     mine = copy / "overlays" / "test"
     mine.mkdir(exist_ok=True)
+    shipped = (KUBERNETES / "overlays" / "production" / "runbooks.yaml").read_text()
+    (mine / "runbooks.yaml").write_text(shipped.replace(RUNBOOKS, runbooks))
     kustomization: Object = {
-        "resources": ["../../base"],
+        "resources": ["../../base", "runbooks.yaml"],
         "components": [f"../../components/{name}" for name in components],
         **fields,
     }
