@@ -1,1 +1,1 @@
-"""Settings and logs: the only place where the environment is read."""
+"""Settings and logs: the only package that reads the environment; imports nothing else of this project."""

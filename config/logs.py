@@ -1,4 +1,4 @@
-"""Structured logs on standard error: structlog in front, the standard library's loggers through the same door."""
+"""Structured logs on standard error, for structlog and for the standard library's loggers."""
 
 import logging
 import os
@@ -10,17 +10,17 @@ from typing import Any, TextIO
 
 import structlog
 
-# Characters of one value. An error that quotes a message of a megabyte must not fill the log with it.
+# Characters of one value: an error that quotes a large message must not fill the log.
 _VALUE_MAX = 10_000
-# Characters of an exception's end that are kept: its last line says what went wrong.
+# Characters kept from the end of an exception: its last line has the error.
 _TRACE_TAIL = 4_000
-# JSON's readers take a number for a double; Python refuses to print one of thousands of digits.
+# JSON readers use doubles, and Python refuses to print integers of thousands of digits.
 _INT_MAX = 2**63
-# libpq takes a password as a parameter, too.
+# libpq also accepts a password as a parameter.
 _PARAMETER = re.compile(r"(?P<name>\b(?:ssl)?password=)[^\s&]*", re.IGNORECASE)
 _WORD = re.compile(r"\S+")
 
-# Loggers of libraries that say in many lines what the worker says in one.
+# Library loggers that repeat in many lines what the worker logs in one.
 _NOISY = ("aio_pika", "aiormq", "alembic", "sqlalchemy", "uvicorn", "asyncio")
 
 Record = MutableMapping[str, Any]
@@ -48,7 +48,7 @@ def configure_logs(level: str, log_format: str) -> None:
     handler = _Handler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            # First, so that no library's extra can stand in for the level or the time.
+            # First, so that a library's extra fields cannot replace the level or the time.
             foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *shared],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
@@ -63,14 +63,14 @@ def configure_logs(level: str, log_format: str) -> None:
     root.setLevel(level)
     for name in _NOISY:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
-    # aiormq reports as an error each close that the worker handles, and says itself in words.
+    # aiormq logs as an error each close that the worker handles and logs itself.
     logging.getLogger("aiormq.connection").setLevel(logging.CRITICAL)
-    # Warnings become records too; without this they reach the terminal unformatted.
+    # Log warnings too; otherwise they reach the terminal unformatted.
     logging.captureWarnings(capture=True)
 
 
 def tidy(_logger: object, _method: str, record: Record) -> Record:
-    """Mask the password of every URL in *record* and shorten what is too long; never raises."""
+    """Mask the password of every URL in *record* and shorten long values; never raises."""
     for name, value in record.items():
         if value is None or isinstance(value, bool) or (isinstance(value, int) and abs(value) < _INT_MAX):
             continue
@@ -78,21 +78,21 @@ def tidy(_logger: object, _method: str, record: Record) -> Record:
             continue
         text = value if isinstance(value, str) else _as_text(value)
         shown = _shown(text, tail=_TRACE_TAIL if name == "exception" else 0)
-        # Half of a surrogate pair cannot be written to any terminal or file.
+        # Half of a surrogate pair cannot be written to a terminal or file.
         record[name] = shown.encode("utf-8", "backslashreplace").decode()
     return record
 
 
 def _shown(text: str, *, tail: int) -> str:
-    """Return *text* without passwords; of a long one its beginning, and the last *tail* characters."""
-    # Cut behind what can be a URL's password, so that no half of one is left at the end.
+    """Return *text* without passwords; a long text is cut to its start and its last *tail* characters."""
+    # Cut after a possible URL password, so that no part of one remains at the end.
     head = _without_passwords(text[: 2 * _VALUE_MAX])
     if len(text) <= _VALUE_MAX:
         return head
     shown = head[: _VALUE_MAX - tail] + f"… ({len(text)} characters)"
     if not tail:
         return shown
-    # As above, from the other side: the first word of what is looked at may be half of one.
+    # As above, at the start: the first word may be part of a password.
     end = _WORD.sub("", text[-2 * _VALUE_MAX :], count=1)
     return f"{shown}\n…{_without_passwords(end)[-tail:]}"
 
@@ -102,7 +102,7 @@ def _without_passwords(text: str) -> str:
 
 
 def _masked(word: re.Match[str]) -> str:
-    """Mask a URL's password, up to the word's last @, for a password may hold one. Linear: no pattern backtracks."""
+    """Mask a URL's password up to the last @ of the word, because a password may contain one. Runs in linear time."""
     text = word.group()
     start, end = text.find("://"), text.rfind("@")
     colon = text.find(":", start + 3, end) if 0 <= start < end else -1
@@ -121,14 +121,14 @@ def _as_text(value: object) -> str:
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes other libraries' records even where their arguments do not fit; logging itself would print them raw."""
+    """Formats library records even if their arguments do not fit; logging would print them raw."""
 
     def format(self, record: logging.LogRecord) -> str:
-        if hasattr(record, "_logger"):  # structlog's: its message is the whole record still
+        if hasattr(record, "_logger"):  # structlog's: its message is the complete record
             return super().format(record)
-        whole = logging.makeLogRecord(record.__dict__)  # other handlers have the original
-        whole.msg, whole.args = _filled_in(record.msg, record.args), None
-        return super().format(whole)
+        copy = logging.makeLogRecord(record.__dict__)  # other handlers use the original
+        copy.msg, copy.args = _filled_in(record.msg, record.args), None
+        return super().format(copy)
 
 
 def _fill_in(_logger: object, _method: str, record: Record) -> Record:

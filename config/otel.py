@@ -1,19 +1,19 @@
-"""Which exporters of spans the standard OTEL_* variables name; the rest of them OpenTelemetry reads itself."""
+"""The span exporters that the standard OTEL_* variables request; OpenTelemetry reads the other variables itself."""
 
 import os
 from collections.abc import Mapping
 
-# What OTEL_EXPORTER_OTLP_PROTOCOL can say, by the names under which the exporters are installed.
+# Values of OTEL_EXPORTER_OTLP_PROTOCOL, and the entry points of their exporters.
 _OTLP = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 
 
 def span_exporters(environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """Return the names of the exporters that *environ* (by default the process's) asks for; none: make no spans.
+    """Return the entry points of the exporters that *environ* (default: the process's) requests; empty: no spans.
 
-    An endpoint is enough to ask for OTLP. OTEL_TRACES_EXPORTER names others, or ``none``; OTEL_SDK_DISABLED turns all
-    off.
+    An endpoint alone requests OTLP. OTEL_TRACES_EXPORTER names others, or ``none``; OTEL_SDK_DISABLED
+    disables all.
     """
     environ = os.environ if environ is None else environ
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a setting, in words."""
+"""Error messages for invalid settings."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,16 +6,16 @@ from typing import Any
 from config.urls import PARAMETER_FAULT
 
 
-def in_words(name: str, fault: Mapping[str, Any], *, secret: bool) -> str:
-    """Return *fault* as one line: the variable, what was found there, unless it is secret, and what would be right."""
+def describe_fault(name: str, fault: Mapping[str, Any], *, secret: bool) -> str:
+    """Return *fault* as one line: the variable, the value found unless it is secret, and what is expected."""
     variable = name.upper()
     if fault["type"] == "missing":
         return f"{variable}: not set; expected {_EXPECTED[name]}"
     if fault["type"] == PARAMETER_FAULT:
         return f"{variable}: {fault['msg']}"
-    # A URL stands in another variable by mistake only, and then with its password.
+    # A URL in another variable is a mistake, and may contain a password.
     kept_secret = secret or "://" in str(fault["input"])
-    found = "a value that is kept secret" if kept_secret else repr(fault["input"])[:80]
+    found = "a secret value" if kept_secret else repr(fault["input"])[:80]
     hint = _ENCODED if secret else ""
     return f"{variable}: found {found}; expected {_EXPECTED.get(name) or _expected(fault)}{hint}"
 
@@ -23,10 +23,10 @@ def in_words(name: str, fault: Mapping[str, Any], *, secret: bool) -> str:
 _EXPECTED = {
     "database_url": "postgresql://user:password@host/database, with libpq's parameters such as ?sslmode=require",
     "amqp_url": "amqp://user:password@host:5672/vhost, or amqps:// for TLS",
-    "transaction_coordinator_tenants": "tenant ids of A-Z a-z 0-9 . _ - with commas between",
+    "transaction_coordinator_tenants": "tenant ids of A-Z a-z 0-9 . _ - separated by commas",
 }
-# The usual reason why a URL that looks right is not.
-_ENCODED = "; / ? # @ in a password are written %2F %3F %23 %40"
+# The usual mistake in a URL that looks valid.
+_ENCODED = "; encode / ? # @ in a password as %2F %3F %23 %40"
 
 
 def _expected(fault: Mapping[str, Any]) -> str:

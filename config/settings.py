@@ -1,32 +1,32 @@
-"""The settings, read from the environment once and checked all together. Contract section 6.
+"""The settings, read from the environment once and validated together.
 
-A fault names the variable, what was found and what would be right; a secret's value is never part of it.
+An error names the variable, what was found and what is expected; it never contains a secret.
 """
 
 import os
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_core import PydanticUndefined
 
-from config.secrets import read_secret
-from config.setting_errors import in_words
+from config.setting_errors import describe_fault
 from config.urls import CHECKING_MODES, checked_amqp_url, checked_database_url, parameters
 
 _SECRETS = ("database_url", "amqp_url")
-# Stands for a URL that a command does not need and nobody gave.
+# Placeholder for a URL that a command does not need and that is not set.
 _UNSET = {"database_url": "postgresql://unset", "amqp_url": "amqp://unset"}
 
-# A message's tenant_id (domains/run.py, which config does not import). A list split by anything but commas would name
-# no tenant at all, and leave every run on the legacy path without a word.
+# A message's tenant_id (domains/run.py, which config does not import). A list with other separators would name
+# no tenant, and silently leave every run on the legacy path.
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class SettingsError(Exception):
-    """The environment is not as it must be; the text has one line a fault."""
+    """The environment is invalid; the text has one line per fault."""
 
 
 def _words(value: object) -> object:
@@ -45,12 +45,12 @@ Names = Annotated[frozenset[str], BeforeValidator(_words)]
 
 
 class Settings(BaseModel):
-    """All settings; each field is the variable of the same name in upper case."""
+    """All settings; a field's variable is its name in upper case."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     database_url: Annotated[SecretStr, AfterValidator(checked_database_url)] = Field(
-        description="PostgreSQL, as libpq writes it; or DATABASE_URL_FILE, a mounted secret"
+        description="PostgreSQL URL in libpq's form; or DATABASE_URL_FILE, a mounted secret"
     )
     amqp_url: Annotated[SecretStr, AfterValidator(checked_amqp_url)] = Field(
         description="RabbitMQ, amqp:// or amqps://; or AMQP_URL_FILE, a mounted secret"
@@ -60,17 +60,17 @@ class Settings(BaseModel):
         frozenset(), description="gradual rollout: these tenants are atomic, the rest legacy; empty: all"
     )
     legacy_fallback_enabled: bool = Field(
-        False, description="after a failed transaction, fall back to the legacy non-atomic writes"
+        False, description="after a failed transaction, fall back to legacy, non-atomic writes"
     )
-    # AMQP writes it in 16 bits, and its 0 means no limit. At the worst each has MESSAGE_MAX_BYTES.
-    prefetch_count: int = Field(600, ge=1, le=65_535, description="deliveries a worker holds at once")
-    # One bad run rolls back the whole batch, and its runs go again.
-    batch_max_runs: int = Field(200, ge=1, le=5_000, description="runs a transaction, at most")
-    # Each holds a connection, and PostgreSQL has 100 unless told otherwise.
-    max_concurrent_transactions: int = Field(2, ge=1, le=100, description="transactions at once")
-    # Ten seconds apart (consumer/amqp/topology.py): 1,000 tries are three hours.
+    # AMQP has 16 bits for it, and 0 means no limit. At worst each delivery has MESSAGE_MAX_BYTES.
+    prefetch_count: int = Field(600, ge=1, le=65_535, description="deliveries that a worker holds at once")
+    # One bad run rolls back its batch, and the batch is retried in halves.
+    batch_max_runs: int = Field(200, ge=1, le=5_000, description="runs per transaction, at most")
+    # Each holds a connection, and PostgreSQL has 100 by default.
+    max_concurrent_transactions: int = Field(2, ge=1, le=100, description="concurrent transactions")
+    # Ten seconds apart (consumer/amqp/topology.py): 1,000 attempts take three hours.
     delivery_max_attempts: int = Field(
-        5, ge=1, le=1_000, description="tries at a message that fails for a reason of its own, before it is parked"
+        5, ge=1, le=1_000, description="attempts at a run that fails repeatedly, before its message is parked"
     )
     # RabbitMQ itself refuses more than 128 MiB (4.x: 16 MiB unless raised).
     message_max_bytes: int = Field(1_048_576, ge=1_024, le=134_217_728, description="bytes of a message's body")
@@ -78,25 +78,25 @@ class Settings(BaseModel):
         frozenset(), description="broker users whose verified user_id is accepted; empty: any"
     )
     require_event_subscribers: bool = Field(
-        False, description="an event that no queue takes stays in the outbox instead of counting as published"
+        False, description="an unroutable event stays in the outbox instead of counting as published"
     )
-    http_host: str = Field("0.0.0.0", description="where /metrics, /livez, /readyz and the console are served")
+    http_host: str = Field("0.0.0.0", description="address of /metrics, /livez, /readyz and the console")
     http_port: int = Field(9464, ge=0, le=65_535, description="0: any free port")
-    # Orchestrators kill far sooner than after an hour; without a bound, inf would be a number too.
+    # Orchestrators kill far sooner than after an hour; the bound also excludes inf.
     shutdown_grace_seconds: float = Field(
-        25.0, gt=0, le=3_600, description="seconds to finish what was taken, on SIGTERM"
+        25.0, gt=0, le=3_600, description="seconds to finish deliveries in work after SIGTERM"
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="the least that is logged")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level that is logged")
     log_format: Literal["json", "console"] = Field("json", description="console for people")
-    # What is allowed and probably not meant; filled by load_settings.
+    # Allowed but probably unintended settings; filled by load_settings.
     warnings: tuple[str, ...] = Field((), exclude=True, repr=False)
     # The paths of mounted secrets by field; filled by load_settings.
     files: Mapping[str, str] = Field({}, exclude=True, repr=False)
 
     def database_url_now(self) -> str:
-        """Return the URL as it is now, for one connection: a mounted file may hold another password since.
+        """Return the current URL for a new connection: a mounted file may contain a new password.
 
-        Raises :class:`SettingsError`, also where a file that the URL names for TLS is not as it must be.
+        Raises :class:`SettingsError`, also if a TLS file in the URL is invalid.
         """
         return self._now("database_url", self.database_url)
 
@@ -123,8 +123,8 @@ def load_settings(
 ) -> Settings:
     """Return the settings that *environ* (by default the process's) describes; raise :class:`SettingsError`.
 
-    A command that talks to one server only says which it does not need; a stand-in takes the place of that URL where
-    none is given. An empty variable counts as not set, as deployment templates often write it.
+    A command that needs only one server says so; a placeholder replaces the other URL if it is not set. An empty
+    variable counts as not set, because deployment templates often write it so.
     """
     settings, faults = _read(environ, {"database_url": need_database, "amqp_url": need_amqp})
     if faults:
@@ -133,7 +133,7 @@ def load_settings(
 
 
 def examine_settings(environ: Mapping[str, str] | None = None) -> tuple[Settings, dict[str, str]]:
-    """Return the settings with a default or a stand-in for each faulty one, and the faults by field; never raises."""
+    """Return the settings, with a default for each invalid one, and the faults by field; never raises."""
     return _read(environ, {"database_url": True, "amqp_url": True})
 
 
@@ -152,7 +152,7 @@ def _read(environ: Mapping[str, str] | None, needed: Mapping[str, bool]) -> tupl
     except ValidationError as error:
         for fault_found in error.errors(include_url=False):
             name = str(fault_found["loc"][0])
-            faults.setdefault(name, in_words(name, fault_found, secret=name in _SECRETS))
+            faults.setdefault(name, describe_fault(name, fault_found, secret=name in _SECRETS))
         sound = {name: value for name, value in values.items() if name not in faults}
         settings = Settings.model_validate(_UNSET | sound)
     files = {name: path for name in _SECRETS if (path := environ.get(f"{name.upper()}_FILE"))}
@@ -160,7 +160,7 @@ def _read(environ: Mapping[str, str] | None, needed: Mapping[str, bool]) -> tupl
 
 
 def describe() -> list[tuple[str, str, str]]:
-    """Return variable, default and meaning of each setting, for the README."""
+    """Return variable, default and meaning of each setting, for the guide."""
     return [(name.upper(), _default(name), Settings.model_fields[name].description or "") for name in _VARIABLES]
 
 
@@ -174,13 +174,13 @@ def _default(name: str) -> str:
 
 
 def _take_secret(name: str, environ: Mapping[str, str], values: dict[str, Any]) -> str | None:
-    """Take the secret from the file that ``<NAME>_FILE`` names, if it does; return what is wrong with that."""
+    """Read the secret from the file that ``<NAME>_FILE`` names, if it is set; return a fault or ``None``."""
     variable = f"{name.upper()}_FILE"
     path = environ.get(variable)
     if not path:
         return None
     if name in values and "://" not in path:
-        return f"{name.upper()}: set, and {variable} too; set one of them"
+        return f"{name.upper()}: {variable} is also set; set only one of them"
     secret, fault = read_secret(variable, path)
     if not fault:
         values[name] = secret
@@ -195,7 +195,7 @@ def _warnings(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]
         )
     found += _unchecked(settings)
     found += [
-        f"{name.upper()} is set and names nobody: that means all"
+        f"{name.upper()} is set but empty: that means all"
         for name in ("transaction_coordinator_tenants", "trusted_publishers")
         if environ.get(name.upper()) and not getattr(settings, name)
     ]
@@ -209,18 +209,32 @@ def _warnings(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]
 
 
 def _unchecked(settings: Settings) -> list[str]:
-    """Return whom a URL's authority does not protect though its writer thought so."""
+    """Return warnings about TLS parameters that have no effect."""
     given = parameters(settings.database_url.get_secret_value())
     mode = given.get("sslmode", "prefer")
     if given.get("sslrootcert") and mode not in CHECKING_MODES:
-        return [f"DATABASE_URL: with sslmode={mode} nobody looks at sslrootcert; write sslmode=verify-full"]
+        return [f"DATABASE_URL: sslrootcert has no effect with sslmode={mode}; use sslmode=verify-full"]
     return []
 
 
 def _meant(variable: str, known: set[str]) -> str | None:
-    """Return the setting that *variable* nearly spells or begins: TRANSACTION_COORDINATOR=true must not pass unseen."""
-    if len(variable) <= 8:  # short names belong to others too often
+    """Return the setting that *variable* resembles, so that a misspelled TRANSACTION_COORDINATOR=true is reported."""
+    if len(variable) <= 8:  # short names often belong to other programs
         return None
     near = get_close_matches(variable, known, n=1, cutoff=0.9)
     begun = [name for name in sorted(known) if len(variable) > 12 and name.startswith(f"{variable}_")]
     return next(iter(near + begun), None)
+
+
+def read_secret(variable: str, path: str) -> tuple[str, str | None]:
+    """Return the content of the file at *path*, which *variable* names, and a fault or ``None``."""
+    if "://" in path:  # the URL itself, with its password
+        return "", f"{variable}: found a URL; expected the path of a file that contains it"
+    try:
+        secret = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        return "", f"{variable}: cannot read {path}: {reason}; expected a file that contains only the URL"
+    if not secret:
+        return "", f"{variable}: {path} is empty; expected a file that contains the URL"
+    return secret, None

@@ -1,1 +1,1 @@
-"""The three domains of a run's close-out, and the database they share."""
+"""The three domains of a close-out, and the database they share; imports nothing else of this project."""

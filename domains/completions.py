@@ -22,7 +22,7 @@ from domains.database.schema import metadata
 
 _UTC = DateTime(timezone=True)
 
-# A run has exactly this many events: its incident's (or prevention's), its evaluation's, and run.finalized.
+# Events per run: incident (or prevention record), evaluation, and run.finalized.
 EVENTS_PER_RUN = 3
 
 run_completions = Table(
@@ -33,7 +33,7 @@ run_completions = Table(
     Column("agent_id", Text),
     Column("status", Text, nullable=False),
     Column("error_code", Text),
-    Column("phase", Text, nullable=False, comment="contract section 2"),
+    Column("phase", Text, nullable=False, comment="the last phase that is completed"),
     Column(
         "mode",
         Text,
@@ -61,7 +61,7 @@ run_completions = Table(
         "'EVENTS_PUBLISHED')",
         name="phase",
     ),
-    # Rows are updated once, by the mark; room on the page keeps that update off the indexes (HOT).
+    # Each row is updated once, by the mark; free space on the page makes that a HOT update.
     postgresql_with={"fillfactor": "85"},
     comment="The inbox: one row a run, claimed by INSERT ON CONFLICT; its key is what makes a delivery happen once",
 )
@@ -81,7 +81,7 @@ Index(
 )
 
 # No foreign key to the inbox: the claim in the same transaction is the guarantee, and a key would cost three lookups
-# and a row lock a run.
+# and a row lock per run.
 outbox_events = Table(
     "outbox_events",
     metadata,

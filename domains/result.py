@@ -1,4 +1,4 @@
-"""What a domain did for one run."""
+"""The result of one domain for one run."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,9 +11,9 @@ Domain = Literal["incidents", "policies", "traces"]
 class DomainResult:
     """One domain's part in one run's close-out.
 
-    ``action`` is ``created`` (a row was inserted), ``completed`` (a running trace was finished), ``kept`` (what was
-    there stands, first truth wins) or ``skipped`` (nothing to do). ``record_id`` is the row's id, null when skipped.
-    ``shadow`` is what policies in shadow would have done: ``flag``, ``suppress_incident``, or ``error``, one for each.
+    ``action`` is ``created`` (a row was inserted), ``completed`` (a running trace was finished), ``kept`` (an existing
+    row is unchanged) or ``skipped`` (nothing to do). ``record_id`` is the row's id, null if skipped. ``shadow`` has one
+    result per shadow policy that was true or failed: ``flag``, ``suppress_incident`` or ``error``.
     """
 
     domain: Domain

@@ -1,8 +1,8 @@
 """The run-completed message, version 1, as typed and frozen values.
 
 These types are the single source of the message contract: they decode the wire format, they generate its
-JSON Schema, and the domains read them. Only shape and single-field limits stand here; rules that relate two
-fields, and the words of a refusal, are in ``consumer/contract/run_message.py``.
+JSON Schema, and the domains read them. Only shape and single-field limits are here; rules that relate two
+fields, and refusals, are in ``consumer/contract/run_message.py``.
 """
 
 from datetime import datetime, timedelta
@@ -49,7 +49,7 @@ class RunKey(NamedTuple):
 
 
 class Usage(Struct, frozen=True, kw_only=True):
-    """What the run consumed; null where the runner did not measure it."""
+    """The run's consumption; null if the runner did not measure it."""
 
     cost_usd: Money | None = None
     input_tokens: Tokens | None = None
@@ -76,8 +76,8 @@ class CompletedRun(Struct, frozen=True, kw_only=True):
     agent_id: str | None = None
     status: Annotated[RunStatus, Meta(description="halted: stopped by a rule or budget; aborted: stopped by a person")]
     error_code: ErrorCode | None = None
-    error_message: Annotated[str, Meta(description="Any Unicode but NUL")] | None = None
-    trace_id: Annotated[UUID, Meta(description="Null: the run was not traced")] | None = None
+    error_message: Annotated[str, Meta(description="Any Unicode except NUL")] | None = None
+    trace_id: Annotated[UUID, Meta(description="Null: the run has no trace")] | None = None
     started_at: Moment
     completed_at: Annotated[Moment, Meta(description="RFC 3339 with an offset; not before started_at")]
     usage: Usage = field(default_factory=Usage)
@@ -94,5 +94,5 @@ class CompletedRun(Struct, frozen=True, kw_only=True):
 
     @property
     def duration_ms(self) -> int:
-        """From start to completion, in whole milliseconds."""
+        """Time from start to completion, in whole milliseconds."""
         return (self.completed_at - self.started_at) // timedelta(milliseconds=1)

@@ -1,4 +1,4 @@
-"""All tables, so that importing this module completes :data:`domains.database.schema.metadata`."""
+"""All tables; importing this module completes :data:`domains.database.schema.metadata`."""
 
 from domains.completions import outbox_events, rollbacks, run_completions
 from domains.database.schema import metadata

@@ -87,12 +87,12 @@ class BrokerConnection:
                 await made.connect()
             except BaseException as error:
                 await made.close()
-                told = await _in_words(error, url)
+                described = await _describe(error, url)
                 self._failed_at = time.monotonic()
-                self._failure = one_line(told)
-                if told is error:
+                self._failure = one_line(described)
+                if described is error:
                     raise
-                raise told from error
+                raise described from error
             self._connection, self.user = made, url.user
             return made
 
@@ -132,7 +132,7 @@ class BrokerConnection:
                     await connection.close()
 
 
-async def _in_words(error: BaseException, url: URL) -> BaseException:
+async def _describe(error: BaseException, url: URL) -> BaseException:
     """Return *error*, or one that says more: whose password is wrong, which certificate, which port."""
     if not isinstance(error, Exception) or url.host is None:
         return error
@@ -145,8 +145,8 @@ async def _in_words(error: BaseException, url: URL) -> BaseException:
     )
     if isinstance(error, AuthenticationError | ProbableAuthenticationError):
         return ConnectionError(f"{one_line(error)} (user {url.user})")
-    if told := await explained(error, server):
-        return told
+    if described := await explained(error, server):
+        return described
     cut = any(isinstance(link, (*CUT_SHORT, InvalidFrameError)) for link in links(error))
     if cut and not server.tls and await speaks_tls(server):
         return HandshakeError(f"{server} speaks TLS, and amqp:// is without", "write amqps:// in AMQP_URL")

@@ -23,7 +23,7 @@ from consumer.outbox.publisher import EventPublisher
 from consumer.phases import OnPhase, PhaseMachine, TransactionPhase
 from domains.completions import run_completions
 from domains.incidents.rules import finding_for
-from domains.incidents.writes import record_once, result_of, standing
+from domains.incidents.writes import record_once, result_of, stored_finding
 from domains.policies.book import PolicyBook
 from domains.policies.rules import evaluate
 from domains.policies.writes import record_once as record_evaluation_once
@@ -126,11 +126,11 @@ class LegacyCloseOut:
             case _P.TRACE_COMPLETED:
                 return list((await complete(conn, [run])).values())
             case _:
-                finding_stored = await standing(conn, run.key)
-                if finding_stored is None:
+                found = await stored_finding(conn, run.key)
+                if found is None:
                     raise UnavailableError("the incident of a partly closed-out run was deleted; retrying")
                 kept = await record_evaluation_once(conn, evaluation)
-                await outbox.stage(conn, events_for(run, finding_stored, kept, now=now, trace=arrival.trace))
+                await outbox.stage(conn, events_for(run, found, kept, now=now, trace=arrival.trace))
                 return []
 
     async def _publish(self, key: RunKey, phase: TransactionPhase) -> TransactionPhase:

@@ -1,4 +1,4 @@
-"""The console: read-only pages over the flow and over single runs, served by the worker itself. Contract section 8.
+"""The console: read-only pages over the flow and over single runs, served by the worker itself.
 
 It must never disturb the worker. What it shows comes from three places: counters that the worker keeps anyway, looked
 at every two seconds (``history.py``); the database, in two sessions of its own (``database.py``); the broker's queue

@@ -13,7 +13,7 @@ _LOOPBACK = re.compile(r"/|localhost(:|$)|127\.|\[?::1\]?(:\d+$|$)")
 
 def examine_configuration(settings: Settings, faults: Mapping[str, str]) -> list[Check]:
     """Return what is to be said of *settings*; *faults* are by field, and their fields hold stand-ins."""
-    found = [problem("settings", fault, "see the README's table of settings") for fault in faults.values()]
+    found = [problem("settings", fault, "see config/README.md") for fault in faults.values()]
     found += [warning("settings", words, "correct it, or leave it out") for words in settings.warnings]
     found = found or [ok("settings", "all as they must be")]
     return [*found, *_encryption(settings, faults), *_path(settings, faults)]

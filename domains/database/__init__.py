@@ -1,1 +1,1 @@
-"""The schema's name, the building blocks of statements, and what a pooler changes."""
+"""The schema, the building blocks of statements, and the detection of poolers."""

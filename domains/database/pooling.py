@@ -1,11 +1,11 @@
-"""Whether a connection is a session of the server's own, or a pooler stands between, and what it does to statements."""
+"""Detects a pooler in front of PostgreSQL, and whether it mixes prepared statements."""
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-# Before the names of prepared statements; a pooler that keeps them apart gives them names of its own.
+# Prefix of prepared statements' names; a pooler that supports them renames them.
 STATEMENT_PREFIX = "closeout_"
-# Looks for a session that two connections are given; somebody else may take it in between.
+# Attempts to see one session given to two connections; another client may take it in between.
 _LOOKS = 3
 
 _PID = text("SELECT pg_backend_pid()")
@@ -13,7 +13,7 @@ _NAMES = text("SELECT pg_backend_pid() AS pid, bool_or(starts_with(name, :prefix
 
 
 async def is_pooled(conn: AsyncConnection) -> bool:
-    """Say whether a pooler such as PgBouncer is in the way: it gave a key for cancelling that is not the server's."""
+    """Return whether a pooler such as PgBouncer is in between: its cancel key is not the server's."""
     driver = (await conn.get_raw_connection()).driver_connection
     if driver is None:
         return False
@@ -21,10 +21,9 @@ async def is_pooled(conn: AsyncConnection) -> bool:
 
 
 async def mixes_statements(engine: AsyncEngine) -> bool:
-    """Say whether a pooler was seen to give one session to two connections without keeping their statements apart.
+    """Return whether a pooler gave one session to two connections without separating their prepared statements.
 
-    A statement that one of them has prepared is then missing in the session that it is given next. A pooler in session
-    mode does neither.
+    A statement that one connection prepared is then missing in its next session. A pooler in session mode is safe.
     """
     async with engine.connect() as conn:
         if not await is_pooled(conn):

@@ -1,4 +1,4 @@
-"""The database's one schema, and the conventions its tables share."""
+"""The database schema, and the conventions that its tables share."""
 
 from sqlalchemy import MetaData
 

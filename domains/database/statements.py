@@ -1,10 +1,9 @@
-"""Set-based statements: one statement and one array a column, however many rows.
+"""Set-based statements: one statement and one array per column, for any number of rows.
 
-SQLAlchemy's cost is per statement executed, not per row (``shared/design.md``), and PostgreSQL plans
-``INSERT ... SELECT FROM unnest`` once, whatever the number of rows. A good part of that cost is for finding the
-compiled statement again, for looking at each element of each array, and for the greenlet around the driver. So the
-statements of a close-out are compiled when they are defined and handed to the driver (:class:`Compiled`): the first
-saves a tenth and the second a seventh of the time from a single run's publish to its commit.
+SQLAlchemy's cost is per statement, not per row, and PostgreSQL plans ``INSERT ... SELECT FROM unnest`` once. Much of
+that cost is the lookup of the compiled statement, the processing of each array element, and the greenlet around the
+driver. The statements of a close-out are therefore compiled when they are defined and executed by the driver
+(:class:`Compiled`). The first saves a tenth, the second a seventh of the time from a run's publish to its commit.
 """
 
 import asyncio
@@ -27,13 +26,13 @@ from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TableValuedAlias
 
-# SQLAlchemy keeps the plain names of columns for itself in INSERT and UPDATE.
+# SQLAlchemy reserves the plain column names in INSERT and UPDATE.
 _PREFIX = "given_"
 _DIALECT = asyncpg_dialect()  # type: ignore[no-untyped-call]
 
 
 class Compiled:
-    """A statement compiled once, executed with one list a column; its rows come as the driver has them."""
+    """A statement that is compiled once and executed with one list per column; returns the driver's rows."""
 
     def __init__(self, statement: Executable) -> None:
         compiled = statement.compile(dialect=_DIALECT)  # type: ignore[attr-defined]
@@ -42,10 +41,10 @@ class Compiled:
         self._names: list[str] = compiled.positiontup
 
     async def execute(self, conn: AsyncConnection, columns: Mapping[str, Sequence[object]]) -> Sequence[Sequence[Any]]:
-        """Execute it with :func:`columns_of` some rows and return the rows that come back.
+        """Execute the statement with :func:`columns_of` some rows and return its rows.
 
-        The first statement of a transaction goes through SQLAlchemy, which says BEGIN before it. The others, and those
-        that commit on their own, go straight to the driver: their errors are asyncpg's.
+        The first statement of a transaction goes through SQLAlchemy, which sends BEGIN. The others, and those in
+        AUTOCOMMIT, go directly to the driver: their errors are asyncpg's.
         """
         values = [columns[name] if name in columns else self._constants[name] for name in self._names]
         driver = _driver_of(conn)
@@ -55,14 +54,14 @@ class Compiled:
         try:
             rows: Sequence[Sequence[Any]] = await driver.fetch(self._text, *values)
         except asyncio.CancelledError:
-            # As SQLAlchemy does: the connection is given up, for a stalled line would not answer a ROLLBACK either.
+            # As SQLAlchemy does: a stalled connection would not answer a ROLLBACK either.
             await conn.invalidate()
             raise
         return rows
 
 
 def _driver_of(conn: AsyncConnection) -> Any:  # noqa: ANN401 - asyncpg's connection, which has no types
-    """Return the driver's connection, if what it is sent now is in *conn*'s transaction or is meant to be alone."""
+    """Return the driver's connection if it is in *conn*'s transaction or in AUTOCOMMIT; otherwise ``None``."""
     pooled = conn.sync_connection.connection if conn.sync_connection else None
     if pooled is None or pooled.driver_connection is None or pooled.dbapi_connection is None:
         return None
@@ -71,7 +70,7 @@ def _driver_of(conn: AsyncConnection) -> Any:  # noqa: ANN401 - asyncpg's connec
 
 
 def unnest(table: Table, names: Sequence[str]) -> TableValuedAlias:
-    """Return ``unnest(:a, :b, ...)`` typed as *table*'s columns; jsonb travels as text, already encoded."""
+    """Return ``unnest(:a, :b, ...)`` typed as *table*'s columns; jsonb is sent as encoded text."""
     arrays = [bindparam(_PREFIX + name, type_=ARRAY(_wire_type(table, name))) for name in names]
     return func.unnest(*arrays).table_valued(*names).render_derived(name="given")
 
@@ -98,6 +97,6 @@ def insert_many(table: Table, names: Sequence[str]) -> Insert:
 
 
 def columns_of(names: Sequence[str], rows: Iterable[Sequence[object]]) -> dict[str, list[object]]:
-    """Turn *rows*, each in the order of *names*, into one list a column. *rows* must not be empty."""
+    """Turn *rows*, each in the order of *names*, into one list per column. *rows* must not be empty."""
     lists = map(list, zip(*rows, strict=True))
     return {_PREFIX + name: column for name, column in zip(names, lists, strict=True)}

@@ -1,4 +1,4 @@
-"""Which incident a run deserves: pure rules, contract section 3."""
+"""The rules for incidents: outcome, severity and category of a run. Pure functions."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -36,7 +36,7 @@ _ANY_OTHER_ERROR: tuple[Severity, str] = ("MEDIUM", "EXECUTION_FAILURE")
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """What happened, how bad it is, and whether somebody must look at it."""
+    """An incident: outcome, severity, category, and whether it is open."""
 
     tenant_id: str
     run_id: UUID
@@ -61,7 +61,7 @@ class Incident:
 
 @dataclass(frozen=True, slots=True)
 class Prevention:
-    """Stands in for the incident that a policy suppressed."""
+    """The record that replaces an incident suppressed by a policy."""
 
     tenant_id: str
     run_id: UUID
@@ -80,14 +80,14 @@ Finding = Incident | Prevention
 
 
 def severity_of(run: CompletedRun) -> tuple[Severity, str]:
-    """Return the severity and category that *run*'s status and error code ask for."""
+    """Return the severity and category for *run*'s status and error code."""
     if run.status == "succeeded":
         return "NONE", "EXECUTION_SUCCESS"
     return _BY_ERROR_CODE.get(run.error_code or "", _ANY_OTHER_ERROR)
 
 
 def finding_for(run: CompletedRun, *, suppressed_by: UUID | None, now: datetime) -> Finding:
-    """Return *run*'s incident, or the prevention record if the policy *suppressed_by* took its place.
+    """Return *run*'s incident, or its prevention record if policy *suppressed_by* suppressed it.
 
     A run that succeeded has nothing to suppress and always gets its incident.
     """

@@ -1,4 +1,4 @@
-"""Incidents and prevention records, written many at a time."""
+"""Writes incidents and prevention records, many per statement."""
 
 from collections.abc import Sequence
 from operator import attrgetter
@@ -21,7 +21,7 @@ _prevention_row = attrgetter(*_PREVENTION)
 
 
 async def record(conn: AsyncConnection, findings: Sequence[Finding]) -> dict[RunKey, DomainResult]:
-    """Write one incident or prevention record for each of *findings*, in one statement for each kind.
+    """Write one incident or prevention record for each of *findings*, in one statement per kind.
 
     Not safe to repeat on its own: it leans on the claim made earlier in the same transaction.
     """
@@ -35,19 +35,19 @@ async def record(conn: AsyncConnection, findings: Sequence[Finding]) -> dict[Run
 
 
 async def record_once(conn: AsyncConnection, finding: Finding) -> Finding:
-    """Write *finding* unless its run has an incident or prevention record, and return the one that stands.
+    """Write *finding* unless its run has an incident or prevention record, and return the stored one.
 
-    For the non-atomic path, where a redelivery may find the work half done. It leans on the lock that the caller
-    holds on the run's inbox row: two tables cannot exclude each other by a key.
+    For the legacy path, where a redelivery may find the work partly done. Leans on the caller's lock on the run's inbox
+    row: a key cannot exclude rows of two tables.
     """
-    existing = await standing(conn, finding.key)
+    existing = await stored_finding(conn, finding.key)
     if existing is None:
         await record(conn, [finding])
         return finding
     return existing
 
 
-async def standing(conn: AsyncConnection, key: RunKey) -> Finding | None:
+async def stored_finding(conn: AsyncConnection, key: RunKey) -> Finding | None:
     """Return the incident or prevention record that is stored for the run, if any."""
     for table, kind in ((incidents, Incident), (prevention_records, Prevention)):
         found = await conn.execute(
@@ -60,7 +60,7 @@ async def standing(conn: AsyncConnection, key: RunKey) -> Finding | None:
 
 
 def result_of(finding: Finding) -> DomainResult:
-    """Return the result that says *finding* was written."""
+    """Return the domain result for the written *finding*."""
     if isinstance(finding, Incident):
         return DomainResult("incidents", "created", finding.incident_id)
     return DomainResult("incidents", "created", finding.prevention_record_id, "suppressed by a policy")

@@ -1,1 +1,1 @@
-"""The schema's versions, run by ``closeout migrate``."""
+"""The versions of the schema, and ``closeout migrate``, which applies them."""

@@ -1,4 +1,4 @@
-"""Whether a database's schema is new enough for this version's workers; one that is newer always is."""
+"""Checks whether the schema is new enough for this version's workers. A newer schema always is."""
 
 from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, TEXT
@@ -8,10 +8,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from domains.database.schema import SCHEMA
 from domains.tables import metadata
 
-# The oldest schema that this version's workers can work on; migrations that add nothing they use do not raise it.
+# The oldest schema that this version's workers support; a migration that adds nothing they use does not raise it.
 OLDEST_SCHEMA = "0002"
 
-# The catalog can be read by every role, the version table perhaps not.
+# Every role can read the catalog, but perhaps not the version table.
 _MISSING = text(
     """
     SELECT w.tab || '.' || w.col
@@ -28,7 +28,7 @@ _VERSION = text(f"SELECT version_num FROM {SCHEMA}.schema_version")  # noqa: S60
 
 
 async def unfit(conn: AsyncConnection) -> str | None:
-    """Return, in words, why a worker of this version cannot work on this schema; None where it can."""
+    """Return why this version's workers do not support this schema; ``None`` if they do."""
     columns = [(table.name, column.name) for table in metadata.sorted_tables for column in table.columns]
     names = {"tables": [table for table, _ in columns], "columns": [column for _, column in columns]}
     missing = (await conn.execute(_MISSING, {"schema": SCHEMA, **names})).scalar_one_or_none()
@@ -38,7 +38,7 @@ async def unfit(conn: AsyncConnection) -> str | None:
     try:
         version = (await conn.execute(_VERSION)).scalar_one_or_none()
     except DBAPIError:
-        version = None  # not this role's to read
+        version = None  # this role may not read it
     if version is None:
         return f"PostgreSQL has no {SCHEMA}.{missing}; {needs}"
     return f"PostgreSQL's schema is at {version} and has no {missing}; {needs}"

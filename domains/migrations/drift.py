@@ -1,4 +1,4 @@
-"""How a database's schema differs from the tables of this version: in words, each with the statement that mends it."""
+"""Describes how a database's schema differs from this version's tables, with the SQL that fixes each difference."""
 
 from collections.abc import Iterator, Sequence
 from io import StringIO
@@ -13,14 +13,14 @@ _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 def differences_in(context: MigrationContext, metadata: MetaData) -> list[str]:
-    """Return a line for each difference: what is missing, surplus or different, and the SQL that mends it.
+    """Return a line for each difference: what is missing, unexpected or different, and the SQL that fixes it.
 
-    Sees what Alembic compares: tables, columns, indexes, unique and foreign keys, defaults and comments. It compares
+    Covers what Alembic compares: tables, columns, indexes, unique and foreign keys, defaults and comments. It compares
     no primary key, no check constraint, no storage parameter and not the WHERE of an index.
     """
     found = produce_migrations(context, metadata).upgrade_ops
     lines = [] if found is None else [_line(together) for together in _grouped(list(_leaves(found.ops)))]
-    # Alembic's order is a set's. Tables come first, for their indexes lean on them.
+    # Alembic's order is random. Tables come first, because their indexes depend on them.
     return sorted(lines, key=lambda line: (not line.startswith("table "), line))
 
 
@@ -33,7 +33,7 @@ def _leaves(found: Sequence[MigrateOperation]) -> Iterator[MigrateOperation]:
 
 
 def _grouped(found: list[MigrateOperation]) -> list[list[MigrateOperation]]:
-    """Put an index that is dropped beside the one of the same name that is made in its place."""
+    """Pair a dropped index with the one of the same name that replaces it."""
     groups: dict[object, list[MigrateOperation]] = {}
     for operation in found:
         name = operation.index_name if isinstance(operation, ops.CreateIndexOp | ops.DropIndexOp) else operation
@@ -42,18 +42,18 @@ def _grouped(found: list[MigrateOperation]) -> list[list[MigrateOperation]]:
 
 
 def _line(together: list[MigrateOperation]) -> str:
-    words, remedy = f"{_named(together[-1])} is different", "to mend it"
+    description, remedy = f"{_named(together[-1])} is different", "to fix it"
     match together:
         case [ops.CreateTableOp() | ops.AddColumnOp()]:
-            words = f"{_named(together[0])} is missing, and with it what it held"
+            description = f"{_named(together[0])} is missing, with its data"
         case [ops.CreateIndexOp() | ops.AddConstraintOp()]:
-            words = f"{_named(together[0])} is missing"
+            description = f"{_named(together[0])} is missing"
         case [ops.DropTableOp() | ops.DropColumnOp() | ops.DropIndexOp() | ops.DropConstraintOp()]:
-            # It may be somebody's own, and what a column or a table holds is gone with it.
-            words, remedy = f"{_named(together[0])} is surplus", "unless it is meant"
+            # It may be intended, and dropping a column or a table drops its data.
+            description, remedy = f"{_named(together[0])} is unexpected", "unless it is intended"
         case [ops.AlterColumnOp() as changed]:
-            words += f": {', '.join(_changes(changed))}"
-    return f"{words}; {remedy}: {' '.join(map(_sql, together))}"
+            description += f": {', '.join(_changes(changed))}"
+    return f"{description}; {remedy}: {' '.join(map(_sql, together))}"
 
 
 def _named(operation: MigrateOperation) -> str:
@@ -83,15 +83,15 @@ def _changes(operation: ops.AlterColumnOp) -> Iterator[str]:
         )
         yield f"its type is {found}, not {right}"
     if operation.modify_nullable is not None:
-        yield "it takes no null" if operation.modify_nullable else "it takes null"
+        yield "it is NOT NULL" if operation.modify_nullable else "it is nullable"
     if operation.modify_server_default is not False:
-        yield "its default" if operation.modify_server_default is not None else "it has a default"
+        yield "its default differs" if operation.modify_server_default is not None else "it has a default"
     if operation.modify_comment is not False:
         yield "its comment"
 
 
 def _sql(operation: MigrateOperation) -> str:
-    """Return the statement of *operation* on one line; an index is built beside live workers."""
+    """Return the statement of *operation* on one line; an index is built concurrently."""
     if isinstance(operation, ops.CreateIndexOp | ops.DropIndexOp):
         operation.kw["postgresql_concurrently"] = True
     written = StringIO()

@@ -12,7 +12,7 @@ def _ours_only(name: str | None, kind: str, _parents: object) -> bool:
 
 
 def run(connection: Connection) -> None:
-    """Run what Alembic was asked for on *connection*: in the transaction that is open there, or one a migration."""
+    """Run Alembic's command on *connection*: in its open transaction, or in one transaction per migration."""
     context.configure(
         connection=connection,
         target_metadata=metadata,

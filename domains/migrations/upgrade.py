@@ -1,7 +1,7 @@
-"""Bringing the schema to this version, from an installed package, safe when several start it at once.
+"""Migrates the schema to this version, from an installed package; concurrent migrators wait for each other.
 
-Each migration is a transaction of its own, so that what one has locked is free before the next one waits. One that must
-not be in a transaction (``CREATE INDEX CONCURRENTLY``) uses ``op.get_context().autocommit_block()``.
+Each migration is a separate transaction, so that its locks are released before the next one waits. A migration that
+must not run in a transaction (``CREATE INDEX CONCURRENTLY``) uses ``op.get_context().autocommit_block()``.
 """
 
 import asyncio
@@ -22,17 +22,17 @@ from domains.database.schema import SCHEMA
 from domains.migrations.drift import differences_in
 from domains.tables import metadata
 
-# Any number will do, as long as it is this project's own: "closeout" in ASCII.
+# The advisory lock's key: "closeout" in ASCII.
 _LOCK_KEY = 0x636C6F73656F7574
 _VERSION_TABLE = "schema_version"
-# Seconds between two looks whether the other migrator is done. A look that waited would hold a snapshot, for whose end
-# a CREATE INDEX CONCURRENTLY of the other one would wait.
+# Seconds between two polls whether another migrator has finished. Waiting for the lock would hold a snapshot, for whose
+# end the other migrator's CREATE INDEX CONCURRENTLY would wait.
 _YIELD_AFTER_SECONDS = 0.2
-# Whoever comes behind a lock that is waited for waits as well: a second of that is felt by nobody, for workers wait 5.
+# Sessions queue behind a waiting lock. One second is harmless, because workers wait 5.
 _LOCK_WAIT = "1s"
-# Seconds between two tries, in which those who waited go on.
+# Seconds between two attempts, in which queued sessions proceed.
 _PAUSE_SECONDS = (1.0, 3.0)
-# Seconds until somebody's long transaction is reported instead of waited for.
+# Seconds after which a long transaction is reported instead of waited for.
 GIVE_UP_AFTER_SECONDS = 120.0
 # lock_not_available, deadlock_detected
 _BLOCKED_STATES = frozenset({"55P03", "40P01"})
@@ -40,26 +40,26 @@ _TRY_TURN = text("SELECT pg_try_advisory_lock(:key)")
 
 
 class MigrationBlockedError(Exception):
-    """Another transaction held a table all the time; the text says whose it is, and where the schema stands."""
+    """Another transaction held a lock on a table; the text names it and the schema's version."""
 
 
 class PooledConnectionError(Exception):
-    """A migration needs a session of its own, and a pooler gives it another one with each transaction."""
+    """A migration needs a dedicated session, but a pooler changes it with each transaction."""
 
 
 class Migrated(NamedTuple):
-    """The schema's version before and after; equal when there was nothing to do."""
+    """The schema's version before and after; equal if there was nothing to do."""
 
     before: str | None
     after: str
 
 
 async def migrate(engine: AsyncEngine, *, give_up_after: float = GIVE_UP_AFTER_SECONDS) -> Migrated:
-    """Bring the schema to the newest version, a transaction a migration, waiting while another process does so.
+    """Migrate the schema to the newest version, one transaction per migration; wait while another process does so.
 
-    Never waits long for a table that is in use, for others would wait behind it: it lets go, and tries again. Raises
-    :class:`MigrationBlockedError` if that does not help within *give_up_after* seconds; what was migrated by then
-    stays. Raises :class:`PooledConnectionError` behind a pooler.
+    Never waits long for a table in use, because other sessions would queue behind it: it gives up the lock and retries.
+    Raises :class:`MigrationBlockedError` if that fails for *give_up_after* seconds; completed migrations remain. Raises
+    :class:`PooledConnectionError` behind a pooler.
     """
     retrying = AsyncRetrying(
         retry=retry_if_exception(_is_blocked),
@@ -81,7 +81,7 @@ async def _migrate_once(engine: AsyncEngine, began_at: list[str | None]) -> None
     async with engine.connect() as conn:
         if await is_pooled(conn):
             raise PooledConnectionError(
-                "closeout migrate needs a session of its own, and there is a pooler before PostgreSQL: "
+                "closeout migrate needs a dedicated session, but a pooler is in front of PostgreSQL: "
                 "set DATABASE_URL to the server itself"
             )
         await conn.execute(text("SET statement_timeout = 0"))
@@ -91,7 +91,7 @@ async def _migrate_once(engine: AsyncEngine, began_at: list[str | None]) -> None
             while not (await conn.execute(_TRY_TURN, {"key": _LOCK_KEY})).scalar_one():
                 await conn.commit()
                 await asyncio.sleep(_YIELD_AFTER_SECONDS)
-            # Where roles are kept apart the schema is there, and its owner may make no other: not even IF NOT EXISTS.
+            # With separate roles the schema exists, and its owner may not create one, not even with IF NOT EXISTS.
             if (await conn.execute(text("SELECT to_regnamespace(:schema)"), {"schema": SCHEMA})).scalar_one() is None:
                 await conn.execute(text(f"CREATE SCHEMA {SCHEMA}"))
             began_at.append(await conn.run_sync(_current))
@@ -99,7 +99,7 @@ async def _migrate_once(engine: AsyncEngine, began_at: list[str | None]) -> None
             await conn.run_sync(_upgrade)
             await conn.commit()
         finally:
-            await conn.invalidate()  # ends the turn, and its settings must not reach the pool
+            await conn.invalidate()  # its settings must not reach the pool
 
 
 def _is_blocked(error: BaseException) -> bool:
@@ -117,8 +117,8 @@ _HOLDERS = """
      ORDER BY a.xact_start NULLS FIRST
      LIMIT 3
 """
-# A transaction of another role's has no age for who is not in pg_read_all_stats, and may be the one in the way.
-_AGES_UNTOLD = "PostgreSQL tells {} the age of other roles' transactions once it has pg_read_all_stats"
+# Without pg_read_all_stats the age of another role's transaction is hidden, and it may be the blocking one.
+_AGES_HIDDEN = "Grant pg_read_all_stats to {} to see the age of other roles' transactions"
 
 
 async def _blockers(engine: AsyncEngine, seconds: float) -> str:
@@ -126,30 +126,30 @@ async def _blockers(engine: AsyncEngine, seconds: float) -> str:
         found = (await conn.execute(text(_HOLDERS), {"schema": SCHEMA})).all()
         role = (await conn.execute(text("SELECT current_user"))).scalar_one()
         at = await conn.run_sync(_current)
-    stays = f"the schema stays {f'at {at}' if at else 'empty'}: tables were in use for {seconds:g} s."
+    state = f"the schema is still {f'at {at}' if at else 'empty'}: its tables were in use for {seconds:g} s."
     holders = "; ".join(_holder(*row) for row in found)
     if any(row.age is None for row in found):
-        return f"{stays} Transactions now, those of unknown age first: {holders}. {_AGES_UNTOLD.format(role)}"
-    return f"{stays} The longest transactions now: {holders or 'none, so try again'}"
+        return f"{state} Current transactions, those of unknown age first: {holders}. {_AGES_HIDDEN.format(role)}"
+    return f"{state} The longest current transactions: {holders or 'none; try again'}"
 
 
 def _holder(pid: int, role: str | None, program: str | None, age: timedelta | None, tables: str) -> str:
     # Autovacuum has no role.
     who = f"pid {pid} ({role or 'PostgreSQL itself'}, {program or 'no name'})"
-    return f"{who} holds {tables}" if age is None else f"{who}, begun {age} ago, holds {tables}"
+    return f"{who} holds {tables}" if age is None else f"{who}, started {age} ago, holds {tables}"
 
 
 async def differences(engine: AsyncEngine) -> list[str]:
-    """Return, in words, where the schema and the tables disagree, and what to do; empty when they agree.
+    """Return where the schema and the tables differ, and what to do; empty if they agree.
 
-    Of a schema of another version that is all that is said: a migration, or a newer closeout, is what it needs.
+    For a schema of another version it returns only that: a migration, or a newer closeout, is needed.
     """
     async with engine.connect() as conn:
         at = await conn.run_sync(_current)
         if at is None:
-            return ["nothing is migrated here: run closeout migrate"]
+            return ["the schema does not exist: run closeout migrate"]
         if at != newest() and at in known():
-            return [f"it is at {at}, behind this version's {newest()}: run closeout migrate"]
+            return [f"it is at {at}; this version needs {newest()}: run closeout migrate"]
         found = await conn.run_sync(lambda opened: differences_in(_context(opened), metadata))
         if found and at != newest():
             newer = "a newer closeout migrated it; upgrade this closeout"
@@ -158,7 +158,7 @@ async def differences(engine: AsyncEngine) -> list[str]:
 
 
 def newest() -> str:
-    """Return the version that this package brings the schema to."""
+    """Return the newest version of the schema in this package."""
     head = ScriptDirectory.from_config(config()).get_current_head()
     if head is None:
         raise RuntimeError("the package has no migrations")
@@ -166,7 +166,7 @@ def newest() -> str:
 
 
 def known() -> set[str]:
-    """Return every version of the schema that this package can tell."""
+    """Return every version of the schema in this package."""
     return {script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()}
 
 

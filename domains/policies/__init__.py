@@ -1,1 +1,1 @@
-"""Policies: rules over completed runs, written in CEL, kept as rows."""
+"""Policies: rules on completed runs, written in CEL and stored as rows."""

@@ -1,4 +1,4 @@
-"""Putting policies into force, with their versions kept; and listing them."""
+"""Applies policies as new versions, and lists them."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
@@ -12,7 +12,7 @@ from domains.policies.files import PolicyDraft
 from domains.policies.rules import Mode
 from domains.policies.tables import policies
 
-# Any number of this project's own; two appliers must not number the same version.
+# Advisory lock: two appliers must not assign the same version.
 _LOCK_KEY = 0x706F6C6963696573
 
 _DECIDES = ("effect", "severity", "condition")
@@ -21,9 +21,9 @@ _Change: TypeAlias = Literal["created", "updated", "disabled", "enabled", "uncha
 
 
 class AppliedChange(Struct, frozen=True, kw_only=True):
-    """What applying did to one policy: ``version`` is the one that the file speaks of, in ``mode``.
+    """The change to one policy: ``version`` is the one in the file, in ``mode``.
 
-    ``in_force`` is the version that decides now, null if none does.
+    ``in_force`` is the version that is now enforced, null if none is.
     """
 
     name: str
@@ -36,13 +36,13 @@ class AppliedChange(Struct, frozen=True, kw_only=True):
 
 
 async def apply_policies(conn: AsyncConnection, drafts: Sequence[PolicyDraft]) -> list[AppliedChange]:
-    """Put *drafts* into force and return what changed, one for each, in order.
+    """Apply *drafts* and return one change for each, in order.
 
-    A changed policy becomes a new version, a row of its own; the old row stays, disabled. A version in shadow leaves
-    the one in force where it is, so that a change can be watched beside what it would replace; one that enforces
-    replaces both. What *drafts* does not name is left alone.
+    A changed policy becomes a new version in a new row; the old row is kept, disabled. A shadow version leaves the
+    enforced one in place, so that they can be compared; an enforced version replaces both. Policies that are not in
+    *drafts* are unchanged.
 
-    Runs in the caller's transaction, and waits for another one that applies policies.
+    Runs in the caller's transaction, and waits for other transactions that apply policies.
     """
     await conn.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
     return [await _apply(conn, draft) for draft in drafts]
@@ -116,8 +116,8 @@ async def list_policies(
 ) -> list[dict[str, Any]]:
     """Return the stored policies by tenant (those for all tenants first) and name, newest version first.
 
-    With *tenant_id* those that apply to that tenant; without *all_versions* the newest version of each, and the one in
-    force where that is an older one, beside a version in shadow.
+    With *tenant_id* those that apply to that tenant; without *all_versions* the newest version of each, and the
+    enforced version if that is an older one.
     """
     row = policies.c
     query = select(policies).order_by(row.tenant_id.asc().nulls_first(), row.name, row.version.desc())

@@ -1,4 +1,4 @@
-"""The policies in force and in shadow, read again every few seconds, compiled once a version."""
+"""The enforced and shadow policies, reloaded every few seconds, each version compiled once."""
 
 import asyncio
 from time import monotonic
@@ -10,9 +10,9 @@ from domains.policies.cel.conditions import Condition, ConditionError
 from domains.policies.rules import Policy, PolicySet
 from domains.policies.tables import policies
 
-# Seconds until a change of a policy reaches every worker.
+# Seconds until a changed policy reaches every worker.
 MAX_AGE_SECONDS = 5.0
-# Conditions, a millisecond each, between two turns of the event loop: at a start there may be a thousand.
+# Conditions, a millisecond each, between two yields to the event loop: at a start there may be a thousand.
 _COMPILED_AT_ONCE = 8
 
 _FIELDS = ("policy_id", "tenant_id", "name", "version", "effect", "severity", "condition")
@@ -24,7 +24,7 @@ _Compiled = Condition | ConditionError
 
 
 class PolicyBook:
-    """Gives out the set of policies in force and in shadow; an unchanged policy is never compiled twice."""
+    """Returns the current policies; an unchanged policy is never compiled twice."""
 
     def __init__(self, *, max_age_seconds: float = MAX_AGE_SECONDS) -> None:
         self._max_age = max_age_seconds
@@ -34,15 +34,15 @@ class PolicyBook:
         self._compiled: dict[str, _Compiled] = {}
 
     async def current(self, conn: AsyncConnection) -> PolicySet:
-        """Return the policies in force and in shadow, reading them on *conn* if they were last read too long ago.
+        """Return the enforced and shadow policies, reloading them on *conn* if they are out of date.
 
-        If reading fails the error passes through, for the caller's transaction is broken by then.
+        A read error is raised, because the caller's transaction has failed with it.
         """
         now = monotonic()
         if now < self._read_at + self._max_age:
             return self._set
-        # Of several transactions at once only one reads again, the others use what was known; but until something is
-        # known each reads for itself, or the first runs after a start would be evaluated against nothing.
+        # One of several concurrent transactions reloads; the others use the known policies. Until some are known, each
+        # reads for itself, or the first runs after a start would be evaluated without policies.
         if self._known:
             self._read_at = now
         try:
@@ -56,7 +56,7 @@ class PolicyBook:
 
     async def _compile(self, found: list[Policy]) -> PolicySet:
         for fresh, text in enumerate({policy.condition for policy in found} - self._compiled.keys(), 1):
-            # Another reader may have compiled it in the meantime.
+            # Another reader may have compiled it meanwhile.
             if text not in self._compiled:
                 self._compiled[text] = compiled(text)
             if fresh % _COMPILED_AT_ONCE == 0:
@@ -69,7 +69,7 @@ class PolicyBook:
 
 
 def compiled(text: str) -> _Compiled:
-    """Return *text* compiled, or why it does not compile: one broken row must not stop the others."""
+    """Return the compiled *text*, or why it does not compile: one invalid row must not stop the others."""
     try:
         return Condition(text)
     except ConditionError as error:

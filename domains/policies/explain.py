@@ -1,4 +1,4 @@
-"""Why a condition holds over a run, or does not: the answer of each of its parts, and the values it read."""
+"""Explains why a condition holds on a run or not: the result of each clause, and the values it read."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -7,20 +7,20 @@ from msgspec import UNSET, Struct, UnsetType
 from domains.policies.cel.clauses import Part, parts_of
 from domains.policies.cel.conditions import Condition, ConditionError, EvaluationError, Visible
 from domains.policies.cel.field_paths import MISSING, value_at, written
-from domains.policies.rules import error_in_words, holds
+from domains.policies.rules import error_text, holds
 
 Answer = Literal["true", "false", "error", "unknown"]
 
 
 class Answered(NamedTuple):
-    """A condition's answer over one run, and why it has none."""
+    """A condition's result on one run, or why it has none."""
 
     answer: Answer
     error: str | None = None
 
 
 class Explained(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A part of a condition and its answer; ``join`` says whether all or any of ``parts`` must be true."""
+    """A clause and its result; ``join`` says whether all or any of ``parts`` must be true."""
 
     text: str
     answer: Answer
@@ -30,7 +30,7 @@ class Explained(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Value(Struct, frozen=True, kw_only=True):
-    """What stood where a condition looked; without ``value`` where the run has nothing there, or it is not known."""
+    """The value at a path that a condition read; without ``value`` if it is missing or not stored."""
 
     path: str
     state: Literal["known", "missing", "unknown"] = "known"
@@ -38,10 +38,10 @@ class Value(Struct, frozen=True, kw_only=True):
 
 
 def ask(condition: Condition | ConditionError, visible: Visible) -> Answered:
-    """Return the answer of *condition*, ``unknown`` if it depends on a field of the run that is not known.
+    """Return the result of *condition*; ``unknown`` if it depends on an unknown field of the run.
 
-    A field that is left out is an error where it is read, and CEL's ``&&`` and ``||`` get over an error on one side
-    if the other decides. So an answer that comes all the same would be this one whatever the field held.
+    Reading an omitted field is an error, and CEL's ``&&`` and ``||`` ignore an error on one side if the other side
+    decides. A result without the field is therefore the result for any value of it.
     """
     depends_on = frozenset[str]()
     if visible.unknown and isinstance(condition, Condition):
@@ -54,11 +54,11 @@ def ask(condition: Condition | ConditionError, visible: Visible) -> Answered:
     except EvaluationError as error:
         if depends_on:
             return Answered("unknown", _not_known(depends_on))
-        return Answered("error", error_in_words(error))
+        return Answered("error", error_text(error))
 
 
 def explain(condition: Condition, visible: Visible) -> Explained:
-    """Return the answers of *condition* and of each of its parts; it stays whole if a part is no condition alone."""
+    """Return the results of *condition* and of its clauses; it is not split if a clause is not a valid condition."""
     part = parts_of(condition.text, condition.tree)
     try:
         return _explain(part, visible)
@@ -67,7 +67,7 @@ def explain(condition: Condition, visible: Visible) -> Explained:
 
 
 def values_read(condition: Condition, visible: Visible) -> list[Value]:
-    """Return what *condition* found where it looked, as conditions see it: texts cut, costs as doubles."""
+    """Return the values that *condition* read, in the form that conditions see."""
     values: list[Value] = []
     for path in condition.reads.paths:
         if path and path[0] in visible.unknown:

@@ -1,4 +1,4 @@
-"""Policy files: YAML or JSON, checked whole, every fault named with its line."""
+"""Reads policy files, YAML or JSON, and reports every fault with its line."""
 
 import json
 import re
@@ -12,10 +12,10 @@ from msgspec import Struct
 from domains.policies.cel.conditions import Condition, ConditionError
 from domains.policies.rules import Effect, Mode, Severity
 
-# Bytes. A thousand policies fit ten times over.
+# Bytes: ten times the size of a thousand policies.
 FILE_MAX = 4_194_304
 
-# Characters of a found value that are shown.
+# Characters of a found value in an error.
 _SHOWN_MAX = 80
 
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
@@ -24,7 +24,7 @@ _FIELDS = ("name", "tenant_id", "effect", "severity", "condition", "mode", "enab
 
 
 class PolicyDraft(Struct, frozen=True, kw_only=True):
-    """A policy as a file asks for it."""
+    """A policy in a file."""
 
     name: str
     tenant_id: str | None
@@ -36,21 +36,21 @@ class PolicyDraft(Struct, frozen=True, kw_only=True):
 
 
 class PolicyFileError(ValueError):
-    """The file is not a list of policies; the text has one line a fault."""
+    """The file is not a valid list of policies; the text has one line per fault."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe, and without aliases: a few lines of them can stand for gigabytes."""
+    """A safe loader without aliases: a few lines of aliases can expand to gigabytes."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401 - yaml's own
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]  # yaml has no types here
-            raise yaml.MarkedYAMLError(problem="aliases are not taken; write the value out", problem_mark=mark)
+            raise yaml.MarkedYAMLError(problem="aliases are not allowed; repeat the value", problem_mark=mark)
         return super().compose_node(parent, index)
 
 
-class _Odd(str):
-    """A value that is no text, truth value or null, as it was written: a number, a date, a list."""
+class _Invalid(str):
+    """A value that is not a string, boolean or null, as written: a number, a date, a list."""
 
     __slots__ = ()
 
@@ -75,7 +75,7 @@ def read_policies(text: str, *, source: str) -> list[PolicyDraft]:
             draft = PolicyDraft(**{"tenant_id": None, **{name: value for name, (_, value) in _fields(item).items()}})
             if (draft.tenant_id, draft.name) in seen:
                 first = seen[draft.tenant_id, draft.name]
-                found = [f"{source}:{line}: name: {draft.name!r} again, as in line {first}; expected one of each name"]
+                found = [f"{source}:{line}: name: {draft.name!r} is already in line {first}; expected unique names"]
             seen.setdefault((draft.tenant_id, draft.name), line)
             drafts.append(draft)
         faults += found
@@ -85,7 +85,7 @@ def read_policies(text: str, *, source: str) -> list[PolicyDraft]:
 
 
 def _compose(text: str, source: str) -> yaml.Node | None:
-    """Parse *text* into nodes, which know their lines. JSON is YAML but for its tabs, which stand between values."""
+    """Parse *text* into nodes with line numbers. JSON is YAML except for tabs between values."""
     with suppress(ValueError, RecursionError):
         json.loads(text)
         text = text.replace("\t", " ")
@@ -106,29 +106,29 @@ def _items(node: yaml.Node | None) -> list[yaml.Node] | None:
 
 
 def _fields(item: yaml.Node) -> dict[str, tuple[yaml.Node, Any]]:
-    """Return each field's value and the node it was read from; a field that is given twice has an odd value."""
+    """Return each field's value and its node; a duplicate field has an invalid value."""
     fields: dict[str, tuple[yaml.Node, Any]] = {}
     for key, node in item.value:
         name = str(key.value)[:_SHOWN_MAX]
-        fields[name] = (node, _Odd("the field a second time") if name in fields else _value(node))
+        fields[name] = (node, _Invalid("a duplicate field") if name in fields else _value(node))
     return fields
 
 
 def _value(node: yaml.Node) -> Any:  # noqa: ANN401 - what a file may hold
     kind = node.tag.rpartition(":")[2]
     if not isinstance(node, yaml.ScalarNode):
-        return _Odd("a list" if isinstance(node, yaml.SequenceNode) else "an object")
+        return _Invalid("a list" if isinstance(node, yaml.SequenceNode) else "an object")
     if kind == "null":
         return None
     if kind == "bool" and node.value.lower() in {"true", "false"}:
         return node.value.lower() == "true"
     if kind != "str":
-        return _Odd(str(node.value)[:_SHOWN_MAX])
+        return _Invalid(str(node.value)[:_SHOWN_MAX])
     try:
-        # JSON may spell a character beyond 16 bits as two escapes, which YAML takes for two characters.
+        # JSON may write a character beyond 16 bits as two escapes, which YAML reads as two characters.
         return node.value.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeError:
-        return _Odd("half of a surrogate pair")
+        return _Invalid("half of a surrogate pair")
 
 
 def _faults(item: yaml.Node, source: str) -> Iterator[str]:
@@ -151,7 +151,7 @@ def _faults(item: yaml.Node, source: str) -> Iterator[str]:
             try:
                 Condition(value)
             except ConditionError as error:
-                # The text of a block (| or >) begins on the line below its marker.
+                # The text of a block (| or >) starts on the line below its marker.
                 below = int(getattr(node, "style", None) in {"|", ">"})
                 yield f"{source}:{at + below + error.line - 1}: condition: {error}"
 
@@ -162,14 +162,14 @@ _EXPECTED = {
     "tenant_id": "a tenant's id, or null for all tenants",
     "effect": " or ".join(get_args(Effect)),
     "severity": "one of " + ", ".join(get_args(Severity)),
-    "condition": "a CEL expression over run, in quotes or a block",
+    "condition": "a CEL expression on run, in quotes or a block",
     "mode": " or ".join(get_args(Mode)),
     "enabled": "true or false",
 }
 
 
 def _is_right(name: str, value: object) -> bool:
-    text = value if isinstance(value, str) and not isinstance(value, _Odd) else None
+    text = value if isinstance(value, str) and not isinstance(value, _Invalid) else None
     match name:
         case "name":
             return text is not None and bool(_NAME.match(text))
@@ -186,4 +186,4 @@ def _is_right(name: str, value: object) -> bool:
 def _shown(value: object) -> str:
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
-    return str(value) if isinstance(value, _Odd) else repr(value)[:_SHOWN_MAX]
+    return str(value) if isinstance(value, _Invalid) else repr(value)[:_SHOWN_MAX]

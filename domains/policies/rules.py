@@ -1,4 +1,4 @@
-"""What the policies say about a run: pure rules, contract section 3."""
+"""Evaluates policies on a run. Pure functions."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ Severity = Literal["NONE", "LOW", "MEDIUM", "HIGH", "CRITICAL"]
 Mode = Literal["enforce", "shadow"]
 Outcome = Literal["no_violation", "violation", "evaluation_error"]
 
-# Characters of an evaluation error that are kept.
+# Characters of an evaluation error that are stored.
 _ERROR_MAX = 500
 
 
 class Policy(Struct, frozen=True, kw_only=True):
-    """A rule as it is stored. One in shadow is evaluated over every run and decides nothing."""
+    """A stored policy. A shadow policy is evaluated on every run and has no effect."""
 
     policy_id: UUID
     tenant_id: str | None
@@ -35,7 +35,7 @@ class Policy(Struct, frozen=True, kw_only=True):
 
 
 class Violation(Struct, frozen=True, kw_only=True):
-    """A ``flag`` policy that was true of the run."""
+    """A ``flag`` policy whose condition was true."""
 
     policy_id: UUID
     name: str
@@ -44,7 +44,7 @@ class Violation(Struct, frozen=True, kw_only=True):
 
 
 class PolicyFault(Struct, frozen=True, kw_only=True):
-    """A policy whose condition could not be evaluated, and why."""
+    """A policy whose condition failed to evaluate, and why."""
 
     policy_id: UUID
     name: str
@@ -53,7 +53,7 @@ class PolicyFault(Struct, frozen=True, kw_only=True):
 
 
 class Shadowed(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a policy in shadow would have done to the run, or why its condition could not be evaluated."""
+    """The result of a shadow policy, or why its condition failed to evaluate."""
 
     policy_id: UUID
     name: str
@@ -64,9 +64,9 @@ class Shadowed(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What all policies of a tenant said about one run.
+    """The result of all policies of a tenant for one run.
 
-    ``shadow`` is what those in shadow would have done; nothing else here depends on them.
+    ``shadow`` has the results of shadow policies; nothing else depends on them.
     """
 
     tenant_id: str
@@ -90,7 +90,7 @@ Compiled = tuple[Policy, Condition | ConditionError]
 
 
 class PolicySet:
-    """The policies that are in force, compiled, and which of them each tenant has."""
+    """The enforced and shadow policies, compiled, and which of them apply to each tenant."""
 
     __slots__ = ("_by_tenant", "_for_all", "_needed")
 
@@ -101,7 +101,7 @@ class PolicySet:
         for pair in ordered:
             if pair[0].tenant_id is not None:
                 own.setdefault(pair[0].tenant_id, []).append(pair)
-        # A tenant's own policies come first: what it says of itself decides before what is said of all.
+        # A tenant's own policies come first, and take precedence over those for all tenants.
         self._by_tenant: Mapping[str, tuple[Compiled, ...]] = {
             tenant: (*pairs, *self._for_all) for tenant, pairs in own.items()
         }
@@ -112,12 +112,12 @@ class PolicySet:
         return self._by_tenant.get(tenant_id, self._for_all)
 
     def visible(self, run: CompletedRun) -> Visible:
-        """Return what these policies' conditions see of *run*: only what one of them reads."""
+        """Return *run* as these policies' conditions see it: only the fields that one of them reads."""
         return Visible(run) if self._needed is None else Visible(run, needed=self._needed)
 
 
 def _fields_read(conditions: Iterable[Condition | ConditionError]) -> frozenset[str] | None:
-    """Return the fields of a run that occur in *conditions*; null: all."""
+    """Return the fields that occur in *conditions*; null: all."""
     names: frozenset[str] = frozenset()
     for condition in conditions:
         if isinstance(condition, Condition):
@@ -128,10 +128,10 @@ def _fields_read(conditions: Iterable[Condition | ConditionError]) -> frozenset[
 
 
 def evaluate(run: CompletedRun, policies: PolicySet, *, now: datetime | None = None) -> Evaluation:
-    """Evaluate the policies that apply to *run*; a condition that fails is part of the result, never an exception.
+    """Evaluate the policies that apply to *run*; a failed condition is part of the result, never an exception.
 
-    ``evaluation_error`` outranks ``violation``, so that nobody takes an incomplete answer for a complete one; the
-    violations of the other policies are listed all the same. It is dated *now*, by default the clock's.
+    ``evaluation_error`` outranks ``violation``, so that an incomplete result does not look complete; violations of the
+    other policies are still listed. The evaluation is dated *now*, by default the current time.
     """
     applying = policies.of(run.tenant_id)
     violations: list[Violation] = []
@@ -171,14 +171,14 @@ def evaluate(run: CompletedRun, policies: PolicySet, *, now: datetime | None = N
 
 
 def holds(condition: Condition | ConditionError, visible: Visible) -> bool:
-    """Say whether *condition* is true; raise :class:`EvaluationError` if it has no answer, or does not compile."""
+    """Return whether *condition* is true; raise :class:`EvaluationError` if it fails or does not compile."""
     if isinstance(condition, ConditionError):
         raise EvaluationError(f"the condition does not compile: {condition}")
     return condition.holds(visible)
 
 
 def acts_on(effect: Effect, run: CompletedRun) -> bool:
-    """Say whether a true condition has *effect* on *run*: a run that succeeded has nothing to suppress."""
+    """Return whether a true condition has *effect* on *run*: a successful run has nothing to suppress."""
     return effect == "flag" or run.status != "succeeded"
 
 
@@ -187,9 +187,7 @@ def _violation(policy: Policy) -> Violation:
 
 
 def _fault(policy: Policy, error: EvaluationError) -> PolicyFault:
-    return PolicyFault(
-        policy_id=policy.policy_id, name=policy.name, version=policy.version, error=error_in_words(error)
-    )
+    return PolicyFault(policy_id=policy.policy_id, name=policy.name, version=policy.version, error=error_text(error))
 
 
 def _shadowed(policy: Policy, error: EvaluationError | None = None) -> Shadowed:
@@ -198,10 +196,10 @@ def _shadowed(policy: Policy, error: EvaluationError | None = None) -> Shadowed:
         name=policy.name,
         version=policy.version,
         result=policy.effect if error is None else "error",
-        error=None if error is None else error_in_words(error),
+        error=None if error is None else error_text(error),
     )
 
 
-def error_in_words(error: EvaluationError) -> str:
-    """Return what is kept of *error*: PostgreSQL's jsonb cannot hold a NUL, which it may quote."""
+def error_text(error: EvaluationError) -> str:
+    """Return the stored text of *error*, without NUL, which jsonb cannot hold."""
     return str(error).replace("\x00", "\\u0000")[:_ERROR_MAX]

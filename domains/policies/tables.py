@@ -1,4 +1,4 @@
-"""The tables of policies and of what they said about each run."""
+"""The tables of policies and of their evaluations."""
 
 from sqlalchemy import (
     Boolean,
@@ -41,7 +41,7 @@ policies = Table(
     CheckConstraint("effect IN ('flag','suppress_incident')", name="effect"),
     CheckConstraint("severity IN ('NONE','LOW','MEDIUM','HIGH','CRITICAL')", name="severity"),
     CheckConstraint("version >= 1", name="version"),
-    # A worker that does not know of shadows takes what is enabled into force.
+    # An older worker without shadow policies enforces every enabled row.
     CheckConstraint("shadow IS NULL OR (shadow IN ('running','ended') AND NOT enabled)", name="shadow"),
     comment="Rules over completed runs; reference data, small, read by every worker every few seconds",
 )

@@ -1,4 +1,4 @@
-"""Policy evaluations, written many at a time."""
+"""Writes policy evaluations, many per statement."""
 
 from collections.abc import Sequence
 
@@ -31,7 +31,7 @@ async def record(conn: AsyncConnection, evaluations: Sequence[Evaluation]) -> di
 
 
 async def record_once(conn: AsyncConnection, evaluation: Evaluation) -> Evaluation:
-    """Write *evaluation* unless its run has one, and return the one that stands. For the non-atomic path."""
+    """Write *evaluation* unless its run has one, and return the stored one. For the legacy path."""
     inserted = await _INSERT_ONE.execute(conn, columns_of(_COLUMNS, [_row(evaluation)]))
     if inserted:
         return evaluation
@@ -49,7 +49,7 @@ async def _existing(conn: AsyncConnection, key: RunKey) -> Evaluation:
 
 
 def result_of(evaluation: Evaluation) -> DomainResult:
-    """Return the result that says *evaluation* was written."""
+    """Return the domain result for the written *evaluation*."""
     return DomainResult(
         "policies",
         "created",

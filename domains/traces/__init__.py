@@ -1,1 +1,1 @@
-"""Traces: what the run did, step by step, completed when the run is."""
+"""Traces: the steps of a run, completed with the run."""

@@ -1,4 +1,4 @@
-"""Traces, completed many at a time."""
+"""Completes traces, many per statement."""
 
 from collections.abc import Iterable, Sequence
 from uuid import UUID
@@ -14,17 +14,17 @@ from domains.traces.rules import STATUS_OF
 from domains.traces.tables import traces
 
 _COLUMNS = ("tenant_id", "trace_id", "run_id", "agent_id", "status", "started_at", "completed_at", "steps")
-# Money as a JSON number: jsonb keeps every digit of it.
+# Money as JSON numbers: jsonb keeps every digit.
 _steps_json = msgspec.json.Encoder(decimal_format="number")
 
-# Insert what is missing. No arbiter: neither another run's trace nor this run's other trace is touched.
+# No conflict target: neither another run's trace nor this run's other trace is changed.
 _INSERT = Compiled(
     insert_many(traces, _COLUMNS).on_conflict_do_nothing().returning(traces.c.tenant_id, traces.c.run_id)
 )
 
 
 def _completion() -> Executable:
-    """Complete what is running, leave what is complete: the first truth wins."""
+    """Complete running traces; a complete trace is never changed."""
     given = unnest(traces, _COLUMNS)
     changed = ("status", "started_at", "completed_at", "steps")
     return (
@@ -40,10 +40,10 @@ _COMPLETE = Compiled(_completion())
 
 
 async def complete(conn: AsyncConnection, runs: Sequence[CompletedRun]) -> dict[RunKey, DomainResult]:
-    """Complete the trace of each of *runs*; runs that were not traced are skipped.
+    """Complete the trace of each of *runs*; runs without a trace id are skipped.
 
-    One statement where no trace is there yet, one more for those that are.
-    Safe to repeat: a complete trace is kept as it is. Of two runs that name one trace the first gets it.
+    One statement inserts missing traces; a second one completes existing ones.
+    Safe to repeat: a complete trace is unchanged. Of two runs with one trace id the first owns the trace.
     """
     owners: dict[tuple[str, UUID], CompletedRun] = {}
     for run in runs:
@@ -69,9 +69,9 @@ def _rows(runs: Iterable[CompletedRun]) -> Iterable[tuple[object, ...]]:
         )  # fmt: skip
 
 
-def _result(run: CompletedRun, inserted: bool | None) -> DomainResult:  # noqa: FBT001 - three answers of one row
+def _result(run: CompletedRun, inserted: bool | None) -> DomainResult:  # noqa: FBT001 - three results of one row
     if run.trace_id is None:
-        return DomainResult("traces", "skipped", detail="the run was not traced")
+        return DomainResult("traces", "skipped", detail="the run has no trace id")
     if inserted is None:
-        return DomainResult("traces", "kept", run.trace_id, "complete already, or not this run's alone")
+        return DomainResult("traces", "kept", run.trace_id, "already complete, or owned by another run")
     return DomainResult("traces", "created" if inserted else "completed", run.trace_id)

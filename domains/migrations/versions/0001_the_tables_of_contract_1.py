@@ -206,7 +206,7 @@ def upgrade() -> None:
         sa.Column("agent_id", sa.Text(), nullable=True),
         sa.Column("status", sa.Text(), nullable=False),
         sa.Column("error_code", sa.Text(), nullable=True),
-        sa.Column("phase", sa.Text(), nullable=False, comment="contract section 2"),
+        sa.Column("phase", sa.Text(), nullable=False, comment="the last phase that is completed"),
         sa.Column(
             "mode",
             sa.Text(),

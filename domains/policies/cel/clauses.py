@@ -1,6 +1,6 @@
-"""A condition as the parts that ``&&`` and ``||`` join, each in the words in which it was written.
+"""Splits a condition into the clauses that ``&&`` and ``||`` join, each with its original text.
 
-The syntax tree has no text, so the text itself is divided; the tree says whether that was done right.
+The syntax tree has no text, so the text is split, and the result is verified against the tree.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Literal
 from domains.policies.cel.syntax import Call, Node
 
 _JOINS: tuple[tuple[str, Literal["any", "all"]], ...] = (("||", "any"), ("&&", "all"))
-# What brackets and operators may stand in without meaning anything: comments, and strings with their prefixes.
+# Text in which brackets and operators have no meaning: comments and strings.
 _QUOTED = re.compile(
     r"""
       (?P<comment>//[^\n]*)
@@ -25,9 +25,9 @@ _QUOTED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of a condition: ``text`` on its own is a condition again.
+    """A clause of a condition; ``text`` alone is a valid condition.
 
-    ``join`` says whether all or any of ``parts`` must be true; null where the part is not divided any further.
+    ``join`` says whether all or any of ``parts`` must be true; null if the clause is not split further.
     """
 
     text: str
@@ -36,7 +36,7 @@ class Part:
 
 
 def parts_of(text: str, tree: Node) -> Part:
-    """Divide the condition *text*, whose syntax tree is *tree*; it stays whole where the two do not agree."""
+    """Split the condition *text* with syntax tree *tree*; it is not split where the two disagree."""
     plain = _QUOTED.sub(lambda found: " " * len(found[0]) if found["comment"] else found[0], text)
     bare = _QUOTED.sub(lambda found: "_" * len(found[0]), plain)
     divided = _part(plain, bare)
@@ -44,7 +44,7 @@ def parts_of(text: str, tree: Node) -> Part:
 
 
 def _part(plain: str, bare: str) -> Part:
-    """Divide *plain*; *bare* is the same without what is quoted."""
+    """Split *plain*; *bare* is the same text with strings and comments blanked."""
     start, end = _trimmed(bare)
     plain, bare = plain[start:end], bare[start:end]
     if not any(_outside(bare, "?")):
@@ -59,7 +59,7 @@ def _part(plain: str, bare: str) -> Part:
 
 
 def _trimmed(bare: str) -> tuple[int, int]:
-    """Return the bounds of *bare* without white space and brackets around all of it."""
+    """Return the bounds of *bare* without surrounding white space and brackets."""
     start, end = 0, len(bare)
     while True:
         start += len(bare[start:end]) - len(bare[start:end].lstrip())
@@ -75,7 +75,7 @@ def _is_bracketed(bare: str) -> bool:
 
 
 def _outside(bare: str, sign: str) -> Iterator[int]:
-    """Yield where *sign* stands outside of all brackets."""
+    """Yield the positions of *sign* outside all brackets."""
     for place, depth in enumerate(_depths(bare)):
         if depth == 0 and bare.startswith(sign, place):
             yield place
@@ -89,7 +89,7 @@ def _depths(bare: str) -> Iterator[int]:
 
 
 def _shape(part: Part) -> list[str]:
-    """Return the operators and parts in their order, which is all that text and tree can be compared by."""
+    """Return the operators and parts in order, the only basis to compare text and tree."""
     if part.join is None:
         return ["part"]
     sign = {"any": "_||_", "all": "_&&_"}[part.join]

@@ -1,8 +1,8 @@
 """Conditions: CEL, compiled once, evaluated within bounds.
 
-An evaluation cannot be interrupted and holds the interpreter's lock, so its cost is bounded before it starts
-(``cost.py``): a condition that would be too dear over a run of usual size is refused when it is compiled; one that is
-too dear over this run only is an evaluation error. Most are cheap over every run and are never reckoned again.
+An evaluation cannot be interrupted and holds the interpreter's lock, so its cost is estimated before it starts
+(``cost.py``). A condition that is too expensive on a run of usual size is refused when it is compiled. One that is too
+expensive only on a larger run is an evaluation error there. Most are cheap on every run and are not estimated again.
 """
 
 import re
@@ -18,27 +18,27 @@ from domains.policies.cel.field_paths import reads_of
 from domains.policies.cel.run_size import LARGEST, TEXT_MAX_BYTES, USUAL, Extent, extent_of, milliseconds
 from domains.run import CompletedRun
 
-# Characters. A rule that needs more is a program.
+# Characters of a condition.
 CONDITION_MAX = 4_096
-# Characters of each string of the run that conditions see: an error message may have a megabyte, and a condition may
-# match it 10,000 times. UTF-8 has at most four bytes a character.
+# Characters of each string that conditions see: an error message may have a megabyte, and a condition may match it
+# 10,000 times. UTF-8 has at most four bytes per character.
 VISIBLE_MAX = TEXT_MAX_BYTES // 4
-# Milliseconds of one evaluation, as reckoned, which is more than it takes: the dearest found took 54. Room for one
-# filter over 1,000 steps: the library copies the list so far for each element that is appended.
+# Estimated milliseconds of one evaluation; the most expensive one measured took 54. It admits one filter over 1,000
+# steps, for which the library copies the list for each appended element.
 COST_MAX_MS = 100
-# As reckoned over the largest run. Below, an evaluation allocates less than 3 MB, for copying takes 2 ns a byte.
+# Estimated on the largest run. Below it, an evaluation allocates less than 3 MB, because copying takes 2 ns per byte.
 _ALLOCATING_MS = 5
 
 _INT64 = range(-(2**63), 2**63)
 _POSITION = re.compile(r"ERROR: <input>:(?P<line>-?\d+):(?P<column>-?\d+): (?P<what>[^\n]*)")
 _MISSING_KEY = re.compile(r"(Key not found in map : )[\"']?(.*?)[\"']?", re.DOTALL)
-# The library takes the ends of Python's calendar for infinite, and rounds the last second up out of it.
+# The library treats the ends of Python's calendar as infinite, and rounds the last second out of it.
 _EARLIEST = datetime.min.replace(tzinfo=UTC) + timedelta(microseconds=1)
 _LATEST = datetime.max.replace(tzinfo=UTC, microsecond=0)
 
-# A time inside a map is refused by the library, a variable of its own is not: with these, run.completed_at is a time.
+# The library refuses a time inside a map but not as a variable: with these, run.completed_at is a time.
 _TIMES = ("started_at", "completed_at")
-# What of a run there is to see.
+# The fields of a run that conditions can read.
 _FIELDS = frozenset((*CompletedRun.__struct_fields__, "duration_ms"))
 _env = cel.NewEnv(
     variables={
@@ -58,15 +58,15 @@ class ConditionError(ValueError):
 
 
 class EvaluationError(Exception):
-    """A condition that could not be evaluated over one run; the text says why, and quotes no text of the run."""
+    """A condition that could not be evaluated on one run; the text gives the reason and quotes nothing of the run."""
 
 
 class Visible:
     """A run as conditions see it, converted once for all of them.
 
-    *unknown* fields are left out: a condition that needs one then has no answer, one that is decided without it has.
-    With *needed*, the fields that occur in all those conditions together (``Reads.fields``), only they are there:
-    most conditions read three or four, and the conversion of all takes longer than four evaluations.
+    *unknown* fields are omitted: a condition that needs one has no result. With *needed*, the fields that the
+    conditions read together (``Reads.fields``), only those are converted: most conditions read three or four, and
+    converting all takes longer than four evaluations.
     """
 
     __slots__ = ("_extent", "_run", "_shared", "_variables", "unknown")
@@ -89,21 +89,21 @@ class Visible:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """What of the run conditions see, by name."""
+        """The fields that conditions see, by name."""
         return self._variables["run"]  # type: ignore[no-any-return]
 
     @property
     def extent(self) -> Extent:
-        """How large the run is; measured when a condition needs it."""
+        """The size of the run; measured when a condition needs it."""
         if self._extent is None:
             self._extent = extent_of(visible_fields(self._run))
         return self._extent
 
     def activation(self, *, alone: bool) -> cel.Activation:
-        """Return the run in the library's form: one for all conditions, or one that goes with its evaluation.
+        """Return the run in the library's form: shared by all conditions, or for one evaluation only.
 
-        What an evaluation allocates lives as long as its activation, 18 MB for one filter over 1,000 steps; another
-        activation costs a conversion of the run, 2 ms for 1,000 steps.
+        Memory of an evaluation is freed with its activation: 18 MB for one filter over 1,000 steps. A new activation
+        costs a conversion of the run: 2 ms for 1,000 steps.
         """
         return _env.Activation(self._variables) if alone and not self.extent.is_usual else self._shared
 
@@ -111,25 +111,25 @@ class Visible:
 class Condition:
     """A compiled condition."""
 
-    __slots__ = ("_allocates", "_dear", "_expression", "reads", "text", "tree")
+    __slots__ = ("_allocates", "_expensive", "_expression", "reads", "text", "tree")
 
     def __init__(self, text: str) -> None:
-        """Compile *text*; raise :class:`ConditionError` with the place where it is wrong."""
+        """Compile *text*; raise :class:`ConditionError` with the position of the error."""
         if len(text) > CONDITION_MAX:
             raise ConditionError(f"{len(text)} characters; expected at most {CONDITION_MAX}")
         try:
-            # Without the line end of a YAML block, so that an error at the end is on the last line.
+            # Without the final newline of a YAML block, so that an error at the end is on the last line.
             expression = _env.compile(text.rstrip())
         except TypeError:
-            raise ConditionError("the text is not Unicode: it holds half of a surrogate pair") from None
+            raise ConditionError("the text contains half of a surrogate pair") from None
         except RuntimeError as error:
             raise _condition_error(str(error)) from None
         kind = expression.return_type().name()
         if kind not in {"BOOL", "DYN"}:
-            raise ConditionError(f"the condition gives {kind.lower()}; expected true or false")
-        tree, largest = _reckoned(text, expression.serialize())
-        # Null for a condition that is cheap enough over the largest run there is.
-        self._dear = tree if largest > COST_MAX_MS else None
+            raise ConditionError(f"the condition returns {kind.lower()}; expected true or false")
+        tree, largest = _estimated(text, expression.serialize())
+        # Null for a condition that is cheap enough on the largest run.
+        self._expensive = tree if largest > COST_MAX_MS else None
         self._allocates = largest > _ALLOCATING_MS
         self.text = text
         self.tree = tree
@@ -137,37 +137,37 @@ class Condition:
         self._expression = expression
 
     def holds(self, run: Visible) -> bool:
-        """Say whether the condition is true of *run*; raise :class:`EvaluationError` if it has no answer."""
-        if self._dear is not None and not run.extent.is_usual:
-            reckoned = milliseconds(self._dear, run.extent)
-            if reckoned > COST_MAX_MS:
-                raise EvaluationError(f"the run is too large for this condition: {_too_dear(reckoned)}")
+        """Return whether the condition is true of *run*; raise :class:`EvaluationError` if it has no result."""
+        if self._expensive is not None and not run.extent.is_usual:
+            estimate = milliseconds(self._expensive, run.extent)
+            if estimate > COST_MAX_MS:
+                raise EvaluationError(f"the run is too large for this condition: {_too_expensive(estimate)}")
         try:
             value = self._expression.eval(run.activation(alone=self._allocates))
             kind = value.type().name()
-            # Other values are not looked at: a list may be far larger in Python than it is in the library.
+            # Other values are not converted: a list may be far larger in Python than in the library.
             answer = value.plain_value() if kind in {"BOOL", "ERROR"} else None
-        except Exception as error:  # noqa: BLE001 - whatever the library says of one run must not stop it; RuntimeError is
-            # how it says that the iteration budget is used up
+        except Exception as error:  # noqa: BLE001 - no error of the library may stop the worker; RuntimeError means that
+            # the iteration budget is exhausted
             raise EvaluationError(str(error).split(" [")[0]) from None
         if isinstance(answer, bool):
             return answer
         if kind == "ERROR":
             raise EvaluationError(self._without_values(str(answer)))
-        raise EvaluationError(f"the condition gave {kind.lower()}; expected true or false")
+        raise EvaluationError(f"the condition returned {kind.lower()}; expected true or false")
 
-    def _without_values(self, words: str) -> str:
-        """Return *words* without a key that the run gave: errors are stored, shown and sent on."""
-        match = _MISSING_KEY.search(words)
-        found = _MISSING_KEY.fullmatch(words, match.start()) if match else None
-        return words if found is None or found[2] in self.text else words[: found.end(1)] + "one that the run gave"
+    def _without_values(self, message: str) -> str:
+        """Return *message* without a key that came from the run: errors are stored and published."""
+        match = _MISSING_KEY.search(message)
+        found = _MISSING_KEY.fullmatch(message, match.start()) if match else None
+        return message if found is None or found[2] in self.text else message[: found.end(1)] + "a key of the run"
 
 
 def visible_fields(run: CompletedRun, names: frozenset[str] = _FIELDS) -> dict[str, Any]:
-    """Return the message's fields as CEL can hold them, and ``duration_ms``; of *names* those that there are.
+    """Return the fields called *names* as CEL values, ``duration_ms`` included.
 
-    Times are RFC 3339 text here, costs are doubles, strings are cut to ``VISIBLE_MAX`` characters, and whole numbers
-    beyond 64 bits become doubles.
+    Times are RFC 3339 text, costs are doubles, strings are cut to ``VISIBLE_MAX`` characters, and integers beyond 64
+    bits become doubles.
     """
     return {name: _visible(run, name) for name in names & _FIELDS}
 
@@ -178,7 +178,7 @@ def _visible(run: CompletedRun, name: str) -> Any:  # noqa: ANN401 - whatever a 
         case "usage":
             return msgspec.to_builtins(value, enc_hook=str) | {"cost_usd": _double(value.cost_usd)}
         case "steps":
-            return [  # a list: CEL knows no tuples
+            return [  # CEL has no tuples
                 msgspec.to_builtins(step, enc_hook=str)
                 | {"cost_usd": _double(step.cost_usd), "skill": _bounded(step.skill)}
                 for step in value
@@ -193,7 +193,7 @@ def _time(moment: datetime) -> datetime:
     try:
         return min(max(moment.astimezone(UTC), _EARLIEST), _LATEST)
     except OverflowError:
-        # An offset that carries it out of the calendar.
+        # The offset leads out of the calendar.
         return _EARLIEST if moment.year == _EARLIEST.year else _LATEST
 
 
@@ -220,13 +220,13 @@ def _condition_error(complaint: str) -> ConditionError:
     match = _POSITION.search(complaint)
     if match is None:
         return ConditionError(" ".join(complaint.split())[:300])
-    # -1 where the library knows no place.
+    # -1 if the library has no position.
     line, column = max(1, int(match["line"])), max(1, int(match["column"]))
     return ConditionError(match["what"].strip()[:300], line=line, column=column)
 
 
-def _reckoned(text: str, serialized: bytes) -> tuple[syntax.Node, int]:
-    """Return a condition's tree, and its milliseconds over the largest run; raise if a usual run is too dear for it."""
+def _estimated(text: str, serialized: bytes) -> tuple[syntax.Node, int]:
+    """Return a condition's tree and estimated milliseconds on the largest run; raise if a usual run is too much."""
     try:
         tree = syntax.read(serialized)
         largest = milliseconds(tree, LARGEST)
@@ -236,12 +236,12 @@ def _reckoned(text: str, serialized: bytes) -> tuple[syntax.Node, int]:
         place = {"line": before.count("\n") + 1, "column": len(before) - before.rfind("\n")}
         raise ConditionError(str(fault), **place) from None
     except ValueError as error:
-        raise ConditionError(f"its cost cannot be reckoned: {error}") from None
+        raise ConditionError(f"cannot estimate cost: {error}") from None
     if usual > COST_MAX_MS:
-        raise ConditionError(f"too dear: over a run of {USUAL.steps} steps {_too_dear(usual)}")
+        raise ConditionError(f"too expensive: {_too_expensive(usual, f' on a run of {USUAL.steps} steps')}")
     return tree, largest
 
 
-def _too_dear(reckoned: int) -> str:
-    shown = f"{reckoned:,} ms" if reckoned < 1_000_000 else "more than 1,000 s"
-    return f"it may take {shown}; expected at most {COST_MAX_MS}"
+def _too_expensive(estimate: int, where: str = "") -> str:
+    time = f"up to {estimate:,} ms" if estimate < 1_000_000 else "more than 1,000 s"
+    return f"{time}{where} (limit {COST_MAX_MS} ms)"

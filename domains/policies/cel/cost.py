@@ -1,9 +1,9 @@
-"""What evaluating a condition over a run may cost, reckoned from above without evaluating it.
+"""Estimates an upper bound of a condition's cost without evaluating it.
 
-An evaluation cannot be interrupted and holds the interpreter's lock, so one that takes a minute stops the worker for a
+An evaluation cannot be interrupted and holds the interpreter's lock: one that takes a minute stops the worker for a
 minute, and one that doubles a text thirty times takes all its memory. Each node of the tree is therefore charged for
-what it touches, as often as it may run: a loop's body for each element, and no more often than the library's budget of
-iterations allows. Branches that are never taken are charged too.
+the data it touches, as often as it may run: a loop's body once per element, within the library's iteration budget.
+Branches that are not taken are charged too.
 """
 
 import re
@@ -14,22 +14,21 @@ from domains.policies.cel.regex_cost import PATTERN_MAX, match_nanoseconds
 from domains.policies.cel.sizes import SCALAR, Size
 from domains.policies.cel.syntax import Call, Entries, ListOf, Literal, Loop, Name, Node, Select
 
-# Loop iterations of one evaluation, nested and one after the other together: the library's own limit, which it does
-# not document and a test holds it to.
+# Loop iterations of one evaluation in total: the library's own, undocumented limit, which a test verifies.
 ITERATIONS = 10_000
 
-# Nanoseconds on the machine of ``shared/design.md``, rounded up: any node; an iteration; one value compared with
-# another; a list's element copied when something is appended to it; a byte copied or decoded; a byte compared.
+# Nanoseconds on a 2-core Debian 12 machine, rounded up: any node; an iteration; a comparison of two values; a list
+# element copied for an append; a byte copied or decoded; a byte compared.
 _NODE, _ITERATION, _VALUE, _COPIED, _BYTE, _COMPARED = 60, 150, 200, 150, 2, 0.5
 
-# A zone is read from a file of that name, so that a name with dots or a leading slash would open any file.
+# A time zone is read from a file of that name: a name with dots or a leading slash would open any file.
 _ZONE = re.compile(r"[+-]?\d\d:\d\d|[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z][A-Za-z0-9_+-]*)*")
 
 Names = Mapping[str, Size]
 
 
 class CostFaultError(Exception):
-    """A condition whose cost has no bound, or a part of it that would go without one; ``at`` is the node."""
+    """A condition, or a part of it, without a bound on its cost; ``at`` is the node."""
 
     def __init__(self, what: str, at: int) -> None:
         super().__init__(what)
@@ -37,20 +36,20 @@ class CostFaultError(Exception):
 
 
 def nanoseconds(condition: Node, run: Size) -> int:
-    """Return what *condition* takes at most over a run no larger than *run*; raise :class:`CostFaultError`."""
-    reckoning = _Reckoning()
-    reckoning.of(condition, 1, {"run": run})
-    return int(reckoning.total)
+    """Return the nanoseconds of *condition* on a run no larger than *run*, at most; raise :class:`CostFaultError`."""
+    estimate = _Estimate()
+    estimate.of(condition, 1, {"run": run})
+    return int(estimate.total)
 
 
-class _Reckoning:
-    """Walks a tree: returns how large each node's value may be, and adds up what the nodes cost."""
+class _Estimate:
+    """Visits a tree, returns the maximum size of each node's value and adds up the cost of the nodes."""
 
     def __init__(self) -> None:
         self.total = 0.0
 
     def of(self, node: Node, times: int, names: Names) -> Size:
-        """Charge *node* and all below it for running *times*, and return the size of its value."""
+        """Charge *node* and all nodes below for running *times*, and return the size of its value."""
         self.total += times * _NODE
         match node:
             case Literal():
@@ -94,7 +93,7 @@ class _Reckoning:
             part = self.of(item, inner, within)
             if condition is not None:
                 self.of(condition, inner, within)
-            # The list so far is copied for each element that is appended.
+            # The list is copied for each appended element.
             self.total += inner * (4 * _NODE + _COPIED * rounds / 2)
             within[node.result] = sizes.of_list(rounds, part)
         return self.of(node.outcome, times, within)
@@ -114,10 +113,9 @@ class _Reckoning:
 
 
 def _collected(node: Loop) -> tuple[Node | None, Node] | None:
-    """Return what a loop that builds a list does for each element (its condition, the item), or None for the others.
+    """Return condition and item of a loop that builds a list, or ``None`` for other loops.
 
-    Loops come from macros only, so what is neither of these does not occur; if a new version of the library brings it,
-    it is refused.
+    Loops come only from macros. Any other loop, from a new version of the library, is refused.
     """
     match node.start, node.step:
         case Literal(), _:
@@ -133,18 +131,18 @@ def _collected(node: Loop) -> tuple[Node | None, Node] | None:
         ):
             return condition, item
         case _:
-            raise CostFaultError("a loop of a kind that is not known", node.at)
+            raise CostFaultError("an unknown kind of loop", node.at)
 
 
 def _field(size: Size, name: str) -> Size:
-    """Return the size of a field; one that an object does not have is an error at evaluation."""
+    """Return the size of a field; a missing field is an error at evaluation."""
     return size.part or SCALAR if size.fields is None else size.fields.get(name, SCALAR)
 
 
 def _pattern(node: Call) -> str:
     pattern = node.arguments[-1]
     if not isinstance(pattern, Literal) or pattern.text is None or len(node.arguments) != 2:
-        raise CostFaultError("matches: expected a pattern written out as one string", node.at)
+        raise CostFaultError("matches: expected a literal string as pattern", node.at)
     if len(pattern.text) > PATTERN_MAX:
         raise CostFaultError(
             f"matches: a pattern of {len(pattern.text)} characters; expected at most {PATTERN_MAX}", pattern.at
@@ -169,7 +167,7 @@ def _compared(_: Call, arguments: list[Size]) -> tuple[float, Size]:
 
 
 def _comparison(one: Size, other: Size) -> float:
-    # The larger is not looked at beyond the first difference.
+    # The comparison ends at the first difference.
     return _VALUE * min(one.values, other.values) + _COMPARED * min(one.content, other.content)
 
 
@@ -195,7 +193,7 @@ def _same(_: Call, arguments: list[Size]) -> tuple[float, Size]:
 
 
 def _counted(_: Call, arguments: list[Size]) -> tuple[float, Size]:
-    # The characters of a text are counted anew each time, a list knows its length.
+    # The characters of a text are counted at each call; a list knows its length.
     return 0 if arguments[0].part else _BYTE * arguments[0].content, SCALAR
 
 
@@ -205,7 +203,7 @@ def _converted(_: Call, arguments: list[Size]) -> tuple[float, Size]:
 
 
 def _searched(_: Call, arguments: list[Size]) -> tuple[float, Size]:
-    # At each place all but the end of the wanted text may fit.
+    # At each position all but the last character may match.
     searched, wanted = (argument.content for argument in arguments)
     return searched * (8 + wanted / 32), SCALAR
 
@@ -217,7 +215,7 @@ def _edge(_: Call, arguments: list[Size]) -> tuple[float, Size]:
 def _calendar(node: Call, arguments: list[Size]) -> tuple[float, Size]:
     for zone in node.arguments[1:]:
         if not isinstance(zone, Literal) or zone.text is None or not _ZONE.fullmatch(zone.text):
-            raise CostFaultError(f'{node.function}: expected a time zone written out, as in "Europe/Berlin"', zone.at)
+            raise CostFaultError(f'{node.function}: expected a literal time zone such as "Europe/Berlin"', zone.at)
     return 2_000, arguments[0]
 
 

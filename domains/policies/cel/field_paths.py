@@ -1,4 +1,4 @@
-"""What of a run a condition reads: the paths that occur in its syntax tree, and the values there."""
+"""The fields of a run that a condition reads: the paths in its syntax tree, and their values."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from domains.policies.cel.syntax import Call, Entries, ListOf, Literal, Loop, Na
 Path = tuple[str | int | None, ...]
 _Names = Mapping[str, Path | None]
 
-# In place of a value that the run does not have.
+# The value of a path that the run does not have.
 MISSING = msgspec.UNSET
 
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """What a condition reads. ``fields`` are the run's own fields that occur; null: all, for it reads the run whole.
+    """The paths that a condition reads. ``fields`` are the run's fields among them; null: all of them.
 
-    ``tested`` are those that it asks the presence of: ``has(run.steps)``.
+    ``tested`` are those whose presence it tests: ``has(run.steps)``.
     """
 
     paths: tuple[Path, ...]
@@ -28,12 +28,12 @@ class Reads:
     tested: frozenset[str]
 
     def depends_on(self, names: frozenset[str]) -> frozenset[str]:
-        """Return which of *names*, fields of a run, occur in the condition."""
+        """Return the fields in *names* that occur in the condition."""
         return names if self.fields is None else names & self.fields
 
 
 def reads_of(tree: Node) -> Reads:
-    """Return what the condition *tree* reads, in the order in which it is written, everything once."""
+    """Return the paths that the condition *tree* reads, each once, in the order of the text."""
     walk = _Walk()
     walk.into(tree, {"run": ()})
     paths = tuple(dict.fromkeys(walk.found))
@@ -48,7 +48,7 @@ class _Walk:
         self.tested: set[str] = set()
 
     def into(self, node: Node, names: _Names) -> None:
-        """Note the longest paths below *node*; *names* are the variables and the paths they stand for."""
+        """Collect the longest paths below *node*; *names* maps variables to their paths."""
         path = self._path(node, names)
         if path is not None:
             self.found.append(path)
@@ -83,13 +83,13 @@ class _Walk:
             self.into(node.over, names)
         for below in (node.start, node.proceed, node.step, node.outcome):
             self.into(_without_collecting(below, node.variable), within)
-        # Of a list that is only counted nothing else would be said.
+        # Otherwise a list that is only counted would not be listed.
         if over is not None and not any(path[: len(over)] == over for path in self.found[before:]):
             self.found.insert(before, over)
 
 
 def _without_collecting(step: Node, variable: str) -> Node:
-    """Return a loop's *step* without the element that filter() collects: that says nothing of what decided."""
+    """Return a loop's *step* without the element that filter() collects, which does not affect the result."""
     match step:
         case Call(
             function="_?_:_", arguments=(condition, Call(function="_+_", arguments=(_, ListOf(items=(item,)))), _)
@@ -110,7 +110,7 @@ def _below(node: Node) -> Iterator[Node]:
 
 
 def value_at(fields: Mapping[str, Any], path: Path) -> Any:  # noqa: ANN401 - whatever a run holds
-    """Return what stands at *path* in a run's *fields*, :data:`MISSING` if nothing does."""
+    """Return the value at *path* in a run's *fields*, or :data:`MISSING`."""
     value: Any = fields
     for position, key in enumerate(path):
         if key is None:
@@ -130,7 +130,7 @@ def _is_index(key: str | int, value: object) -> bool:
 
 
 def written(path: Path) -> str:
-    """Return *path* as a condition would write it; ``[]`` stands for each element."""
+    """Return *path* as written in a condition; ``[]`` means each element."""
     words = "run"
     for key in path:
         if key is None:

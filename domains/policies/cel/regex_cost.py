@@ -1,7 +1,7 @@
-"""Bounds on the regular expressions of a condition: RE2 matches in linear time, but compiles anew at every use.
+"""Bounds on regular expressions in conditions: RE2 matches in linear time, but compiles at every use.
 
-RE2 turns a pattern into a program; compiling costs by its length, matching at worst by its length for each byte of the
-text. The length is estimated from above, without parsing: a counted repetition copies what stands before it.
+RE2 compiles a pattern to a program. Compiling costs in proportion to its length; matching costs, at worst, its length
+per byte of text. The length is estimated from above without parsing: a counted repetition copies what precedes it.
 """
 
 import re
@@ -14,7 +14,7 @@ _COUNTED = re.compile(r"\{(\d+)(,?)(\d*)\}")
 _PROPERTY = re.compile(r"\\[pP]")
 _IGNORES_CASE = re.compile(r"\(\?[a-zA-Z]*i")
 
-# Instructions. A range of Unicode is compiled to ranges of its UTF-8 bytes; a property is hundreds of ranges.
+# Instructions. A Unicode range compiles to ranges of UTF-8 bytes; a property to hundreds of ranges.
 _PLAIN, _RANGE, _UNICODE_PROPERTY = 3, 12, 4_000
 # A letter may have several forms, each a range.
 _CASES = 5
@@ -26,7 +26,7 @@ _COMPILE, _COMPILE_INSTRUCTION, _MATCH_INSTRUCTION = 5_000, 500, 40
 
 
 def program_length(pattern: str) -> int:
-    """Return how many instructions *pattern* compiles to at most."""
+    """Return the maximum number of instructions of *pattern*."""
     length = len(_PROPERTY.findall(pattern)) * _UNICODE_PROPERTY
     length += sum(_RANGE if character in ".^\\[" or character > "\x7f" else _PLAIN for character in pattern)
     copies = prod(
@@ -37,6 +37,6 @@ def program_length(pattern: str) -> int:
 
 
 def match_nanoseconds(pattern: str, text_bytes: int) -> int:
-    """Return what one match of *pattern* in a text of *text_bytes* takes at most."""
+    """Return the maximum nanoseconds of one match of *pattern* in a text of *text_bytes*."""
     length = program_length(pattern)
     return _COMPILE + length * (_COMPILE_INSTRUCTION + text_bytes * _MATCH_INSTRUCTION)

@@ -1,4 +1,4 @@
-"""How large a run is, where that makes a condition dear, and what a condition costs over a run that large."""
+"""The size of a run as far as it makes conditions expensive, and the cost of a condition on a run of a size."""
 
 from operator import le
 from typing import Any, NamedTuple
@@ -9,12 +9,12 @@ from domains.run import CompletedRun, Step, Usage
 # Bytes of a text that conditions see.
 TEXT_MAX_BYTES = 16_384
 
-# The fields that are texts of any length.
+# Text fields of any length.
 TEXTS = ("error_message", "agent_id", "model", "synthetic_scenario_id")
 
 
 class Extent(NamedTuple):
-    """How large a run is, where that makes a condition dear: steps, metadata keys, and bytes of its longest texts."""
+    """The size of a run: steps, metadata keys, and bytes of its longest texts."""
 
     steps: int
     metadata: int
@@ -23,7 +23,7 @@ class Extent(NamedTuple):
 
     @property
     def is_usual(self) -> bool:
-        """A run over which every compiled condition was found cheap enough when it was compiled."""
+        """Return whether every compiled condition is known to be cheap enough on such a run."""
         return all(map(le, self, USUAL))
 
 
@@ -32,7 +32,7 @@ USUAL = Extent(steps=100, metadata=16, message=1_000, text=256)
 
 
 def extent_of(fields: dict[str, Any]) -> Extent:
-    """Measure a run as conditions see it."""
+    """Return the size of a run as conditions see it."""
     metadata, steps = fields["metadata"], fields["steps"]
     texts = [*metadata, *metadata.values(), *(step["skill"] for step in steps), *(fields[name] for name in TEXTS[1:])]
     longest = max(map(_bytes_of, texts))
@@ -40,13 +40,13 @@ def extent_of(fields: dict[str, Any]) -> Extent:
 
 
 def _bytes_of(value: object) -> int:
-    # From above, without encoding it: UTF-8 has at most four bytes a character.
+    # An upper bound without encoding: UTF-8 has at most four bytes per character.
     return 0 if not isinstance(value, str) else len(value) if value.isascii() else 4 * len(value)
 
 
 def milliseconds(tree: syntax.Node, extent: Extent) -> int:
-    """Return what a condition takes at most over a run of *extent*; raise :class:`cost.CostFaultError`."""
-    # Identities, codes and numbers have at most 128 characters, all ASCII.
+    """Return the maximum milliseconds of a condition on a run of *extent*; raise :class:`cost.CostFaultError`."""
+    # Identities, codes and numbers have at most 128 ASCII characters.
     text, short = sizes.text(max(128, extent.text)), sizes.text(128)
     step = {**dict.fromkeys(Step.__struct_fields__, short), "skill": text}
     fields = dict.fromkeys((*CompletedRun.__struct_fields__, "duration_ms"), short)

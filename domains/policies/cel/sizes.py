@@ -1,4 +1,4 @@
-"""How large a value may be, known from above: what the cost of a condition is reckoned with."""
+"""Upper bounds of the size of a value, from which the cost of a condition is estimated."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from functools import reduce
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """At most: ``width`` elements (of a text: bytes), and in all depths together ``values`` and ``content`` bytes.
+    """Maximum number of elements (bytes of a text) as ``width``, and of nested ``values`` and ``content`` bytes.
 
-    What a value holds several times counts as often. ``part`` is no smaller than any element, key or value;
-    ``fields`` are those of an object whose fields are all known, else null.
+    Repeated parts count repeatedly. ``part`` is no smaller than any element, key or value; ``fields`` are those of an
+    object whose fields are all known, else null.
     """
 
     width: int
@@ -21,16 +21,16 @@ class Size:
 
 
 def text(length: int) -> Size:
-    """Return the size of a text of at most *length* bytes, or of a lesser value."""
+    """Return the size of a text of at most *length* bytes, or of a smaller value."""
     return Size(width=length, values=1, content=length)
 
 
-# A number, a time or a truth value, and the text that string() makes of it.
+# A number, a time or a boolean, and the text that string() returns for it.
 SCALAR = text(64)
 
 
 def of_list(width: int, part: Size) -> Size:
-    """Return the size of a list, or an object of unknown keys, of *width* elements no larger than *part*."""
+    """Return the size of a list, or of an object with unknown keys, of *width* elements no larger than *part*."""
     return Size(width=width, values=1 + width * part.values, content=width * part.content, part=part)
 
 

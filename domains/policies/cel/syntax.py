@@ -1,8 +1,8 @@
-"""A compiled condition as a tree, read from the bytes in which the library hands it out.
+"""Reads a compiled condition's syntax tree from the library's serialized form.
 
-The binding shows nothing of an expression but its serialized form: a protobuf ``CheckedExpr`` (cel-spec's checked.proto
-and syntax.proto) inside an ``Any``. Here are the few fields that a condition's cost depends on. Macros stand in it
-expanded, strings unescaped, and calls in one form, so nothing can hide behind the way a condition is written.
+The binding exposes only the serialized form of an expression: a protobuf ``CheckedExpr`` (cel-spec's checked.proto and
+syntax.proto) inside an ``Any``. This module reads the few fields that the cost depends on. Macros are expanded, strings
+unescaped, and calls have one form, so the notation of a condition hides nothing.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """A constant; ``text`` is null unless it is a string, ``length`` its bytes; ``value`` a string or whole number."""
+    """A constant; ``text`` is null unless it is a string, ``length`` its bytes, ``value`` a string or integer."""
 
     at: int
     text: str | None
@@ -21,7 +21,7 @@ class Literal:
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A variable: ``run``, one declared with a dot in it, or a loop's."""
+    """A variable: ``run``, one declared with a dot, or a loop's."""
 
     at: int
     name: str
@@ -29,7 +29,7 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Select:
-    """``operand.field``, or ``has(operand.field)`` where it is a test."""
+    """``operand.field``, or ``has(operand.field)`` if it is a test."""
 
     at: int
     operand: "Node"
@@ -56,7 +56,7 @@ class ListOf:
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """``{a: b}``; ``message`` is the type's name where it is a protobuf message. Keys that are names are left out."""
+    """``{a: b}``; ``message`` is the type's name if it is a protobuf message. Keys that are names are omitted."""
 
     at: int
     message: str
@@ -65,7 +65,7 @@ class Entries:
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """What all, exists, exists_one, filter and map become."""
+    """The expansion of all, exists, exists_one, filter and map."""
 
     at: int
     variable: str
@@ -82,7 +82,7 @@ _Fields = dict[int, list[int | bytes]]
 
 
 def read(serialized: bytes) -> Node:
-    """Return the tree; raise ValueError if the bytes are not what the library is known to write."""
+    """Return the tree; raise ``ValueError`` if the bytes have an unknown form."""
     return _node(_bytes(_checked(serialized), 4))
 
 
@@ -105,7 +105,7 @@ def _node(data: int | bytes) -> Node:
     for kind, make in _KINDS.items():
         if kind in fields:
             return make(at, _fields(_bytes(fields, kind)))
-    raise ValueError("an expression of a kind that is not known")
+    raise ValueError("an unknown kind of expression")
 
 
 def _literal(at: int, fields: _Fields) -> Literal:
@@ -167,7 +167,7 @@ def _text(fields: _Fields, number: int) -> str:
 def _number(fields: _Fields, number: int) -> int:
     value = fields.get(number, [0])[-1]
     if not isinstance(value, int):
-        raise ValueError(f"field {number} is no number")  # noqa: TRY004 - the data is wrong, not the caller
+        raise ValueError(f"field {number} is not a number")  # noqa: TRY004 - the data is wrong, not the caller
     return value
 
 
@@ -177,7 +177,7 @@ def _signed(fields: _Fields, number: int) -> int:
 
 
 def _fields(data: int | bytes) -> _Fields:
-    """Return the values of each field of a protobuf message, in order; numbers as they stand on the wire."""
+    """Return the values of each field of a protobuf message, in order; numbers in wire form."""
     if isinstance(data, int):
         raise ValueError("a number in place of a message")  # noqa: TRY004 - the data is wrong, not the caller
     found: _Fields = {}

@@ -329,7 +329,7 @@ async def test_the_command_writes_nothing_and_needs_a_role_that_may_select(engin
     assert "run.steps is not stored" in said
     assert "Evaluation: depends on data that is not stored" in said
     said = invoked(select_only, "test", str(file), "--run", f"globex/{run.run_id}", status=1)
-    assert f"no run globex/{run.run_id} is stored" in said
+    assert f"run globex/{run.run_id} is not stored" in said
 
     assert "1 policy in shadow" in invoked(select_only, "shadow")
     assert await content(engine) == before

@@ -148,5 +148,5 @@ async def test_a_condition_by_hand_that_would_take_all_memory_is_an_error_of_its
     await apply(engine, draft(name="greedy", condition=greedy), draft(name="fine"))
     assert (await create_transaction_coordinator(engine=engine).execute(runs.run())).state == "committed"
     stored = await only_row(engine, "policy_evaluations")
-    assert [("too dear" in error["error"], error["name"]) for error in stored["errors"]] == [(True, "greedy")]
+    assert [("too expensive" in error["error"], error["name"]) for error in stored["errors"]] == [(True, "greedy")]
     assert [violation["name"] for violation in stored["violations"]] == ["fine"]

@@ -121,7 +121,7 @@ async def test_a_transaction_that_does_not_end_is_named_and_nothing_is_changed(o
             await migrate(old, give_up_after=1)
     assert f"pid {pid} (" in str(blocked.value)
     assert re.search(
-        r"The longest transactions now: pid \d+ \(postgres, closeout\), begun 0:00:\d\d ago, "
+        r"The longest current transactions: pid \d+ \(postgres, closeout\), started 0:00:\d\d ago, "
         r"holds governance.policy_evaluations$",
         str(blocked.value),
     )
@@ -145,10 +145,10 @@ async def test_an_owner_who_is_not_told_how_old_transactions_are_is_told_whose_t
         postgres.psql(f"GRANT pg_read_all_stats TO {roles.OWNER}")
         await owner.dispose()
     assert re.search(
-        r"Transactions now, those of unknown age first: "
+        r"Current transactions, those of unknown age first: "
         rf"pid {pid} \(postgres, closeout\) holds governance.policy_evaluations; "
-        rf"pid \d+ \({roles.OWNER}, closeout\), begun 0:00:\d\d ago, holds governance.policies. "
-        rf"PostgreSQL tells {roles.OWNER} the age of other roles' transactions once it has pg_read_all_stats$",
+        rf"pid \d+ \({roles.OWNER}, closeout\), started 0:00:\d\d ago, holds governance.policies. "
+        rf"Grant pg_read_all_stats to {roles.OWNER} to see the age of other roles' transactions$",
         str(blocked.value),
     )
 

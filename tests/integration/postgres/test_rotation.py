@@ -225,8 +225,8 @@ def test_a_file_that_is_no_url_for_a_moment_is_named_and_read_again(tmp_path):
     secret = MountedSecret(tmp_path / "secret", f"postgresql://u:{OLD}@h/d")
     settings = load_settings({"DATABASE_URL_FILE": str(secret.path)}, need_amqp=False)
     for content, words in (
-        ("", f"DATABASE_URL_FILE: {secret.path} is empty; it must hold the URL"),
-        (f"mysql://u:{NEW}@h/d", "DATABASE_URL: found a value that is kept secret; expected postgresql://"),
+        ("", f"DATABASE_URL_FILE: {secret.path} is empty; expected a file that contains the URL"),
+        (f"mysql://u:{NEW}@h/d", "DATABASE_URL: found a secret value; expected postgresql://"),
         (f"postgresql://u:{NEW}@h/d?sslrootcert=/no/ca.pem", "DATABASE_URL: sslrootcert=/no/ca.pem cannot be read"),
     ):
         secret.write(content)

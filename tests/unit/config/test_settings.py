@@ -17,7 +17,7 @@ AMQP = "amqp://worker:hunter3@mq.example:5672/prod"
 ENVIRON = {"DATABASE_URL": DATABASE, "AMQP_URL": AMQP}
 DATABASE_RIGHT = "expected postgresql://user:password@host/database, with libpq's parameters such as ?sslmode=require"
 AMQP_RIGHT = "expected amqp://user:password@host:5672/vhost, or amqps:// for TLS"
-ENCODED = "; / ? # @ in a password are written %2F %3F %23 %40"
+ENCODED = "; encode / ? # @ in a password as %2F %3F %23 %40"
 
 # The contract's section 6, where it gives a number or a word.
 DEFAULTS = {
@@ -142,13 +142,13 @@ def test_an_amqp_url_is_taken_as_it_is(url: str):
         (
             "TRANSACTION_COORDINATOR_TENANTS",
             "acme;globex",
-            "found 'acme;globex'; expected tenant ids of A-Z a-z 0-9 . _ - with commas between",
+            "found 'acme;globex'; expected tenant ids of A-Z a-z 0-9 . _ - separated by commas",
         ),
         ("LOG_FORMAT", "xml", "found 'xml'; expected one of 'json' or 'console'"),
-        ("DATABASE_URL", "mysql://u:hunter2@h/d", f"found a value that is kept secret; {DATABASE_RIGHT}{ENCODED}"),
-        ("AMQP_URL", "http://u:hunter3@h", f"found a value that is kept secret; {AMQP_RIGHT}{ENCODED}"),
-        ("AMQP_URL", "amqp://", f"found a value that is kept secret; {AMQP_RIGHT}{ENCODED}"),
-        ("AMQP_URL", "amqp://[hunter3", f"found a value that is kept secret; {AMQP_RIGHT}{ENCODED}"),
+        ("DATABASE_URL", "mysql://u:hunter2@h/d", f"found a secret value; {DATABASE_RIGHT}{ENCODED}"),
+        ("AMQP_URL", "http://u:hunter3@h", f"found a secret value; {AMQP_RIGHT}{ENCODED}"),
+        ("AMQP_URL", "amqp://", f"found a secret value; {AMQP_RIGHT}{ENCODED}"),
+        ("AMQP_URL", "amqp://[hunter3", f"found a secret value; {AMQP_RIGHT}{ENCODED}"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_right(variable: str, text: str, words: str):
@@ -191,8 +191,8 @@ def test_all_faults_are_named_at_once():
         "DATABASE_URL_FILE": "/nowhere",
     }
     assert sorted(faults(environ)) == [
-        f"AMQP_URL: found a value that is kept secret; {AMQP_RIGHT}{ENCODED}",
-        "DATABASE_URL_FILE: cannot read /nowhere: No such file or directory; it must hold the URL and nothing else",
+        f"AMQP_URL: found a secret value; {AMQP_RIGHT}{ENCODED}",
+        "DATABASE_URL_FILE: cannot read /nowhere: No such file or directory; expected a file that contains only the URL",
         "HTTP_PORT: found 'x'; expected a whole number",
         "LEGACY_FALLBACK_ENABLED: found 'perhaps'; expected true or false",
         "LOG_LEVEL: found 'loud'; expected one of 'DEBUG', 'INFO', 'WARNING' or 'ERROR'",
@@ -208,7 +208,7 @@ def test_a_command_that_needs_one_server_asks_for_one_url():
     assert load_settings({"AMQP_URL": AMQP}, need_database=False).amqp_url.get_secret_value() == AMQP
     assert faults({}, need_amqp=False) == [f"DATABASE_URL: not set; {DATABASE_RIGHT}"]
     assert faults({"DATABASE_URL": DATABASE, "AMQP_URL": "x"}, need_amqp=False) == [
-        f"AMQP_URL: found a value that is kept secret; {AMQP_RIGHT}{ENCODED}"
+        f"AMQP_URL: found a secret value; {AMQP_RIGHT}{ENCODED}"
     ]
 
 
@@ -260,26 +260,29 @@ def test_a_mounted_secret_that_cannot_be_one_is_named_without_its_text(tmp_path:
     binary.write_bytes(b"hunter2\xff")
     wrong.write_text("http://u:hunter3@h")
     expected: list[tuple[dict[str, Any], str]] = [
-        ({"DATABASE_URL_FILE": str(empty)}, f"DATABASE_URL_FILE: {empty} is empty; it must hold the URL"),
+        (
+            {"DATABASE_URL_FILE": str(empty)},
+            f"DATABASE_URL_FILE: {empty} is empty; expected a file that contains the URL",
+        ),
         (
             {"DATABASE_URL_FILE": str(binary)},
-            f"DATABASE_URL_FILE: cannot read {binary}: it is not text; it must hold the URL and nothing else",
+            f"DATABASE_URL_FILE: cannot read {binary}: it is not text; expected a file that contains only the URL",
         ),
         (
             {"DATABASE_URL_FILE": str(tmp_path)},
-            f"DATABASE_URL_FILE: cannot read {tmp_path}: Is a directory; it must hold the URL and nothing else",
+            f"DATABASE_URL_FILE: cannot read {tmp_path}: Is a directory; expected a file that contains only the URL",
         ),
     ]
     for environ, words in expected:
         assert faults({"AMQP_URL": AMQP, **environ}) == [words]
     assert faults({"DATABASE_URL": DATABASE, "AMQP_URL_FILE": str(wrong)}) == [
-        f"AMQP_URL: found a value that is kept secret; {AMQP_RIGHT}{ENCODED}"
+        f"AMQP_URL: found a secret value; {AMQP_RIGHT}{ENCODED}"
     ]
 
 
 def test_a_url_where_the_path_of_its_file_belongs_is_said_to_be_one():
     assert faults({"DATABASE_URL": DATABASE, "AMQP_URL_FILE": AMQP}) == [
-        "AMQP_URL_FILE: found a URL; expected the path of a file that holds it"
+        "AMQP_URL_FILE: found a URL; expected the path of a file that contains it"
     ]
 
 
@@ -290,7 +293,7 @@ def test_a_path_that_no_file_can_have_is_a_fault_like_any_other():
 
 def test_a_secret_given_both_ways_is_refused():
     assert faults({**ENVIRON, "AMQP_URL_FILE": "/run/secrets/amqp"}) == [
-        "AMQP_URL: set, and AMQP_URL_FILE too; set one of them"
+        "AMQP_URL: AMQP_URL_FILE is also set; set only one of them"
     ]
 
 
@@ -325,7 +328,7 @@ def test_a_batch_that_is_never_reached_is_a_warning():
 
 @pytest.mark.parametrize("variable", ["TRUSTED_PUBLISHERS", "TRANSACTION_COORDINATOR_TENANTS"])
 def test_a_list_that_is_set_and_names_nobody_is_a_warning(variable: str):
-    assert load(**{variable: " , "}).warnings == (f"{variable} is set and names nobody: that means all",)
+    assert load(**{variable: " , "}).warnings == (f"{variable} is set but empty: that means all",)
 
 
 @examples(deadline=None, database=None)

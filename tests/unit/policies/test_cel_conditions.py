@@ -84,10 +84,10 @@ def test_every_field_of_the_contract_is_there_even_where_the_message_left_it_out
         ('"ä😀" == nope', 1, 9, "undeclared reference to 'nope' (in container '')"),
         ("true\x00", 1, 5, "Syntax error: token recognition error at: '"),
         ("true && ä", 1, 9, "Syntax error: token recognition error at: 'ä'"),
-        ("1", 1, 1, "the condition gives int; expected true or false"),
-        ('"yes"', 1, 1, "the condition gives string; expected true or false"),
-        ("null", 1, 1, "the condition gives null; expected true or false"),
-        ("size(run)", 1, 1, "the condition gives int; expected true or false"),
+        ("1", 1, 1, "the condition returns int; expected true or false"),
+        ('"yes"', 1, 1, "the condition returns string; expected true or false"),
+        ("null", 1, 1, "the condition returns null; expected true or false"),
+        ("size(run)", 1, 1, "the condition returns int; expected true or false"),
         ("x" * (CONDITION_MAX + 1), 1, 1, "4097 characters; expected at most 4096"),
     ],
 )
@@ -177,7 +177,7 @@ def test_no_text_raises_anything_but_a_condition_error(text: str):
     ],
 )
 def test_an_answer_that_is_not_true_or_false_is_an_evaluation_error(text: str, kind: str):
-    assert failure(text, agent_id=None) == f"the condition gave {kind}; expected true or false"
+    assert failure(text, agent_id=None) == f"the condition returned {kind}; expected true or false"
 
 
 @pytest.mark.parametrize(

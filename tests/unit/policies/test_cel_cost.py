@@ -56,8 +56,8 @@ def doubled(start: str, times: int, body: str = "x + x") -> str:
     ids=lambda text: text[:40],
 )
 def test_a_condition_that_a_run_of_usual_size_could_make_dear_is_refused(text: str):
-    assert "too dear: over a run of 100 steps it may take" in str(refusal(text))
-    assert str(refusal(text)).endswith(f"; expected at most {COST_MAX_MS}")
+    assert "too expensive: up to" in str(refusal(text))
+    assert str(refusal(text)).endswith(f"(limit {COST_MAX_MS} ms)")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_condition_that_a_run_of_usual_size_could_make_dear_is_refused(text: s
 def test_what_only_a_large_run_makes_dear_holds_for_others_and_is_an_evaluation_error_for_it(text: str):
     condition = Condition(text)
     assert condition.holds(Visible(run_of(100)))
-    with pytest.raises(EvaluationError, match=r"the run is too large for this condition: it may take [\d,]+ ms"):
+    with pytest.raises(EvaluationError, match=r"the run is too large for this condition: up to [\d,]+ ms"):
         condition.holds(Visible(run_of(1_000, text="book" * 1_000)))
 
 
@@ -173,7 +173,7 @@ def test_the_library_counts_all_iterations_of_an_evaluation_together(loop: str):
     ],
 )
 def test_a_pattern_that_is_not_written_out_is_refused_however_the_call_is_written(text: str):
-    assert "matches: expected a pattern written out as one string" in str(refusal(text))
+    assert "matches: expected a literal string as pattern" in str(refusal(text))
 
 
 def test_a_refused_pattern_has_its_place():
@@ -186,7 +186,7 @@ def test_a_refused_pattern_has_its_place():
 
 def test_an_escape_in_a_string_hides_nothing_of_a_pattern():
     hidden = 'run.steps.all(s, run.error_message.matches("(a\\x7b1,30\\x7d)\\u007b1,30}z"))'
-    assert "too dear" in str(refusal(hidden))
+    assert "too expensive" in str(refusal(hidden))
 
 
 @pytest.mark.parametrize(
@@ -208,12 +208,12 @@ def test_a_pattern_is_reckoned_longer_the_more_it_makes_re2_build(shorter: str, 
 @pytest.mark.parametrize("zone", ["/etc/localtime", "../zone", "file:zone", "", "Europe/../../x", "/dev/stdin"])
 def test_a_time_zone_that_could_open_another_file_is_refused(zone: str):
     error = refusal(f'run.completed_at.getHours("{zone}") > 3')
-    assert "getHours: expected a time zone written out" in str(error)
+    assert "getHours: expected a literal time zone" in str(error)
     assert error.column == 27
 
 
 def test_a_time_zone_that_the_run_gives_is_refused():
-    assert "expected a time zone written out" in str(refusal("run.completed_at.getHours(run.model) > 3"))
+    assert "expected a literal time zone" in str(refusal("run.completed_at.getHours(run.model) > 3"))
 
 
 @pytest.mark.parametrize(("zone", "hour"), [('"UTC"', 12), ('"+05:30"', 17), ('"Europe/Berlin"', 13), ("", 12)])
@@ -278,9 +278,9 @@ def test_a_time_at_the_end_of_the_calendar_is_a_time(moment: str):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("run.metadata[run.agent_id] == 1", "Key not found in map : one that the run gave"),
-        ("run[run.agent_id] == 1", "Key not found in map : one that the run gave"),
-        ("{'a': 1}[run.agent_id] == 1", "Key not found in map : one that the run gave"),
+        ("run.metadata[run.agent_id] == 1", "Key not found in map : a key of the run"),
+        ("run[run.agent_id] == 1", "Key not found in map : a key of the run"),
+        ("{'a': 1}[run.agent_id] == 1", "Key not found in map : a key of the run"),
         ("run.metadata['not there'] == 1", "not there"),
         ("int(run.agent_id) == 1", "cannot convert string to int"),
         ("timestamp(run.agent_id) > run.started_at", "conversion failed"),

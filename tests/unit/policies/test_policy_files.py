@@ -14,7 +14,7 @@ FIELDS = "name, tenant_id, effect, severity, condition, mode, enabled"
 MISSING_NAME = "name: missing; expected 1 to 128 letters, digits, spaces and . _ -"
 MISSING_EFFECT = "effect: missing; expected flag or suppress_incident"
 MISSING_SEVERITY = "severity: missing; expected one of NONE, LOW, MEDIUM, HIGH, CRITICAL"
-MISSING_CONDITION = "condition: missing; expected a CEL expression over run, in quotes or a block"
+MISSING_CONDITION = "condition: missing; expected a CEL expression on run, in quotes or a block"
 
 
 def read(text: str) -> list[PolicyDraft]:
@@ -119,7 +119,7 @@ def test_json_is_read_however_it_was_written(document: Any, *, indent: Any, ensu
         ({"condition": None}, f"rules.yaml:1: {MISSING_CONDITION}"),
         (
             {"condition": "true"},
-            "rules.yaml:4: condition: found true; expected a CEL expression over run, in quotes or a block",
+            "rules.yaml:4: condition: found true; expected a CEL expression on run, in quotes or a block",
         ),
         ({"tenant_id": "5"}, "rules.yaml:5: tenant_id: found 5; expected a tenant's id, or null for all tenants"),
         ({"tenant_id": "a b"}, "rules.yaml:5: tenant_id: found 'a b'; expected a tenant's id, or null for all tenants"),
@@ -162,7 +162,7 @@ def test_all_faults_are_named_at_once():
         "rules.yaml:6: effect: found 'warn'; expected flag or suppress_incident",
         "rules.yaml:7: condition: line 1, column 1: undeclared reference to 'nope' (in container '')",
         f"rules.yaml:9: expected a policy with {FIELDS}",
-        "rules.yaml:10: name: 'fine' again, as in line 1; expected one of each name",
+        "rules.yaml:10: name: 'fine' is already in line 1; expected unique names",
     ]
 
 
@@ -170,13 +170,13 @@ def test_one_name_may_stand_once_a_tenant_and_once_for_all():
     text = one() + one(tenant_id="acme") + one(tenant_id="globex")
     assert [draft.tenant_id for draft in read(text)] == [None, "acme", "globex"]
     assert faults(text + one(tenant_id="acme")) == [
-        "rules.yaml:15: name: 'slow' again, as in line 5; expected one of each name"
+        "rules.yaml:15: name: 'slow' is already in line 5; expected unique names"
     ]
 
 
 def test_two_policies_of_one_name_on_one_line_are_refused_too():
     policy = '{"name": "a", "effect": "flag", "severity": "LOW", "condition": "true"}'
-    assert faults(f"[{policy}, {policy}]") == ["rules.yaml:1: name: 'a' again, as in line 1; expected one of each name"]
+    assert faults(f"[{policy}, {policy}]") == ["rules.yaml:1: name: 'a' is already in line 1; expected unique names"]
 
 
 def test_a_field_that_is_given_twice_is_refused_rather_than_half_of_it_dropped():
@@ -229,7 +229,7 @@ def test_a_file_without_a_list_is_refused(text: str):
 def test_aliases_are_refused(text: str):
     words = faults(text)
     assert len(words) == 1
-    assert words[0].endswith(": aliases are not taken; write the value out")
+    assert words[0].endswith(": aliases are not allowed; repeat the value")
 
 
 @pytest.mark.parametrize(

@@ -154,8 +154,8 @@ def test_a_suppressing_policy_that_fails_suppresses_nothing():
             "nope == 1",
             "the condition does not compile: line 1, column 1: undeclared reference to 'nope' (in container '')",
         ),
-        ("run.status", "the condition gave string; expected true or false"),
-        ("1", "the condition does not compile: line 1, column 1: the condition gives int; expected true or false"),
+        ("run.status", "the condition returned string; expected true or false"),
+        ("1", "the condition does not compile: line 1, column 1: the condition returns int; expected true or false"),
     ],
 )
 def test_a_broken_stored_condition_is_an_error_of_its_policy_and_stops_no_other(condition: str, words: str):
