@@ -7,11 +7,10 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,9 @@ from tests.acceptance import roles_of_commands as identities
 from tests.acceptance.roles_of_commands import Identity, identity_for
 from tests.support import roles
 from tests.support import run_messages as runs
-
-CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
+from tests.support.command_line import CLOSEOUT, run
+from tests.support.http import request_blocking
+from tests.support.waiting import until_blocking
 
 
 @pytest.fixture(scope="module", params=["3.10", "4"])
@@ -58,16 +58,8 @@ class Installation:
             "COLUMNS": "200",
         }
 
-    def run(self, *arguments: str, status: int = 0, **more: Any) -> str:
-        done = subprocess.run(
-            [CLOSEOUT, *arguments],
-            env=self.environ | self.urls(identity_for(arguments)),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            **more,
-        )
+    def run(self, *arguments: str, status: int = 0, stdin: str = "") -> str:
+        done = run(*arguments, env=self.environ | self.urls(part_of(arguments)), stdin=stdin)
         assert done.returncode == status, done.stdout + done.stderr
         return str(done.stdout + done.stderr)
 
@@ -95,9 +87,11 @@ class Installation:
     def sql(self, statement: str) -> str:
         return str(self.postgres.psql(statement, self.database)).strip()
 
-    def http(self, path: str, port: object = None) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port or self.port}{path}", timeout=5) as answer:
-            return str(answer.read().decode())
+    def http(self, path: str, port: int = 0) -> str:
+        return request_blocking(port or self.port, path).body
+
+    def ready(self, port: int = 0) -> bool:
+        return bool(json.loads(self.http("/readyz", port))["ready"])
 
 
 @pytest.fixture
@@ -144,14 +138,14 @@ def test_messages_in_rows_and_events_out_duplicates_harmless_bad_ones_parked_and
             runner.basic_publish(
                 "runs", "run.completed", body, pika.BasicProperties(content_type="application/json"), mandatory=True
             )
-        _until(
+        until_blocking(
             lambda: (
                 installation.sql("SELECT count(*) FROM governance.run_completions WHERE phase = 'EVENTS_PUBLISHED'")
                 == "50"
             )
         )
-        _until(lambda: json.loads(installation.http("/readyz"))["ready"])
-        _until(lambda: 'closeout_deliveries_total{result="duplicate"} 50.0' in installation.http("/metrics"))
+        until_blocking(installation.ready)
+        until_blocking(lambda: 'closeout_deliveries_total{result="duplicate"} 50.0' in installation.http("/metrics"))
         events = _take(subscriber, queue, 150)
         parked = _take(operator, "closeout.parked", 2)
     finally:
@@ -181,7 +175,7 @@ def test_messages_in_rows_and_events_out_duplicates_harmless_bad_ones_parked_and
 def test_doctor_finds_a_workers_role_and_user_in_order_beside_a_live_worker(installation):
     process = installation.worker()
     try:
-        _until(lambda: json.loads(installation.http("/readyz"))["ready"])
+        until_blocking(installation.ready)
         assert "0 problems, 0 warnings, 21 ok" in installation.run("doctor")
     finally:
         process.terminate()
@@ -194,11 +188,11 @@ def test_two_workers_given_the_same_runs_at_the_same_instant_commit_each_once(in
     installation.environ["HTTP_PORT"] = str(installation.another_port())
     second = installation.worker()
     try:
-        for port in (installation.port, installation.environ["HTTP_PORT"]):
-            _until(lambda port=port: json.loads(installation.http("/readyz", port))["ready"])
+        for port in (installation.port, int(installation.environ["HTTP_PORT"])):
+            until_blocking(partial(installation.ready, port))
         for body in bodies * 2:
             runner.basic_publish("runs", "run.completed", body, pika.BasicProperties(content_type="application/json"))
-        _until(
+        until_blocking(
             lambda: (
                 installation.sql("SELECT count(*) FROM governance.run_completions WHERE phase = 'EVENTS_PUBLISHED'")
                 == "100"
@@ -221,7 +215,7 @@ def test_the_command_line_publishes_lists_and_applies_policies(installation, tmp
     assert "line 2: invalid_json" in said
     assert "line 3: schema_violation: tenant_id" in said
     assert "2 published and confirmed, 2 refused" in said
-    assert json.loads(installation.run("publish", "-", "--json", input=lines[0].decode())) == {
+    assert json.loads(installation.run("publish", "-", "--json", stdin=lines[0].decode())) == {
         "published": 1,
         "refused": 0,
         "failure": None,
@@ -239,7 +233,7 @@ def test_the_command_line_publishes_lists_and_applies_policies(installation, tmp
     assert "run.usage.cost_usd > 0.01" in installation.run("policies", "list")
     process = installation.worker()
     try:
-        _until(
+        until_blocking(
             lambda: (
                 installation.sql("SELECT count(*) FROM governance.run_completions WHERE phase = 'EVENTS_PUBLISHED'")
                 == "2"
@@ -260,7 +254,7 @@ def test_a_worker_with_the_flag_off_warns_loudly_and_closes_out_on_the_legacy_pa
         runner.basic_publish(
             "runs", "run.completed", runs.body(), pika.BasicProperties(content_type="application/json")
         )
-        _until(
+        until_blocking(
             lambda: installation.sql("SELECT mode || phase FROM governance.run_completions") == "legacyEVENTS_PUBLISHED"
         )
         assert "closeout_coordinator_enabled 0.0" in installation.http("/metrics")
@@ -280,17 +274,5 @@ def _take(channel: Any, queue: str, number: int) -> list[tuple[Any, bytes]]:
             found.append((properties, body))
         return len(found) == number
 
-    _until(more, pause=0.0)
+    until_blocking(more, every=0.01, what=f"{number} messages in {queue}")
     return found
-
-
-def _until(condition: Any, *, within: float = 30, pause: float = 0.05) -> None:
-    deadline = time.monotonic() + within
-    while True:
-        try:
-            if condition():
-                return
-        except OSError:
-            pass  # not listening yet
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(pause)

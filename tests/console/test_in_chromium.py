@@ -16,7 +16,7 @@ from domains.policies.apply import apply_policies
 from domains.policies.files import PolicyDraft
 from tests.support import run_messages as runs
 from tests.support.broken_writes import break_writes_to, mend_writes
-from tests.support.console_site import HOSTILE, ask, close_out, hostile_run, path_of
+from tests.support.console_site import HOSTILE, close_out, hostile_run, path_of, until_shown
 from tests.support.traffic import publish, worker
 
 # Reports into the page itself what the content security policy had to stop; a listener of the page's own.
@@ -66,7 +66,7 @@ async def test_hostile_words_in_every_field_are_shown_and_not_run(database_url, 
         await close_out(broker, engine, body, message_id=HOSTILE["script"])
         await break_writes_to(engine, "traces", HOSTILE["image"])
         await publish(broker, unlucky, *parked, message_id=HOSTILE["style"])
-        await _until(service, "/", f"{len(parked) + 1} messages are parked")
+        await until_shown(service, "/", f"{len(parked) + 1} messages are parked")
         await mend_writes(engine)
         for path, least in (("/", 2), (path_of(body), 9), ("/runs?q=" + "%22%3E%3Cscript%3Ealert(9)%3C/script%3E", 0)):
             async with visit(browser, service, path) as page:
@@ -133,7 +133,7 @@ async def test_no_page_is_wider_than_its_window_whatever_its_words_are_like(
         await close_out(broker, engine, body, message_id="M" * 200)
         await break_writes_to(engine, "incidents", long)
         await publish(broker, runs.body(tenant_id="u" * 128), json.dumps({"schema_version": long}).encode())
-        await _until(service, "/", "2 messages are parked")
+        await until_shown(service, "/", "2 messages are parked")
         await mend_writes(engine)
         for path in ("/", path_of(body), f"/runs/{'v' * 128}/{uuid4()}", "/runs?q=" + "w" * 300):
             async with visit(browser, service, path) as page:
@@ -149,7 +149,7 @@ async def test_what_changes_is_put_in_by_itself_and_the_rest_of_the_page_stays(
     first, second = runs.body(), runs.body()
     async with worker(database_url, amqp_url) as service:
         await close_out(broker, engine, first)
-        await _until(service, "/", path_of(first))
+        await until_shown(service, "/", path_of(first))
         async with visit(browser, service, "/") as page:
             await page.evaluate("window.same = true")
             await page.locator(f"a[href='{path_of(first)}']").focus()
@@ -201,13 +201,13 @@ async def test_what_somebody_is_selecting_is_not_taken_from_under_them(database_
     first, second = runs.body(), runs.body()
     async with worker(database_url, amqp_url) as service:
         await close_out(broker, engine, first)
-        await _until(service, "/", path_of(first))
+        await until_shown(service, "/", path_of(first))
         async with visit(browser, service, "/") as page:
             link = page.locator(f"a[href='{path_of(first)}']")
             await link.select_text()
             before = await page.locator("[data-part=as-of]").inner_text()
             await close_out(broker, engine, second)
-            await _until(service, "/live", path_of(second))
+            await until_shown(service, "/live", path_of(second))
             await expect(page.locator("[data-part=as-of]")).not_to_have_text(before, timeout=30_000)
             assert await page.evaluate("getSelection().toString()") == path_of(first).removeprefix("/runs/")
             await page.evaluate("getSelection().removeAllRanges()")
@@ -238,7 +238,7 @@ async def test_without_scripts_everything_is_there_but_the_refreshing(database_u
     body = runs.body()
     async with worker(database_url, amqp_url) as service:
         await close_out(broker, engine, body)
-        await _until(service, "/", path_of(body))
+        await until_shown(service, "/", path_of(body))
         async with visit(browser, service, "/", java_script_enabled=False) as page:
             await expect(page.get_by_role("link", name="Refresh")).to_be_visible()
             await expect(page.get_by_text("All is well")).to_be_visible()
@@ -256,7 +256,7 @@ async def test_every_word_can_be_read_against_its_ground(database_url, amqp_url,
     async with worker(database_url, amqp_url, TRANSACTION_COORDINATOR_ENABLED="false") as service:
         await close_out(broker, engine, body)
         await publish(broker, b"{nonsense")
-        await _until(service, "/", "1 message is parked")
+        await until_shown(service, "/", "1 message is parked")
         for path in ("/", path_of(body)):
             async with visit(browser, service, path, color_scheme=scheme) as page:
                 assert await page.evaluate(TOO_FAINT) == []
@@ -281,9 +281,3 @@ TOO_FAINT = """() => {
         })
         .filter(([ratio]) => ratio < 4.5);
 }"""
-
-
-async def _until(service: Service, path: str, words: str) -> None:
-    async with asyncio.timeout(30):
-        while words not in (await ask(service, path)).body:
-            await asyncio.sleep(0.05)

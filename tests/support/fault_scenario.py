@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
@@ -31,10 +30,12 @@ from consumer.errors import UnavailableError
 from consumer.postgres.privileges import each_privilege
 from tests.support import run_messages as runs
 from tests.support import traffic
+from tests.support.command_line import CLOSEOUT
+from tests.support.http import request
 from tests.support.proxy import Proxy
 from tests.support.roles import WORKER_USER, permit
+from tests.support.waiting import PATIENCE, until
 
-CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
 SUBSCRIBER = "subscriber"
 TYPES = ["incident.created", "policy.evaluated", "run.finalized"]
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -65,14 +66,19 @@ class Running:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
+    async def find_port(self) -> None:
+        """Wait until the process has logged where it serves HTTP."""
+        assert self.process is not None
+
+        def started() -> list[dict[str, Any]]:
+            assert self.alive, self.lines()
+            return self.records()
+
+        self.port = int((await until(started, what="the first log line"))[0]["http"].rpartition(":")[2])
+
     async def get(self, path: str) -> tuple[int, str]:
-        async with asyncio.timeout(5):
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-            writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-            answer = (await reader.read()).decode()
-            writer.close()
-            await writer.wait_closed()
-        return int(answer.split()[1]), answer.split("\r\n\r\n", 1)[1]
+        response = await request(self.port, path)
+        return response.status, response.body
 
     async def ready(self) -> bool:
         return (await self.get("/readyz"))[0] == 200
@@ -175,11 +181,7 @@ class Scene:
             )
         running = Running(0, process, log)
         self._workers.append(running)
-        async with asyncio.timeout(20):
-            while not (begun := running.records()):
-                assert running.alive, log.read_text()
-                await asyncio.sleep(0.02)
-        running.port = int(begun[0]["http"].rpartition(":")[2])
+        await running.find_port()
         return running
 
     # Messages in
@@ -243,15 +245,12 @@ class Scene:
         )
         return int(answer)
 
-    async def until(self, condition: Any, *, within: float, what: str = "it") -> float:
-        """Wait until *condition* holds and return the seconds it took."""
+    @staticmethod
+    async def until(condition: Any, *, within: float = PATIENCE, what: str = "the condition") -> float:
+        """Wait until *condition* holds and return the seconds it took; a server may be unreachable meanwhile."""
         started = monotonic()
-        while True:
-            with contextlib.suppress(OSError):  # a server, or a worker's HTTP side, that is not there at the moment
-                if await condition():
-                    return monotonic() - started
-            assert monotonic() < started + within, f"{what} did not happen within {within} s"
-            await asyncio.sleep(0.03)
+        await until(condition, within=within, every=0.03, what=what, ignoring=OSError)
+        return monotonic() - started
 
     async def phase_count(self, phase: str = "EVENTS_PUBLISHED") -> int:
         return await self.count("run_completions", f"phase = '{phase}'")

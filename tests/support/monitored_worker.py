@@ -4,9 +4,7 @@ import asyncio
 import os
 import re
 import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,12 +22,13 @@ from consumer.amqp.connection import BrokerConnection
 from consumer.amqp.topology import declare
 from consumer.contract.names import EVENTS_EXCHANGE
 from tests.support import run_messages as runs
+from tests.support.command_line import CLOSEOUT
+from tests.support.http import request_blocking
 from tests.support.traffic import publish
+from tests.support.waiting import until
 
-CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "closeout.rules.yaml"
-PATIENCE = 30.0
 SCRAPED_SECONDS = 2.0  # after which a scrape has come or failed: it may take one
 PREFETCH = int(Settings.model_fields["prefetch_count"].default)
 KEPT_BACK = 10  # runs whose events wait for an exchange
@@ -69,9 +68,8 @@ class Monitored:
 
     def scrape(self, accept: str = "text/plain") -> tuple[str, str]:
         """Return the worker's metrics and their content type."""
-        request = urllib.request.Request(f"http://{self.worker}/metrics", headers={"accept": accept})
-        with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310 - our own worker
-            return answer.read().decode(), answer.headers["content-type"]
+        response = request_blocking(self.port, "/metrics", headers=f"accept: {accept}\r\n")
+        return response.body, response.headers["content-type"]
 
     def value(self, series: str) -> float:
         found = re.search(rf"^{re.escape(series)} (\S+)$", self.scrape()[0], re.MULTILINE)
@@ -146,24 +144,24 @@ def monitored(postgres: PostgresServer, rabbit: RabbitServer, folder: Path, temp
 
 async def _everything(seen: Monitored, postgres: PostgresServer, rabbit: RabbitServer, vhost: str) -> None:
     """Let the worker do every kind of thing that has a metric, each seen by Prometheus before the next."""
-    await until(lambda: seen.query("closeout_consumer_paused").get(seen.worker) == 1)  # no queue is there yet
+    await _seen(lambda: seen.query("closeout_consumer_paused").get(seen.worker) == 1)  # no queue is there yet
     broker = BrokerConnection(vhost, name="runner")
     await declare(broker)
     conn = await asyncpg.connect(postgres.url("monitored"))
     try:
         await conn.execute(FAULTS)
-        await until(lambda: seen.query("closeout_consumer_paused").get(seen.worker) == 0)
+        await _seen(lambda: seen.query("closeout_consumer_paused").get(seen.worker) == 0)
         # First, because it takes the relay longest: events that nobody can publish.
         await _exchange(vhost, exists=False)
         await publish(broker, *[runs.body() for _ in range(KEPT_BACK)], user_id=USER)
-        await until(lambda: set(seen.query("closeout_outbox_oldest_seconds > 1")) == {seen.worker, seen.idle})
+        await _seen(lambda: set(seen.query("closeout_outbox_oldest_seconds > 1")) == {seen.worker, seen.idle})
         await _exchange(vhost, exists=True)
         await _runs_of_every_kind(broker)
-        await until(lambda: seen.value('closeout_parked_total{reason="attempts_exhausted"}') >= len(CURSED))
+        await _seen(lambda: seen.value('closeout_parked_total{reason="attempts_exhausted"}') >= len(CURSED))
         await _interrupted(seen, rabbit, broker, conn)
-        await until(lambda: seen.value('closeout_deliveries_total{result="committed"}') >= 220 + 2 * PREFETCH)
+        await _seen(lambda: seen.value('closeout_deliveries_total{result="committed"}') >= 220 + 2 * PREFETCH)
         # By Prometheus, which is behind, so that tests see the end and not the way there.
-        await until(seen.is_at_rest)
+        await _seen(seen.is_at_rest)
     finally:
         await conn.close()
         await broker.close()
@@ -192,9 +190,9 @@ async def _interrupted(
     async with conn.transaction():
         await conn.execute("LOCK TABLE governance.incidents IN ACCESS EXCLUSIVE MODE")
         await publish(broker, *[runs.body() for _ in range(2 * PREFETCH)], user_id=USER)
-        await until(lambda: seen.query("closeout_inflight_deliveries").get(seen.worker) == PREFETCH)
+        await _seen(lambda: seen.query("closeout_inflight_deliveries").get(seen.worker) == PREFETCH)
         await asyncio.to_thread(rabbit.eval, 'rabbit_networking:close_all_connections(<<"maintenance">>)')
-        await until(lambda: seen.query("closeout_consumer_paused").get(seen.worker) == 1)
+        await _seen(lambda: seen.query("closeout_consumer_paused").get(seen.worker) == 1)
 
 
 async def _exchange(vhost: str, *, exists: bool) -> None:
@@ -209,17 +207,8 @@ async def _exchange(vhost: str, *, exists: bool) -> None:
     await asyncio.to_thread(change)
 
 
-async def until(true: Callable[[], bool]) -> None:
-    """Return once *true* says so; raise ``TimeoutError`` if that takes too long."""
-    deadline = time.monotonic() + PATIENCE
-    while not await asyncio.to_thread(_is, true):
-        if time.monotonic() > deadline:
-            raise TimeoutError(true)
-        await asyncio.sleep(0.1)
-
-
-def _is(true: Callable[[], bool]) -> bool:
-    try:
-        return true()
-    except OSError:  # a worker that does not listen yet
-        return False
+async def _seen(check: Callable[[], bool]) -> None:
+    """Wait until *check*, which blocks, is true; a worker that does not listen yet counts as false."""
+    await until(
+        lambda: asyncio.to_thread(check), every=0.1, what="what Prometheus and the worker are to show", ignoring=OSError
+    )

@@ -18,9 +18,7 @@ from consumer.contract.names import EVENTS_EXCHANGE, PARKED_QUEUE, RUN_COMPLETED
 from consumer.tracing.spans import Spans
 from domains import tables
 from tests.support.roles import WORKER, WORKER_USER, as_role, as_user
-
-# Seconds. A message that is tried again is back after ten; all else takes less than one on a machine that is not busy.
-PATIENCE = 30.0
+from tests.support.waiting import PATIENCE, until
 
 
 @asynccontextmanager
@@ -74,33 +72,30 @@ async def listen(broker: BrokerConnection) -> list[DeliveredMessage]:
 
 async def received(events: list[DeliveredMessage], number: int) -> list[DeliveredMessage]:
     """Wait until so many have come, and return them: what the broker confirmed may still be on its way to us."""
-    async with asyncio.timeout(PATIENCE):
-        while len(events) < number:
-            await asyncio.sleep(0.01)
+    await until(lambda: len(events) >= number, what=f"{number} events")
     return events
 
 
 async def parked(broker: BrokerConnection, at_least: int, *, queue: str = PARKED_QUEUE) -> list[DeliveredMessage]:
     channel = await broker.channel(confirms=False)
     found: list[DeliveredMessage] = []
-    async with asyncio.timeout(PATIENCE):
-        while len(found) < at_least:
-            message = await channel.basic_get(queue, no_ack=True)
-            if message.delivery_tag is None:
-                await asyncio.sleep(0.02)
-            else:
-                found.append(message)
+
+    async def enough() -> bool:
+        while len(found) < at_least and (message := await channel.basic_get(queue, no_ack=True)).delivery_tag:
+            found.append(message)
+        return len(found) >= at_least
+
+    await until(enough, what=f"{at_least} messages in {queue}")
     return found
 
 
 async def eventually(engine: AsyncEngine, statement: Any, expected: object, *, within: float = PATIENCE) -> None:
-    found: object = None
-    async with asyncio.timeout(within):
-        while found != expected:
-            async with engine.connect() as conn:
-                found = (await conn.execute(statement)).scalar_one_or_none()
-            if found != expected:
-                await asyncio.sleep(0.02)
+
+    async def as_expected() -> bool:
+        async with engine.connect() as conn:
+            return bool((await conn.execute(statement)).scalar_one_or_none() == expected)
+
+    await until(as_expected, within=within, what=f"{expected!r} as the result of {statement}")
 
 
 def published_runs() -> Any:
@@ -117,3 +112,26 @@ async def emptied(broker: BrokerConnection, queue: str) -> list[DeliveredMessage
     while (message := await channel.basic_get(queue, no_ack=True)).delivery_tag is not None:
         found.append(message)
     return found
+
+
+async def queue_length(broker: BrokerConnection, queue: str) -> int:
+    channel = await broker.channel(confirms=False)
+    count = (await channel.queue_declare(queue, passive=True)).message_count or 0
+    await channel.close()
+    return count
+
+
+async def has_length(broker: BrokerConnection, queue: str, number: int) -> bool:
+    return await queue_length(broker, queue) == number
+
+
+async def length_without_consumers(broker: BrokerConnection, queue: str) -> int:
+    """Wait until *queue* has no consumer, when it holds again what was not acked, and return its length."""
+    channel = await broker.channel(confirms=False)
+
+    async def left() -> bool:
+        return not (await channel.queue_declare(queue, passive=True)).consumer_count
+
+    await until(left, what=f"no consumer of {queue}")
+    await channel.close()
+    return await queue_length(broker, queue)

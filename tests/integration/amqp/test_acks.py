@@ -7,7 +7,8 @@ from aiormq.abc import DeliveredMessage
 
 from consumer.amqp.acks import Acks
 from consumer.amqp.connection import BrokerConnection
-from tests.support.traffic import emptied, publish
+from tests.support.traffic import emptied, length_without_consumers, publish
+from tests.support.waiting import until
 
 QUEUE = "closeout.run-completed"
 
@@ -23,9 +24,7 @@ class Consumer:
         self.channel = await self.connection.channel(confirms=False)
         await self.channel.basic_qos(prefetch_count=number)
         await self.channel.basic_consume(QUEUE, self._on_message)
-        async with asyncio.timeout(15):
-            while len(self.messages) < number:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(self.messages) >= number)
 
     async def close(self) -> None:
         await self.channel.close()
@@ -35,15 +34,6 @@ class Consumer:
         self.messages.append(message)
 
 
-async def given_back(broker: BrokerConnection) -> None:
-    """Wait until the queue knows that its consumer is gone: in that instant it takes back what was not acked."""
-    channel = await broker.channel(confirms=False)
-    async with asyncio.timeout(15):
-        while (await channel.queue_declare(QUEUE, passive=True)).consumer_count:
-            await asyncio.sleep(0.01)
-    await channel.close()
-
-
 async def left_after(amqp_url, broker, number, steps) -> list[int]:
     """Do *steps* to the acks of a channel that got *number* messages, close it, and say what the queue then holds."""
     await publish(broker, *[b"%d" % position for position in range(1, number + 1)])
@@ -51,7 +41,7 @@ async def left_after(amqp_url, broker, number, steps) -> list[int]:
     await consumer.open(number)
     await steps(Acks(consumer.channel, hold_back=100))
     await consumer.close()
-    await given_back(broker)
+    await length_without_consumers(broker, QUEUE)
     return sorted(int(message.body) for message in await emptied(broker, QUEUE))
 
 

@@ -16,6 +16,7 @@ from consumer.metrics import Metrics
 from consumer.outbox.publisher import EventPublisher
 from tests.support.proxy import Proxy
 from tests.support.traffic import listen, received
+from tests.support.waiting import until
 
 
 def event(*, routing_key: str = "incident.created.HIGH", body: str = "{}") -> OutboxEvent:
@@ -117,9 +118,7 @@ async def test_a_connection_that_was_lost_is_closed_before_another_takes_its_pla
     lost = made._connection
     assert lost is not None
     await asyncio.to_thread(rabbit.eval, 'rabbit_networking:close_all_user_connections(<<"closeout">>, <<"test">>)')
-    async with asyncio.timeout(10):
-        while made.is_open:
-            await asyncio.sleep(0.01)
+    await until(lambda: not made.is_open)
 
     await made.channel(confirms=True)
 

@@ -5,7 +5,6 @@ Hypothesis chooses what happens next; after each step the database must tell one
 
 import asyncio
 from collections import defaultdict
-from time import monotonic
 from typing import Any
 from uuid import UUID
 
@@ -40,6 +39,7 @@ from domains.run import RunKey
 from tests.support import run_messages as runs
 from tests.support.broken_writes import break_writes_to, mend_writes
 from tests.support.traffic import listen
+from tests.support.waiting import until
 
 TABLES = ("run_completions", "incidents", "policy_evaluations", "traces", "outbox_events")
 
@@ -215,9 +215,7 @@ class CloseOut(RuleBasedStateMachine):
                 found = await conn.execute(select(tables.run_completions.c.run_id).where(committed))
                 finished = {str(run_id) for run_id in found.scalars()}
             # What was confirmed may still be on its way to us.
-            deadline = monotonic() + 15
-            while not finished <= self._told_whole() and monotonic() < deadline:
-                await asyncio.sleep(0.01)
+            await until(lambda: finished <= self._told_whole(), what="the events of every finished run")
             assert finished == self._told_whole()
             await self.broker.close()
             await self.engine.dispose()

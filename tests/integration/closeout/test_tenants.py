@@ -3,7 +3,6 @@
 acme and globex publish a run of the same run id, with the same trace id, and each says something that only it knows.
 """
 
-import asyncio
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +22,9 @@ from domains.policies.files import read_policies
 from tests.support import run_messages as runs
 from tests.support.broken_writes import break_writes_to
 from tests.support.command_line import closeout
-from tests.support.console_site import ask
+from tests.support.http import request
 from tests.support.traffic import emptied, eventually, listen, parked, publish, published_runs, received, worker
+from tests.support.waiting import until
 
 TENANTS = ("acme", "globex")
 # What only that tenant's run says; no answer about the other's may hold it.
@@ -74,7 +74,7 @@ async def test_one_run_id_of_two_tenants_is_two_runs_in_every_table_event_and_pa
         await publish(broker, *[twins.body(tenant) for tenant in TENANTS])
         await eventually(engine, published_runs(), 2)
         await received(events, 6)
-        pages = {tenant: await ask(service, f"/runs/{tenant}/{twins.run_id}") for tenant in (*TENANTS, "nobody")}
+        pages = {tenant: await request(service.http.port, f"/runs/{tenant}/{twins.run_id}") for tenant in (*TENANTS, "nobody")}
     assert await emptied(broker, PARKED_QUEUE) == []
 
     for table in OF_TENANT:
@@ -177,9 +177,8 @@ async def test_what_fails_for_one_tenant_is_rolled_back_found_and_named_for_that
             await publish(broker, runs.body(tenant_id="zeta"))
             await eventually(engine, WAITING, 1)
             await publish(broker, *[twins.body(tenant) for tenant in TENANTS])
-            async with asyncio.timeout(15):
-                while service.worker._settler._metrics.registry.get_sample_value("closeout_inflight_deliveries") != 3:
-                    await asyncio.sleep(0.01)
+            registry = service.worker._settler._metrics.registry
+            await until(lambda: registry.get_sample_value("closeout_inflight_deliveries") == 3)
         (message,) = await parked(broker, 1)
         await eventually(engine, published_runs(), 2)
     assert json.loads(message.body)["tenant_id"] == "acme"

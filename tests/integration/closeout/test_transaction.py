@@ -24,6 +24,7 @@ from domains.run import CompletedRun
 from tests.support import run_messages as runs
 from tests.support.broken_writes import break_writes_to, count, mend_writes, only_row
 from tests.support.proxy import Proxy
+from tests.support.traffic import eventually
 
 DOMAIN_TABLES = ("run_completions", "incidents", "prevention_records", "policy_evaluations", "traces", "outbox_events")
 
@@ -398,14 +399,10 @@ async def _sessions(engine: AsyncEngine) -> int:
 
 
 async def _until_waiting(engine: AsyncEngine) -> None:
-    # Outside a transaction: within one, PostgreSQL shows pg_stat_activity as it was at the first look.
-    looking = engine.execution_options(isolation_level="AUTOCOMMIT")
-    async with asyncio.timeout(15), looking.connect() as conn:
-        query = text(
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        )
-        while not (await conn.execute(query)).scalar_one():
-            await asyncio.sleep(0.01)
+    query = text(
+        "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    await eventually(engine, query, expected=True)
 
 
 async def test_only_the_mark_may_be_lost_with_the_server_and_the_next_transaction_waits_for_the_disk_again(

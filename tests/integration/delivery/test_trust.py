@@ -1,7 +1,5 @@
 """TRUSTED_PUBLISHERS: whose messages are taken, as the broker itself vouches for it, and who answers for a replay."""
 
-import asyncio
-
 import pytest
 from servers import RabbitServer
 
@@ -11,7 +9,8 @@ from consumer.errors import UnavailableError
 from consumer.parked.copies import headers_of
 from consumer.parked.operations import Filters, replay
 from tests.support import run_messages as runs
-from tests.support.traffic import emptied, eventually, parked, publish, published_runs, worker
+from tests.support.traffic import emptied, eventually, has_length, parked, publish, published_runs, worker
+from tests.support.waiting import until
 
 UNTRUSTED = Filters(reason="untrusted_publisher")
 
@@ -64,21 +63,21 @@ async def test_who_replays_answers_for_the_messages_and_must_be_trusted_like_any
     operator, operator_name = user("operator")
     async with worker(database_url, amqp_url, TRUSTED_PUBLISHERS="nobody-else", AMQP_URL=amqp_url):
         await publish(stranger, runs.body(), user_id=name)
-        await _parked_messages(broker, 1)
+        await until(lambda: has_length(broker, PARKED_QUEUE, 1))
 
         assert (await replay(operator, UNTRUSTED, rows=1)).count == 1
-        await _parked_messages(broker, 1)
+        await until(lambda: has_length(broker, PARKED_QUEUE, 1))
         (again,) = await emptied(broker, PARKED_QUEUE)
         assert headers_of(again)["x-closeout-user-id"] == operator_name
         await publish(stranger, again.body, user_id=name)
-        await _parked_messages(broker, 1)
+        await until(lambda: has_length(broker, PARKED_QUEUE, 1))
 
         # The worker's own user is always taken: its copies come back from the retry queue.
         assert (await replay(broker, UNTRUSTED, rows=1)).count == 1
         await eventually(engine, published_runs(), 1)
     async with worker(database_url, amqp_url, TRUSTED_PUBLISHERS=operator_name):
         await publish(stranger, runs.body(), user_id=name)
-        await _parked_messages(broker, 1)
+        await until(lambda: has_length(broker, PARKED_QUEUE, 1))
         assert (await replay(operator, UNTRUSTED, rows=1)).count == 1
         await eventually(engine, published_runs(), 2)
     for connection in (stranger, operator):
@@ -92,12 +91,3 @@ async def test_whom_a_tenant_belongs_to_is_not_looked_at(user, database_url, amq
         await publish(runner, runs.body(tenant_id="acme"), runs.body(tenant_id="globex"), user_id=trusted)
         await eventually(engine, published_runs(), 2)
     await runner.close()
-
-
-async def _parked_messages(broker: BrokerConnection, number: int) -> None:
-    """Wait until so many messages are parked, and leave them there."""
-    channel = await broker.channel(confirms=False)
-    async with asyncio.timeout(15):
-        while (await channel.queue_declare(PARKED_QUEUE, passive=True)).message_count != number:
-            await asyncio.sleep(0.02)
-    await channel.close()

@@ -18,6 +18,7 @@ from consumer.diagnosis.check import Check
 from tests.support import run_messages as runs
 from tests.support.command_line import closeout
 from tests.support.traffic import listen, publish, worker
+from tests.support.waiting import until
 
 ALL = ["rabbitmq", "topology", "consumers", "retries", "parked", "consume", "alarm", "publish"]
 # What README and deployments give a worker's user: it configures nothing.
@@ -242,9 +243,8 @@ async def test_the_command_says_every_check_on_a_line_of_its_own_and_exits_0_bes
 ):
     urls = {"DATABASE_URL": database_url, "AMQP_URL": amqp_url, "TRANSACTION_COORDINATOR_ENABLED": "true"}
     async with worker(database_url, amqp_url) as service:
-        async with asyncio.timeout(15):
-            while not service.http.port or not await _consuming(broker):
-                await asyncio.sleep(0.05)
+        await until(lambda: _consuming(broker))
+        await until(lambda: service.http.port)
         told = await closeout("doctor", **urls)
         plainly = await closeout("doctor", "--json", **urls)
 

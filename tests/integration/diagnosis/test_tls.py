@@ -23,6 +23,7 @@ from tests.support.certificates import ENDED_TOLD, HERE, Authority
 from tests.support.command_line import closeout
 from tests.support.fault_scenario import Running
 from tests.support.traffic import eventually, publish, published_runs, worker
+from tests.support.waiting import until
 
 ROLE = "closeout_worker"
 
@@ -265,14 +266,14 @@ async def place(
     await plain.close()
 
 
-async def reason(running: Running, words: str, *, within: float = 15) -> str:
-    """Wait until /readyz gives a reason with *words* in it, or none where they are empty; return it."""
-    found = "not asked"
-    async with asyncio.timeout(within):
-        while words not in found or (not words and found):
-            found = str((await running.state()).get("reason") or "")
-            await asyncio.sleep(0.05)
-    return found
+async def reason(running: Running, words: str) -> str:
+    """Wait until /readyz gives a reason with *words* in it, and return it."""
+
+    async def named() -> str:
+        found = str((await running.state()).get("reason") or "")
+        return found if words in found else ""
+
+    return await until(named, what=f"a reason with {words!r}")
 
 
 async def test_a_worker_does_all_its_work_over_tls_under_its_own_certificate(place):
@@ -302,9 +303,9 @@ async def test_a_worker_waits_out_an_expired_certificate_says_which_and_goes_on_
     engine = create_engine(place.database.url("closeout"), pool_size=1)
     async with worker(place.database_url, place.amqp_url) as service:
         running = Running(service.http.port)
-        await reason(running, "")
-        await asyncio.to_thread(place.database.use_certificate, office.expired)
-        await asyncio.to_thread(place.listener.use_certificate, office.expired)
+        await until(running.ready)
+        await asyncio.to_thread(place.database.show, office.expired)
+        await asyncio.to_thread(place.listener.show, office.expired)
         await place.close_lines()
         of_database, of_broker = f"the certificate of {HERE}:{place.database.port}", f"{HERE}:{place.listener.port}"
         assert f"{of_database} ({HERE}) expired on {ENDED_TOLD}" in await reason(running, "expired")
@@ -317,8 +318,8 @@ async def test_a_worker_waits_out_an_expired_certificate_says_which_and_goes_on_
 
         await asyncio.to_thread(place.database.use_certificate, office.good)
         assert f"{of_broker} ({HERE}) expired on {ENDED_TOLD}" in await reason(running, of_broker)
-        await asyncio.to_thread(place.listener.use_certificate, office.good)
-        await reason(running, "")
+        await asyncio.to_thread(place.listener.show, office.good)
+        await until(running.ready)
         await eventually(engine, published_runs(), 1)
     await engine.dispose()
 
@@ -329,7 +330,7 @@ async def test_a_client_certificate_that_is_renewed_on_disk_is_used_without_a_re
         running = Running(service.http.port)
         assert "our certificate, sslcert=" in await reason(running, "has expired")
         _, key = office.ours.identity("worker", user=ROLE)
-        await reason(running, "")
+        await until(running.ready)
         key.unlink()
         await place.close_lines()
         told = await reason(running, "cannot be read")
@@ -337,4 +338,4 @@ async def test_a_client_certificate_that_is_renewed_on_disk_is_used_without_a_re
             told == f"PostgreSQL is not available: DATABASE_URL: sslkey={key} cannot be read: No such file or directory"
         )
         office.ours.identity("worker", user=ROLE)
-        await reason(running, "")
+        await until(running.ready)

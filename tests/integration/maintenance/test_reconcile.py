@@ -2,11 +2,7 @@
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,9 +18,9 @@ from domains.policies.book import PolicyBook
 from domains.run import CompletedRun
 from tests.support import run_messages as runs
 from tests.support.broken_writes import break_writes_to, count, mend_writes
+from tests.support.command_line import closeout
 from tests.support.traffic import listen, received
 
-CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
 OF_VICTIM = "WHERE (tenant_id, run_id) = (:tenant, :run)"
 PUBLISH = (
     f"WITH gone AS (DELETE FROM governance.outbox_events {OF_VICTIM}) UPDATE governance.run_completions "
@@ -238,21 +234,10 @@ async def test_beside_live_writers_of_both_kinds_nothing_is_reported(engine):
     assert await count(engine, "run_completions") > 20
 
 
-def closeout(database_url: str, *arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [CLOSEOUT, "reconcile", *arguments],
-        env={**os.environ, "DATABASE_URL": database_url, "NO_COLOR": "1", "COLUMNS": "200", **environ},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 async def test_the_command_says_ok_for_each_rule_and_exits_0(engine, database_url):
     await close_out(engine, 2)
 
-    done = await asyncio.to_thread(closeout, database_url)
+    done = await closeout("reconcile", DATABASE_URL=database_url)
 
     assert done.returncode == 0, done.stderr
     assert [line.split()[:2] for line in done.stdout.splitlines()] == [["ok", rule.name] for rule in INVARIANTS]
@@ -262,7 +247,7 @@ async def test_the_command_names_the_run_what_it_means_and_what_to_do_and_exits_
     (victim,) = await close_out(engine, 1)
     await apply(engine, victim, *BREAKS["legacy run unfinished for ten minutes"][2])
 
-    done = await asyncio.to_thread(closeout, database_url)
+    done = await closeout("reconcile", DATABASE_URL=database_url)
 
     assert done.returncode == 1, done.stderr
     assert f"{victim.tenant_id}/{victim.run_id}  stopped at INCIDENT_CREATED" in done.stdout
@@ -273,10 +258,10 @@ async def test_the_command_names_the_run_what_it_means_and_what_to_do_and_exits_
 async def test_repair_publishes_stale_events_and_leaves_the_young_ones(engine, database_url, broker, amqp_url):
     (stale, _young) = await close_out(engine, 2)
     await apply(engine, stale, f"UPDATE governance.outbox_events SET {LATER} {OF_VICTIM}")
-    before = await asyncio.to_thread(closeout, database_url, "--json")
+    before = await closeout("reconcile", "--json", DATABASE_URL=database_url)
     events = await listen(broker)
 
-    after = await asyncio.to_thread(closeout, database_url, "--repair", "--json", AMQP_URL=amqp_url)
+    after = await closeout("reconcile", "--repair", "--json", AMQP_URL=amqp_url, DATABASE_URL=database_url)
 
     assert before.returncode == 1
     told = {rule["name"]: rule for rule in json.loads(before.stdout)["invariants"] if rule["broken"]}
@@ -291,7 +276,7 @@ async def test_repair_without_a_broker_says_so_still_reports_and_exits_1(engine,
     (stale,) = await close_out(engine, 1)
     await apply(engine, stale, f"UPDATE governance.outbox_events SET {LATER} {OF_VICTIM}")
 
-    done = await asyncio.to_thread(closeout, database_url, "--repair", AMQP_URL="amqp://u:p@127.0.0.1:1/")
+    done = await closeout("reconcile", "--repair", AMQP_URL="amqp://u:p@127.0.0.1:1/", DATABASE_URL=database_url)
 
     assert done.returncode == 1
     assert "RabbitMQ is not available" in done.stdout
@@ -299,8 +284,8 @@ async def test_repair_without_a_broker_says_so_still_reports_and_exits_1(engine,
 
 
 @pytest.mark.parametrize("nonsense", ["5", "m", "-5m", "5 fortnights"])
-def test_a_threshold_that_is_no_time_is_used_wrongly(nonsense):
-    done = closeout("postgresql://nowhere", f"--older-than={nonsense}")
+async def test_a_threshold_that_is_no_time_is_used_wrongly(nonsense):
+    done = await closeout("reconcile", f"--older-than={nonsense}", DATABASE_URL="postgresql://nowhere")
 
     assert done.returncode == 2
     assert "--older-than" in done.stderr

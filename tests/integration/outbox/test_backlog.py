@@ -15,6 +15,7 @@ from consumer.outbox.publisher import EventPublisher
 from consumer.outbox.relay import Relay
 from consumer.postgres.engine import create_engine
 from tests.support import run_messages as runs
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -36,9 +37,7 @@ async def test_the_oldest_event_grows_older_while_the_relay_cannot_publish(
     async with asyncio.TaskGroup() as group:
         group.create_task(relay.run(stopping))
         group.create_task(watch_pending(stopping, engine=engine, metrics=metrics, every=0.05))
-        async with asyncio.timeout(10):
-            while not _oldest(metrics) > 1:
-                await asyncio.sleep(0.02)
+        await until(lambda: _oldest(metrics) > 1)
         assert metrics.registry.get_sample_value("closeout_outbox_pending") == 7
         stopping.set()
 
@@ -50,9 +49,7 @@ async def test_an_outbox_that_cannot_be_asked_for_is_unknown_not_what_it_was(
     nowhere = create_engine(f"{empty_database_url}_gone", pool_size=1)
     metrics.outbox_oldest.set(130)
     watching = asyncio.create_task(watch_pending(stopping, engine=nowhere, metrics=metrics, every=0.05))
-    async with asyncio.timeout(10):
-        while not math.isnan(_oldest(metrics)):
-            await asyncio.sleep(0.02)
+    await until(lambda: math.isnan(_oldest(metrics)))
     stopping.set()
     await watching
     await nowhere.dispose()

@@ -3,14 +3,10 @@
 import asyncio
 import itertools
 import json
-import os
 import re
-import subprocess
-import sys
 from base64 import b64decode
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,10 +23,11 @@ from consumer.errors import UnavailableError
 from consumer.parked.copies import headers_of
 from consumer.parked.operations import Filters, discard, find, replay
 from tests.support import run_messages as runs
-from tests.support.roles import OPERATOR_USER, as_user
-from tests.support.traffic import emptied, eventually, parked, publish, published_runs, worker
+from tests.support.command_line import closeout_blocking
+from tests.support.roles import OPERATOR_USER, as_user, permit
+from tests.support.traffic import emptied, eventually, has_length, parked, publish, published_runs, worker
+from tests.support.waiting import until
 
-CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
 EVERYTHING = Filters()
 _names = itertools.count()
 
@@ -39,6 +36,7 @@ _names = itertools.count()
 async def any_broker(any_rabbit: RabbitServer) -> AsyncIterator[BrokerConnection]:
     vhost = f"parked{next(_names)}"
     made = BrokerConnection(any_rabbit.create_vhost(vhost), name="tests")
+    permit(any_rabbit, vhost, OPERATOR_USER)
     await declare(made)
     yield made
     await made.close()
@@ -46,15 +44,7 @@ async def any_broker(any_rabbit: RabbitServer) -> AsyncIterator[BrokerConnection
 
 
 def closeout(amqp_url: str, *arguments: str, status: int = 0) -> tuple[str, str]:
-    done = subprocess.run(
-        [CLOSEOUT, "parked", *arguments],
-        env={**os.environ, "AMQP_URL": amqp_url, "NO_COLOR": "1", "LOG_LEVEL": "ERROR"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+    done = closeout_blocking("parked", *arguments, AMQP_URL=amqp_url)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout, done.stderr
 
@@ -106,7 +96,7 @@ async def test_a_replay_after_the_cause_is_mended_closes_out_the_run(
             expiration="600000",
             headers={"CC": ["nowhere"]},
         )
-        await _parked_count(broker, 1)
+        await until(lambda: has_length(broker, "closeout.parked", 1))
         async with engine.begin() as conn:
             await conn.execute(text("ALTER TABLE governance.incidents DROP CONSTRAINT no_b"))
         operators = as_user(amqp_url, OPERATOR_USER)
@@ -204,7 +194,7 @@ async def test_a_crash_between_confirm_and_ack_leaves_the_message_in_both_places
         patch.setattr("aiormq.channel.Channel.basic_ack", dies)
         with pytest.raises(SystemError):
             await replay(any_broker, EVERYTHING, rows=1)
-    await _parked_count(any_broker, 2)  # the broker needs a moment to take back what the dead one held
+    await until(lambda: has_length(any_broker, "closeout.parked", 2))
     assert sorted(await bodies_in_order(any_broker)) == [b"1", b"2"]
     assert sorted(m.body for m in await emptied(any_broker, "closeout.run-completed")) == [b"1", b"2"]
 
@@ -245,8 +235,8 @@ async def test_a_look_that_dies_gives_everything_back(any_broker):
         raise SystemError(seen, total)
 
     with pytest.raises(SystemError):
-        await find(any_broker, EVERYTHING, rows=1, progress=dies)
-    await _parked_count(any_broker, 40)
+        await look(any_broker, EVERYTHING, rows=1, progress=dies)
+    await until(lambda: has_length(any_broker, "closeout.parked", 40))
     assert len(await bodies_in_order(any_broker)) == 40
 
 
@@ -431,7 +421,7 @@ async def test_a_message_that_rabbitmq_dead_lettered_itself_is_listed_and_replay
     channel = await broker.channel(confirms=False)
     message = await channel.basic_get("closeout.run-completed")
     await channel.basic_reject(message.delivery_tag or 0, requeue=False)
-    await _parked_count(broker, 1)
+    await until(lambda: has_length(broker, "closeout.parked", 1))
     (found,) = json.loads(await said(amqp_url, "list", "--json"))["messages"]
     assert (found["reason"], found["message_id"]) == (None, "m")
     assert found["parked_at"]
@@ -456,11 +446,4 @@ def test_long_bodies_are_cut_and_what_is_escaped_can_be_read():
 
 async def _look_repeatedly(broker: BrokerConnection) -> None:
     for _ in range(5):
-        assert (await find(broker, EVERYTHING, rows=1)).count >= 200
-
-
-async def _parked_count(broker: BrokerConnection, number: int) -> None:
-    channel = await broker.channel(confirms=False)
-    async with asyncio.timeout(20):
-        while (await channel.queue_declare("closeout.parked", passive=True)).message_count != number:
-            await asyncio.sleep(0.05)
+        assert (await look(broker, EVERYTHING, rows=1)).count >= 200

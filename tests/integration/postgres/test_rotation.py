@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,11 +15,11 @@ from config.settings import SettingsError, load_settings
 from consumer.amqp.connection import BrokerConnection
 from consumer.contract.names import PARKED_QUEUE, RETRY_QUEUE
 from tests.support import run_messages as runs
-from tests.support.command_line import closeout
+from tests.support.command_line import CLOSEOUT, closeout
 from tests.support.fault_scenario import Running
 from tests.support.traffic import emptied, eventually, publish, published_runs
+from tests.support.waiting import until
 
-CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
 OLD, NEW = "of-old-3f9c", "of-new-71ab"
 
 
@@ -108,10 +107,7 @@ class Rotation:
             )
         running = Running(0, process, self._log)
         try:
-            async with asyncio.timeout(20):
-                while not (begun := running.records()):
-                    await asyncio.sleep(0.02)
-            running.port = int(begun[0]["http"].rpartition(":")[2])
+            await running.find_port()
             yield running
             assert running.alive, "the worker ended by itself"
             self.told += await asyncio.to_thread(_seen_from_outside, process.pid)
@@ -123,13 +119,13 @@ class Rotation:
 
     async def waits(self, running: Running, words: str) -> str:
         """Wait until /readyz gives a reason with *words* in it; return it."""
-        found = ""
-        async with asyncio.timeout(15):
-            while words not in found:
-                found = (await running.get("/readyz"))[1]
-                self.told.append(found)
-                await asyncio.sleep(0.05)
-        return found
+
+        async def named() -> str:
+            found = (await running.get("/readyz"))[1]
+            self.told.append(found)
+            return found if words in found else ""
+
+        return await until(named, what=f"a reason with {words!r}")
 
     async def consumes(self, running: Running) -> None:
         await self.waits(running, '"ready":true')

@@ -6,7 +6,6 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic, sleep
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -23,7 +22,8 @@ from consumer.metrics import Metrics
 from consumer.version import installed_version
 from tests.conftest import _TEMPLATE
 from tests.support.monitored_worker import DEPLOY, KEPT_BACK, PREFETCH, RULES, Monitored, monitored
-from tests.unit.docs.test_runbooks import ON_CALL
+from tests.support.waiting import until_blocking
+from tests.unit.docs.test_readme import ON_CALL
 
 DASHBOARD = json.loads((DEPLOY / "grafana" / "closeout.json").read_text())
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
@@ -159,9 +159,9 @@ def test_every_rule_is_evaluated_without_an_error(seen):
     assert {(rule["name"], rule["health"], rule.get("lastError", "")) for rule in rules} == {
         (name, "ok", "") for name in _alerts()
     }
-    deadline = monotonic() + 30  # a worker that was paused a moment ago is pending at the next evaluation
-    while (states := _states(seen))["CloseoutWorkerPaused"] == "inactive" and monotonic() < deadline:
-        sleep(0.2)
+    # A worker that was paused a moment ago is pending at the next evaluation.
+    until_blocking(lambda: _states(seen)["CloseoutWorkerPaused"] != "inactive", what="the alert of a paused worker")
+    states = _states(seen)
     # What has just happened, and nothing else: no alert is up that a person would have to be told about by mistake.
     assert {name for name, state in states.items() if state == "firing"} == {
         "CloseoutMessagesParked",
