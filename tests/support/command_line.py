@@ -11,14 +11,14 @@ import re
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 from pathlib import Path
 
+from tests.support.command_server import TIMEOUT, Fork
 from tests.support.roles import OPERATOR, OPERATOR_USER, as_role, as_user
 
 CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
-# Seconds. Ends a test whose command hangs; a busy machine must not exceed it.
-TIMEOUT = 100.0
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 Done = subprocess.CompletedProcess[str]
 
@@ -35,7 +35,7 @@ def _environment(command: str, environ: dict[str, str]) -> dict[str, str]:
 
 
 def run(*arguments: str, env: dict[str, str], stdin: str = "") -> Done:
-    """Run the command in a pipe with *env* as its only environment, and return its output."""
+    """Run the installed command in a pipe with *env* as its only environment, and return its output."""
     return subprocess.run(
         [CLOSEOUT, *arguments], env=env, input=stdin, capture_output=True, text=True, timeout=TIMEOUT, check=False
     )
@@ -43,7 +43,14 @@ def run(*arguments: str, env: dict[str, str], stdin: str = "") -> Done:
 
 def closeout_blocking(*arguments: str, **environ: str) -> Done:
     """Do what :func:`closeout` does, for a test without an event loop."""
-    return run(*arguments, env=_environment(arguments[0], environ))
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, Path(os.devnull).open() as nothing:
+        streams = (nothing.fileno(), out.fileno(), err.fileno())
+        status = Fork(arguments, env=_environment(arguments[0], environ), streams=streams).wait()
+        written = []
+        for file in (out, err):
+            file.seek(0)
+            written.append(file.read().decode())
+    return Done(["closeout", *arguments], status, *written)
 
 
 async def closeout(*arguments: str, **environ: str) -> Done:
@@ -65,9 +72,7 @@ def _on_a_terminal(
         del environment["NO_COLOR"]
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-    process = subprocess.Popen(
-        [CLOSEOUT, *arguments], env=environment, stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True
-    )
+    process = Fork(arguments, env=environment, streams=(theirs, theirs, theirs))
     os.close(theirs)
     written = b""
     while True:
@@ -79,7 +84,7 @@ def _on_a_terminal(
             break
         written += part
     os.close(ours)
-    return process.wait(TIMEOUT), written.decode().replace("\r\n", "\n")
+    return process.wait(), written.decode().replace("\r\n", "\n")
 
 
 def plain(written: str) -> str:

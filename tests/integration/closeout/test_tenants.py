@@ -74,7 +74,10 @@ async def test_one_run_id_of_two_tenants_is_two_runs_in_every_table_event_and_pa
         await publish(broker, *[twins.body(tenant) for tenant in TENANTS])
         await eventually(engine, published_runs(), 2)
         await received(events, 6)
-        pages = {tenant: await request(service.http.port, f"/runs/{tenant}/{twins.run_id}") for tenant in (*TENANTS, "nobody")}
+        pages = {
+            tenant: await request(service.http.port, f"/runs/{tenant}/{twins.run_id}")
+            for tenant in (*TENANTS, "nobody")
+        }
     assert await emptied(broker, PARKED_QUEUE) == []
 
     for table in OF_TENANT:
