@@ -125,7 +125,7 @@ def operator(installation: Installation) -> Iterator[Any]:
         yield channel
 
 
-def test_messages_in_rows_and_events_out_duplicates_harmless_bad_ones_parked_and_sigterm_exits_0(
+def test_a_worker_closes_out_runs_drops_duplicates_parks_invalid_ones_and_exits_0(
     installation, runner, subscriber, operator
 ):
     queue = subscriber.queue_declare("subscriber.everything", exclusive=True).method.queue
@@ -172,7 +172,7 @@ def test_messages_in_rows_and_events_out_duplicates_harmless_bad_ones_parked_and
     assert "EXECUTION_TIMEOUT" in shown
 
 
-def test_doctor_finds_a_workers_role_and_user_in_order_beside_a_live_worker(installation):
+def test_doctor_accepts_a_workers_role_and_user_next_to_a_live_worker(installation):
     process = installation.worker()
     try:
         until_blocking(installation.ready)
@@ -182,7 +182,7 @@ def test_doctor_finds_a_workers_role_and_user_in_order_beside_a_live_worker(inst
         process.communicate(timeout=30)
 
 
-def test_two_workers_given_the_same_runs_at_the_same_instant_commit_each_once(installation, runner):
+def test_two_workers_given_the_same_runs_commit_each_once(installation, runner):
     bodies = [runs.body() for _ in range(100)]
     first = installation.worker()
     installation.environ["HTTP_PORT"] = str(installation.another_port())
@@ -247,7 +247,7 @@ def test_the_command_line_publishes_lists_and_applies_policies(installation, tmp
     assert installation.run("migrate", "--check").strip() == "schema and tables agree"
 
 
-def test_a_worker_with_the_flag_off_warns_loudly_and_closes_out_on_the_legacy_path(installation, runner):
+def test_a_worker_without_the_coordinator_warns_and_uses_the_legacy_path(installation, runner):
     del installation.environ["TRANSACTION_COORDINATOR_ENABLED"]
     process = installation.worker()
     try:

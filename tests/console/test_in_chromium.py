@@ -52,7 +52,7 @@ async def visit(browser: Browser, service: Service, path: str, **options: Any) -
     await page.close()
 
 
-async def test_hostile_words_in_every_field_are_shown_and_not_run(database_url, amqp_url, engine, broker, browser):
+async def test_hostile_text_in_every_field_is_shown_and_not_executed(database_url, amqp_url, engine, broker, browser):
     names = list(HOSTILE.values())
     drafts = [
         PolicyDraft(name=name, effect="flag", severity="HIGH", condition=condition, tenant_id=None, enabled=True)
@@ -88,7 +88,7 @@ async def test_hostile_words_in_every_field_are_shown_and_not_run(database_url, 
                     assert await page.locator("input").input_value() == '"><script>alert(9)</script>'
 
 
-async def test_a_message_of_a_megabyte_is_cut_with_a_note_and_a_thousand_steps_are_folded(
+async def test_a_megabyte_message_is_truncated_and_a_thousand_steps_are_collapsed(
     database_url, amqp_url, engine, broker, browser
 ):
     steps = [{"index": n, "skill": f"step-{n}", "status": "succeeded", "duration_ms": n} for n in range(1_000)]
@@ -103,7 +103,7 @@ async def test_a_message_of_a_megabyte_is_cut_with_a_note_and_a_thousand_steps_a
             assert await page.evaluate(BEYOND) == []
 
 
-async def test_the_browser_s_own_check_would_have_found_an_injected_script(database_url, amqp_url, browser):
+async def test_the_browser_detects_an_injected_script(database_url, amqp_url, browser):
     """The other tests lean on this: what an attacker would do is stopped, and is seen to have been stopped."""
     async with worker(database_url, amqp_url) as service:
         page = await browser.new_page(base_url=f"http://127.0.0.1:{service.http.port}")
@@ -118,9 +118,7 @@ async def test_the_browser_s_own_check_would_have_found_an_injected_script(datab
         assert await page.evaluate("[window.stopped.length > 0, window.hacked]") == [True, None]
 
 
-async def test_no_page_is_wider_than_its_window_whatever_its_words_are_like(
-    database_url, amqp_url, engine, broker, browser
-):
+async def test_no_page_is_wider_than_its_window_with_long_text(database_url, amqp_url, engine, broker, browser):
     long = "W" * 400
     body = runs.body(
         tenant_id="t" * 128, agent_id=long, model=long, error_message=long, error_code="E" * 64,
@@ -143,9 +141,7 @@ async def test_no_page_is_wider_than_its_window_whatever_its_words_are_like(
                     assert await page.evaluate(BEYOND) == [], path
 
 
-async def test_what_changes_is_put_in_by_itself_and_the_rest_of_the_page_stays(
-    database_url, amqp_url, engine, broker, browser
-):
+async def test_changes_are_updated_in_place_without_reloading_the_page(database_url, amqp_url, engine, broker, browser):
     first, second = runs.body(), runs.body()
     async with worker(database_url, amqp_url) as service:
         await close_out(broker, engine, first)
@@ -160,7 +156,7 @@ async def test_what_changes_is_put_in_by_itself_and_the_rest_of_the_page_stays(
             assert await page.evaluate("document.activeElement.getAttribute('href')") == path_of(first)
 
 
-async def test_it_asks_every_two_seconds_but_not_while_it_is_out_of_sight_or_paused(database_url, amqp_url, browser):
+async def test_the_page_polls_every_two_seconds_except_while_hidden_or_paused(database_url, amqp_url, browser):
     hidden = "Object.defineProperty(document, 'hidden', {get: () => window.away === true})"
     async with worker(database_url, amqp_url) as service, visit(browser, service, "/readyz") as page:
         asked: list[Request] = []
@@ -197,7 +193,7 @@ async def test_it_asks_every_two_seconds_but_not_while_it_is_out_of_sight_or_pau
         await expect(page.get_by_role("button", name="Live")).to_be_visible()
 
 
-async def test_what_somebody_is_selecting_is_not_taken_from_under_them(database_url, amqp_url, engine, broker, browser):
+async def test_an_update_does_not_replace_selected_text(database_url, amqp_url, engine, broker, browser):
     first, second = runs.body(), runs.body()
     async with worker(database_url, amqp_url) as service:
         await close_out(broker, engine, first)
@@ -214,7 +210,7 @@ async def test_what_somebody_is_selecting_is_not_taken_from_under_them(database_
             await expect(page.locator(f"a[href='{path_of(second)}']")).to_be_visible(timeout=30_000)
 
 
-async def test_a_worker_that_is_gone_is_said_to_be_and_one_that_is_back_is_live_again(database_url, amqp_url, browser):
+async def test_the_page_shows_when_the_worker_stops_and_resumes_responding(database_url, amqp_url, browser):
     async with worker(database_url, amqp_url) as service:
         page = await browser.new_page(base_url=f"http://127.0.0.1:{service.http.port}")
         await page.goto("/")
@@ -224,7 +220,7 @@ async def test_a_worker_that_is_gone_is_said_to_be_and_one_that_is_back_is_live_
         await expect(page.get_by_role("button", name="Live")).to_be_visible(timeout=30_000)
 
 
-async def test_the_page_of_a_run_that_is_not_there_yet_turns_into_the_run_s_page(
+async def test_the_page_of_an_unknown_run_becomes_the_runs_page_once_it_is_stored(
     database_url, amqp_url, engine, broker, browser
 ):
     body = runs.body()
@@ -234,7 +230,7 @@ async def test_the_page_of_a_run_that_is_not_there_yet_turns_into_the_run_s_page
         await expect(page.get_by_role("heading", name=str(runs.run_id_of(body)))).to_be_visible(timeout=30_000)
 
 
-async def test_without_scripts_everything_is_there_but_the_refreshing(database_url, amqp_url, engine, broker, browser):
+async def test_the_pages_work_without_scripts_except_for_updates(database_url, amqp_url, engine, broker, browser):
     body = runs.body()
     async with worker(database_url, amqp_url) as service:
         await close_out(broker, engine, body)
@@ -249,7 +245,7 @@ async def test_without_scripts_everything_is_there_but_the_refreshing(database_u
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_every_word_can_be_read_against_its_ground(database_url, amqp_url, engine, broker, browser, scheme):
+async def test_every_text_has_enough_contrast(database_url, amqp_url, engine, broker, browser, scheme):
     """4.5:1, as WCAG AA asks of text, on both pages."""
     body = runs.body(steps=[{"index": n, "skill": "s", "status": s, "error_code": "X", "duration_ms": 5}
                             for n, s in enumerate(("succeeded", "failed", "skipped"))])  # fmt: skip

@@ -48,9 +48,7 @@ def urls(lines, postgres, rabbit, database_url, amqp_url) -> list[str]:
     ]
 
 
-async def test_the_overview_shows_the_flow_the_last_runs_and_why_some_were_rolled_back_or_parked(
-    database_url, amqp_url, engine, broker
-):
+async def test_the_overview_shows_the_latest_runs_rollbacks_and_parked_messages(database_url, amqp_url, engine, broker):
     good, unlucky = runs.body(), runs.body()
     async with worker(database_url, amqp_url, DELIVERY_MAX_ATTEMPTS="1") as service:
         await close_out(broker, engine, good)
@@ -66,14 +64,12 @@ async def test_the_overview_shows_the_flow_the_last_runs_and_why_some_were_rolle
     assert page.body.count(f'href="{path_of(unlucky)}"') == 2  # rolled back, and parked
 
 
-async def test_when_all_is_well_the_overview_says_so(database_url, amqp_url):
+async def test_the_overview_of_a_healthy_service_reports_no_problem(database_url, amqp_url):
     async with worker(database_url, amqp_url) as service:
         assert "No attempt was rolled back." in (await until_shown(service, "/", "All is well")).body
 
 
-async def test_a_run_s_page_shows_its_phases_incident_evaluation_steps_and_events(
-    database_url, amqp_url, engine, broker
-):
+async def test_a_run_page_shows_its_phases_incident_evaluation_steps_and_events(database_url, amqp_url, engine, broker):
     body = runs.body(metadata={"region": "eu-west", "retries": 2})
     async with worker(database_url, amqp_url) as service:
         await close_out(broker, engine, body, message_id="from-runner-7")
@@ -88,7 +84,7 @@ async def test_a_run_s_page_shows_its_phases_incident_evaluation_steps_and_event
     assert "data-live" not in page.body  # nothing of it will change any more
 
 
-async def test_a_run_whose_events_wait_says_so_and_is_looked_at_again(database_url, amqp_url, engine, broker):
+async def test_a_run_page_with_unpublished_events_shows_them_and_updates(database_url, amqp_url, engine, broker):
     body = runs.body()
     async with worker(database_url, amqp_url, REQUIRE_EVENT_SUBSCRIBERS="true") as service:
         await publish(broker, body)
@@ -117,7 +113,7 @@ NOTHING = (
 )
 
 
-async def test_what_names_no_run_and_no_page_is_404_in_words(database_url, amqp_url):
+async def test_an_unknown_page_or_run_is_404_with_an_explanation(database_url, amqp_url):
     async with worker(database_url, amqp_url) as service:
         for path, words in NOTHING:
             answer = await request(service.http.port, path)
@@ -125,7 +121,7 @@ async def test_what_names_no_run_and_no_page_is_404_in_words(database_url, amqp_
             assert words in answer.body, path
 
 
-async def test_a_run_that_was_parked_is_explained_on_its_page(database_url, amqp_url, broker):
+async def test_the_page_of_a_parked_run_explains_why(database_url, amqp_url, broker):
     body = runs.body(status="done")
     async with worker(database_url, amqp_url) as service:
         await publish(broker, body)
@@ -134,9 +130,7 @@ async def test_a_run_that_was_parked_is_explained_on_its_page(database_url, amqp
     assert "one of succeeded, failed, halted, aborted" in answer.body
 
 
-async def test_a_run_is_found_by_its_id_by_tenant_and_id_and_by_the_address_of_its_page(
-    database_url, amqp_url, engine, broker
-):
+async def test_the_search_accepts_a_run_id_a_tenant_with_an_id_and_a_page_url(database_url, amqp_url, engine, broker):
     body, shared = runs.body(), str(uuid4())
     both = [runs.body(run_id=shared, tenant_id=tenant) for tenant in ("acme", "zeta.io")]
     run_id = str(runs.run_id_of(body))
@@ -153,7 +147,7 @@ async def test_a_run_is_found_by_its_id_by_tenant_and_id_and_by_the_address_of_i
 
 
 @pytest.mark.parametrize("tenant", [".", ".."])
-async def test_a_tenant_that_a_browser_takes_for_a_folder_has_its_page_behind_the_search(
+async def test_a_tenant_named_like_a_relative_path_is_served_through_the_search(
     database_url, amqp_url, engine, broker, tenant
 ):
     body = runs.body(tenant_id=tenant)
@@ -168,7 +162,7 @@ async def test_a_tenant_that_a_browser_takes_for_a_folder_has_its_page_behind_th
     assert by_id.headers["location"] == f"/runs?q={tenant}%2F{run_id}"
 
 
-async def test_only_get_and_head_are_answered_and_every_answer_has_the_security_headers(database_url, amqp_url):
+async def test_only_get_and_head_are_allowed_and_every_response_has_security_headers(database_url, amqp_url):
     async with worker(database_url, amqp_url) as service:
         for path in ("/", "/live", "/runs?q=", f"/runs/acme/{RUN}", "/static/console.css", "/nothing", "/metrics"):
             for method in ("GET", "HEAD"):
@@ -191,7 +185,7 @@ async def test_only_get_and_head_are_answered_and_every_answer_has_the_security_
     assert "unsafe" not in CONTENT_SECURITY_POLICY
 
 
-async def test_pages_are_not_stored_and_files_are_asked_for_only_where_they_changed(database_url, amqp_url):
+async def test_pages_are_not_cached_and_files_are_revalidated(database_url, amqp_url):
     async with worker(database_url, amqp_url) as service:
         assert (await request(service.http.port, "/")).headers["cache-control"] == "no-store"
         for name, kind in (("console.css", "text/css"), ("live.js", "text/javascript"), ("icon.svg", "image/svg+xml")):
@@ -203,9 +197,7 @@ async def test_pages_are_not_stored_and_files_are_asked_for_only_where_they_chan
             assert (again.status, again.body) == (304, "")
 
 
-async def test_fifty_viewers_cost_the_database_and_the_broker_what_one_does(
-    database_url, amqp_url, engine, broker, monkeypatch
-):
+async def test_fifty_viewers_cause_no_more_queries_than_one(database_url, amqp_url, engine, broker, monkeypatch):
     now = 1_000.0
     # Time passes when we say so: a busy machine may need longer for a hundred answers than a reading is fresh.
     monkeypatch.setattr("consumer.console.shared_reads.monotonic", lambda: now)
@@ -236,7 +228,7 @@ async def test_fifty_viewers_cost_the_database_and_the_broker_what_one_does(
             assert (await conn.execute(sessions)).scalar_one() <= SESSIONS
 
 
-async def test_the_console_asks_no_server_while_nobody_looks_and_lets_go_of_both(
+async def test_an_idle_console_queries_no_server_and_closes_its_connections(
     database_url, amqp_url, engine, broker, monkeypatch
 ):
     sessions = text(f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{APPLICATION_NAME}'")
@@ -252,7 +244,7 @@ async def test_the_console_asks_no_server_while_nobody_looks_and_lets_go_of_both
         await until_shown(service, "/", "All is well")  # and the next viewer finds all there
 
 
-async def test_its_sessions_can_only_read_and_give_up_what_takes_long(database_url):
+async def test_console_sessions_are_read_only_and_time_out(database_url):
     engine = create_console_engine(f"{database_url}?target_session_attrs=read-write")
     try:
         with pytest.raises(DBAPIError, match="read-only"):
@@ -265,7 +257,7 @@ async def test_its_sessions_can_only_read_and_give_up_what_takes_long(database_u
         await engine.dispose()
 
 
-async def test_the_latest_runs_and_the_owners_of_an_id_are_looked_up_without_a_scan(database_url, engine):
+async def test_the_latest_runs_and_the_tenants_of_an_id_are_read_without_a_scan(database_url, engine):
     """With fresh statistics and with none, no query of the console reads a table from end to end."""
     await _fill(engine, 20_000)
     console = create_console_engine(database_url)
@@ -298,7 +290,7 @@ async def test_the_latest_runs_and_the_owners_of_an_id_are_looked_up_without_a_s
 A_SECOND = 2.5
 
 
-async def test_the_page_answers_within_a_second_and_names_the_server_that_is_away(lines, urls, engine, broker):
+async def test_the_page_responds_and_names_the_unavailable_server(lines, urls, engine, broker):
     body = runs.body()
     async with worker(*urls) as service:
         await close_out(broker, engine, body)
@@ -323,7 +315,7 @@ async def test_the_page_answers_within_a_second_and_names_the_server_that_is_awa
             await until_shown(service, "/", "All is well", within=A_SECOND)
 
 
-async def test_closing_it_takes_no_longer_than_a_second_though_its_lines_are_silent(lines, urls):
+async def test_closing_the_console_does_not_wait_for_unresponsive_servers(lines, urls):
     parked = ParkedLately()
     console = Console(
         database_url=urls[0], amqp_url=urls[1], metrics=Metrics(), health=Health(Metrics()), parked=parked
@@ -341,7 +333,7 @@ async def test_closing_it_takes_no_longer_than_a_second_though_its_lines_are_sil
     assert monotonic() - began < A_SECOND
 
 
-async def test_a_user_who_may_configure_nothing_may_see_how_deep_the_queues_are(
+async def test_a_user_without_configure_permission_can_read_queue_lengths(
     postgres, rabbit, database_url, amqp_url, broker
 ):
     vhost = amqp_url.rpartition("/")[2]
@@ -351,7 +343,7 @@ async def test_a_user_who_may_configure_nothing_may_see_how_deep_the_queues_are(
         await until_shown(service, "/", "2 messages are parked")
 
 
-async def test_a_bug_in_the_console_costs_the_worker_nothing(database_url, amqp_url, engine, broker, monkeypatch):
+async def test_an_error_in_the_console_does_not_affect_the_worker(database_url, amqp_url, engine, broker, monkeypatch):
     def bug(*_):
         raise KeyError("a bug")
 
@@ -363,9 +355,7 @@ async def test_a_bug_in_the_console_costs_the_worker_nothing(database_url, amqp_
         await close_out(broker, engine, runs.body())
 
 
-async def test_what_is_sent_is_one_document_without_anything_inline_or_from_elsewhere(
-    database_url, amqp_url, engine, broker
-):
+async def test_a_page_has_no_inline_or_external_resources(database_url, amqp_url, engine, broker):
     body = runs.body()
     async with worker(database_url, amqp_url) as service:
         await close_out(broker, engine, body)

@@ -46,9 +46,7 @@ async def scene(
         await made.take_down()
 
 
-async def test_each_node_is_killed_in_its_turn_under_load_the_leader_first(
-    scene: Scene, cluster: RabbitCluster, report
-):
+async def test_killing_each_cluster_node_in_turn_under_load_loses_nothing(scene: Scene, cluster: RabbitCluster, report):
     async with scene.worker() as worker:
         await scene.publish(20)
         await scene.all_closed_out()

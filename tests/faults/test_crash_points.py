@@ -35,7 +35,7 @@ BEFORE_THE_MARK = "BEFORE DELETE ON governance.outbox_events FOR EACH ROW"
         pytest.param(lambda s: trigger_held(s, AFTER_THE_OUTBOX), id="after-the-outbox"),
     ],
 )
-async def test_dead_before_commit_leaves_nothing_and_the_next_delivery_is_new(
+async def test_a_crash_before_the_commit_leaves_nothing_and_the_redelivery_is_new(
     scene: Scene, point: Callable[[Scene], contextlib.AbstractAsyncContextManager[None]]
 ):
     first = await scene.start()
@@ -53,7 +53,7 @@ async def test_dead_before_commit_leaves_nothing_and_the_next_delivery_is_new(
     assert await scene.count("rollbacks") == 0
 
 
-async def test_dead_while_the_server_commits_the_next_delivery_is_a_duplicate_and_its_events_go_out(scene: Scene):
+async def test_a_crash_during_the_commit_makes_the_redelivery_a_duplicate_and_publishes_its_events(scene: Scene):
     first = await scene.start()
     async with trigger_held(scene, AT_COMMIT):
         await scene.publish(RUNS)
@@ -73,7 +73,7 @@ async def test_dead_while_the_server_commits_the_next_delivery_is_a_duplicate_an
         assert await scene.settle_books(second) == 0
 
 
-async def test_a_commit_whose_answer_is_lost_is_looked_up_by_the_same_worker(scene: Scene):
+async def test_a_commit_with_a_lost_response_is_found_by_the_same_worker(scene: Scene):
     async with scene.worker() as worker:
         async with trigger_held(scene, AT_COMMIT):
             await scene.publish(1)
@@ -89,7 +89,7 @@ async def test_a_commit_whose_answer_is_lost_is_looked_up_by_the_same_worker(sce
         assert [r["confirmed"] for r in unconfirmed] == [False], "nobody may claim that it was rolled back"
 
 
-async def test_a_commit_whose_answer_is_lost_with_the_worker_is_found_by_the_next(scene: Scene):
+async def test_a_commit_with_a_lost_response_is_found_by_the_next_worker_after_a_crash(scene: Scene):
     first = await scene.start()
     async with trigger_held(scene, AT_COMMIT):
         await scene.publish(1)
@@ -108,7 +108,7 @@ async def test_a_commit_whose_answer_is_lost_with_the_worker_is_found_by_the_nex
         assert await scene.settle_books(second) == 0
 
 
-async def test_dead_between_commit_and_publish_the_next_delivery_publishes_what_the_outbox_holds(scene: Scene):
+async def test_a_crash_between_commit_and_publish_is_repaired_by_the_redelivery(scene: Scene):
     first = await scene.start()
     async with table_locked(scene, "run_completions"):
         await scene.publish(RUNS)
@@ -127,7 +127,7 @@ async def test_dead_between_commit_and_publish_the_next_delivery_publishes_what_
         assert await scene.settle_books(second) == 0
 
 
-async def test_dead_between_publish_and_mark_the_same_events_are_published_again(scene: Scene):
+async def test_a_crash_between_publish_and_mark_publishes_the_same_events_again(scene: Scene):
     first = await scene.start()
     async with trigger_held(scene, BEFORE_THE_MARK):
         await scene.publish(1)
@@ -147,7 +147,7 @@ async def test_dead_between_publish_and_mark_the_same_events_are_published_again
         assert await scene.settle_books(second) == 3, "published twice, under the same ids"
 
 
-async def test_dead_between_mark_and_ack_the_next_delivery_is_acked_and_nothing_is_written_or_told(scene: Scene):
+async def test_a_crash_between_mark_and_ack_makes_the_redelivery_a_no_op(scene: Scene):
     first = await scene.start()
     async with trigger_held(scene, BEFORE_THE_MARK):
         await scene.publish(1)
@@ -164,7 +164,7 @@ async def test_dead_between_mark_and_ack_the_next_delivery_is_acked_and_nothing_
     assert {table: await _rows(scene, table) for table in TABLES} == rows
 
 
-async def test_what_a_dead_worker_left_untold_goes_out_by_another_s_relay_within_fifteen_seconds(scene: Scene, report):
+async def test_another_workers_relay_publishes_a_dead_workers_events_without_a_redelivery(scene: Scene, report):
     """With no delivery to remind anybody: it was taken by an operator, say, or expired."""
     engine = create_engine(scene.postgres.url(scene.database), pool_size=1)
     scene.bodies = [runs.body() for _ in range(RUNS)]

@@ -260,7 +260,7 @@ MOMENTS: list[tuple[Errors, str | None]] = [
 
 
 @pytest.mark.parametrize(("happens", "state"), MOMENTS, ids=[m[0].__name__ for m in MOMENTS])
-async def test_the_database_s_weather_is_nobody_s_fault(scene: Scene, role_engine: AsyncEngine, happens, state):
+async def test_database_errors_are_classified_as_transient(scene: Scene, role_engine: AsyncEngine, happens, state):
     with pytest.raises(Exception) as caught:  # noqa: PT011 - which one is what is looked at
         await happens(role_engine, scene)
     assert fault_of(caught.value) is Fault.TRANSIENT, repr(caught.value)
@@ -282,7 +282,7 @@ async def test_the_database_s_weather_is_nobody_s_fault(scene: Scene, role_engin
         ("DO $$ BEGIN RAISE EXCEPTION 'a trigger says no'; END $$", "P0001"),
     ],
 )
-async def test_what_lies_in_the_data_or_in_our_code_is_unknown_and_is_isolated(
+async def test_errors_in_data_or_code_are_classified_as_unknown_and_isolated(
     scene: Scene, role_engine: AsyncEngine, statement: str, state: str
 ):
     await scene.sql("CREATE TABLE governance.t (x int PRIMARY KEY CHECK (x > 0)); GRANT ALL ON governance.t TO PUBLIC")
@@ -293,7 +293,7 @@ async def test_what_lies_in_the_data_or_in_our_code_is_unknown_and_is_isolated(
     assert lies_in_data(caught.value)
 
 
-async def test_after_each_kind_of_lost_line_the_same_engine_works_again(scene: Scene, role_engine: AsyncEngine):
+async def test_an_engine_recovers_after_each_kind_of_lost_connection(scene: Scene, role_engine: AsyncEngine):
     for happens in (line_cut_in_a_statement, line_cut_between_statements, ended_in_a_statement):
         with pytest.raises(Exception):  # noqa: B017, PT011 - which one is the other tests' business
             await happens(role_engine, scene)
@@ -450,7 +450,7 @@ BROKER = [
 
 
 @pytest.mark.parametrize("happens", BROKER, ids=[b.__name__ for b in BROKER])
-async def test_the_broker_s_weather_is_nobody_s_fault(scene: Scene, connection: BrokerConnection, happens):
+async def test_broker_errors_are_classified_as_transient(scene: Scene, connection: BrokerConnection, happens):
     with pytest.raises(BaseException) as caught:  # noqa: PT011 - CancelledError would be the worst of all
         await happens(connection, scene)
     assert isinstance(caught.value, (*BROKER_ERRORS, UnavailableError)), repr(caught.value)
@@ -467,7 +467,7 @@ async def _ends(channel: Channel) -> None:
 # start, tune, open-ok; the channel's open-ok, qos-ok, consume-ok: behind each of them, and before the first.
 @pytest.mark.parametrize("how", ["closed", "reset"])
 @pytest.mark.parametrize("answers", range(6))
-async def test_a_line_that_breaks_behind_any_answer_is_weather_for_whoever_opens_a_channel_and_consumes(
+async def test_a_connection_lost_after_any_response_is_a_transient_error_for_a_consumer(
     scene: Scene, connection: BrokerConnection, answers: int, how: str
 ):
     """No CancelledError, no StopAsyncIteration: they would end the worker, or count an attempt."""
@@ -483,7 +483,7 @@ async def test_a_line_that_breaks_behind_any_answer_is_weather_for_whoever_opens
         await consume()
 
 
-async def test_a_listener_without_a_broker_behind_it_is_weather_in_the_worker_s_own_loop(scene: Scene):
+async def test_a_listener_without_a_broker_behind_it_is_a_transient_error_in_a_worker(scene: Scene):
     """A load balancer in front of a broker that is down. uvloop sees the end of the line before aiormq reads it."""
     scene.broker_line.targets = [1]
 

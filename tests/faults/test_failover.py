@@ -14,7 +14,7 @@ from tests.support.fault_scenario import Scene
 pytestmark = pytest.mark.timeout(120)
 
 
-async def test_a_primary_that_dies_under_load_is_replaced_by_its_standby(scene: Scene, report, tmp_path):
+async def test_a_standby_takes_over_from_a_primary_that_dies_under_load(scene: Scene, report, tmp_path):
     primary = scene.postgres
     standby = PostgresStandby(tmp_path / "standby", primary)
 
@@ -44,7 +44,7 @@ async def test_a_primary_that_dies_under_load_is_replaced_by_its_standby(scene: 
         scene.postgres = primary
 
 
-async def test_a_url_that_finds_no_primary_is_weather(scene: Scene, tmp_path):
+async def test_a_url_without_a_primary_is_a_transient_error(scene: Scene, tmp_path):
     with PostgresStandby(tmp_path / "standby", scene.postgres) as standby:
         engine = create_engine(f"{standby.url(scene.database)}?target_session_attrs=read-write")
         coordinator = create_transaction_coordinator(engine=engine)

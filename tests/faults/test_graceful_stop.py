@@ -20,7 +20,7 @@ IN_WORK = 100
 LATE = 2.0
 
 
-async def test_stopped_under_load_nothing_is_lost_and_nothing_done_comes_again(scene: Scene, report):
+async def test_stopping_under_load_loses_no_run_and_redelivers_no_committed_run(scene: Scene, report):
     await scene.publish(LOAD)
     worker = await scene.start()
     await scene.until(lambda: _at_least(scene, 100), within=20, what="some work")
@@ -42,7 +42,7 @@ async def test_stopped_under_load_nothing_is_lost_and_nothing_done_comes_again(s
         assert await second.metric('closeout_deliveries_total{result="duplicate"}') == 0
 
 
-async def test_workers_that_replace_each_other_under_load_lose_nothing(scene: Scene, report):
+async def test_a_rolling_replacement_of_workers_under_load_loses_nothing(scene: Scene, report):
     """A rolling deployment, too fast."""
     async with scene.load(pause=0.005):
         workers = [await scene.start()]
@@ -59,7 +59,7 @@ async def test_workers_that_replace_each_other_under_load_lose_nothing(scene: Sc
     assert (duplicates, again) == (0, 0)
 
 
-async def test_a_transaction_that_hangs_does_not_outlast_the_grace_period(scene: Scene, report):
+async def test_a_hanging_transaction_does_not_outlast_the_grace_period(scene: Scene, report):
     worker = await scene.start(SHUTDOWN_GRACE_SECONDS="4")
     async with table_locked(scene, "incidents"):
         await scene.publish(5)
@@ -76,7 +76,7 @@ async def test_a_transaction_that_hangs_does_not_outlast_the_grace_period(scene:
 
 
 @pytest.mark.parametrize("line", ["database", "broker", "both"])
-async def test_a_stalled_line_does_not_outlast_the_grace_period(scene: Scene, report, line: str):
+async def test_a_stalled_connection_does_not_outlast_the_grace_period(scene: Scene, report, line: str):
     worker = await scene.start(SHUTDOWN_GRACE_SECONDS="6")
     stalled = {"database": [scene.database_line], "broker": [scene.broker_line]}
     lines = stalled.get(line) or [scene.database_line, scene.broker_line]
@@ -98,7 +98,7 @@ async def test_a_stalled_line_does_not_outlast_the_grace_period(scene: Scene, re
     assert took <= 6 + LATE
 
 
-async def test_a_second_signal_ends_it_at_once(scene: Scene):
+async def test_a_second_signal_ends_the_worker_immediately(scene: Scene):
     worker = await scene.start()
     assert worker.process is not None
     async with table_locked(scene, "incidents"):
@@ -116,7 +116,7 @@ async def test_a_second_signal_ends_it_at_once(scene: Scene):
 
 
 @pytest.mark.parametrize("away", ["postgres", "rabbit"])
-async def test_it_stops_at_once_while_a_server_is_away(scene: Scene, report, away: str):
+async def test_a_worker_stops_promptly_while_a_server_is_unavailable(scene: Scene, report, away: str):
     line = scene.database_line if away == "postgres" else scene.broker_line
     worker = await scene.start()
     await scene.until(worker.ready, within=20, what="readiness")

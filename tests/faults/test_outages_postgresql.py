@@ -10,7 +10,7 @@ from tests.support.fault_scenario import Running, Scene
 pytestmark = pytest.mark.timeout(180)
 
 
-async def test_postgresql_killed_and_restarted(scene: Scene, report):
+async def test_a_kill_and_restart_of_postgresql_loses_nothing(scene: Scene, report):
     async with scene.worker() as worker:
         report(
             await endure(
@@ -23,7 +23,7 @@ async def test_postgresql_killed_and_restarted(scene: Scene, report):
         )
 
 
-async def test_postgresql_suspended_and_resumed(scene: Scene, report):
+async def test_a_suspended_postgresql_pauses_the_worker_until_it_resumes(scene: Scene, report):
     async with scene.worker() as worker:
         report(
             await endure(
@@ -37,7 +37,7 @@ async def test_postgresql_suspended_and_resumed(scene: Scene, report):
         )
 
 
-async def test_the_line_to_postgresql_stalled(scene: Scene, report):
+async def test_a_stalled_postgresql_connection_pauses_the_worker(scene: Scene, report):
     async def heal() -> None:
         scene.database_line.flow()
 
@@ -48,7 +48,7 @@ async def test_the_line_to_postgresql_stalled(scene: Scene, report):
         report(await endure(scene, worker, strike, heal, pauses="PostgreSQL", pause_within=40))
 
 
-async def test_old_lines_to_postgresql_lead_nowhere_and_new_ones_work(scene: Scene, report):
+async def test_dead_postgresql_connections_are_replaced_by_new_ones(scene: Scene, report):
     """A failover behind one address: packets of the old sessions vanish, and nobody resets them."""
 
     async def strike() -> None:
@@ -61,7 +61,7 @@ async def test_old_lines_to_postgresql_lead_nowhere_and_new_ones_work(scene: Sce
         report(await endure(scene, worker, strike, heal, pauses=None, commit_within=30))
 
 
-async def test_the_line_to_postgresql_cut_and_refused(scene: Scene, report):
+async def test_a_refused_postgresql_connection_pauses_the_worker(scene: Scene, report):
     async def strike() -> None:
         scene.database_line.refuse()
         scene.database_line.cut()
@@ -70,7 +70,7 @@ async def test_the_line_to_postgresql_cut_and_refused(scene: Scene, report):
         report(await endure(scene, worker, strike, scene.database_line.accept, pauses="PostgreSQL"))
 
 
-async def test_readyz_says_which_server_as_soon_as_it_counts_as_an_outage_and_nothing_more_is_begun(scene: Scene):
+async def test_readyz_names_the_unavailable_server_and_no_further_run_is_started(scene: Scene):
     async with scene.worker() as worker:
         await scene.publish(20)
         await scene.all_closed_out()
@@ -90,7 +90,7 @@ async def test_readyz_says_which_server_as_soon_as_it_counts_as_an_outage_and_no
     assert "PostgreSQL" in first_words
 
 
-async def test_the_line_to_postgresql_cut_again_and_again(scene: Scene, report):
+async def test_repeated_postgresql_disconnects_lose_nothing(scene: Scene, report):
     async def strike() -> None:
         for _ in range(15):
             scene.database_line.cut()
@@ -103,7 +103,7 @@ async def test_the_line_to_postgresql_cut_again_and_again(scene: Scene, report):
         report(await endure(scene, worker, strike, heal, pauses=None))
 
 
-async def test_a_database_that_is_read_only_for_a_time(scene: Scene, report):
+async def test_a_read_only_database_pauses_the_worker_until_it_is_writable(scene: Scene, report):
     async def strike() -> None:
         await scene.sql("ALTER SYSTEM SET default_transaction_read_only = on")
         await scene.sql("SELECT pg_reload_conf()")
@@ -119,7 +119,7 @@ async def test_a_database_that_is_read_only_for_a_time(scene: Scene, report):
             await heal()
 
 
-async def test_too_many_connections(scene: Scene, report):
+async def test_a_connection_limit_pauses_the_worker_until_connections_are_free(scene: Scene, report):
     async def strike() -> None:
         await scene.sql(f"ALTER ROLE {scene.role} CONNECTION LIMIT 0")
         await scene.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{scene.role}'")
@@ -131,7 +131,7 @@ async def test_too_many_connections(scene: Scene, report):
         report(await endure(scene, worker, strike, heal, pauses="too many connections"))
 
 
-async def test_rights_on_a_table_revoked_and_granted(scene: Scene, report):
+async def test_a_revoked_table_privilege_pauses_the_worker_until_it_is_granted(scene: Scene, report):
     async def strike() -> None:
         await scene.sql(f"REVOKE INSERT ON governance.incidents FROM {scene.role}")
 
@@ -142,7 +142,7 @@ async def test_rights_on_a_table_revoked_and_granted(scene: Scene, report):
         report(await endure(scene, worker, strike, heal, pauses="missing privileges: INSERT on incidents"))
 
 
-async def test_a_lock_held_on_a_table_for_eight_seconds(scene: Scene, report):
+async def test_a_table_lock_longer_than_the_lock_timeout_loses_nothing(scene: Scene, report):
     locker = None
 
     async def strike() -> None:

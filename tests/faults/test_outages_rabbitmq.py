@@ -23,7 +23,7 @@ HEARTBEATS_SECONDS = 45.0
 RELAY_SECONDS = 30.0
 
 
-async def test_rabbitmq_suspended_and_resumed(scene: Scene, report):
+async def test_a_suspended_rabbitmq_pauses_the_worker_until_it_resumes(scene: Scene, report):
     async with scene.worker() as worker:
         report(
             await endure(
@@ -37,7 +37,7 @@ async def test_rabbitmq_suspended_and_resumed(scene: Scene, report):
         )
 
 
-async def test_the_line_to_rabbitmq_stalled(scene: Scene, report):
+async def test_a_stalled_rabbitmq_connection_pauses_the_worker(scene: Scene, report):
     async def strike() -> None:
         scene.broker_line.stall()
 
@@ -48,7 +48,7 @@ async def test_the_line_to_rabbitmq_stalled(scene: Scene, report):
         report(await endure(scene, worker, strike, heal, pauses="RabbitMQ", pause_within=HEARTBEATS_SECONDS))
 
 
-async def test_old_lines_to_rabbitmq_lead_nowhere_and_new_ones_work(scene: Scene, report):
+async def test_dead_rabbitmq_connections_are_replaced_by_new_ones(scene: Scene, report):
     """A failover behind one address: packets of the old connections vanish, and nobody resets them."""
 
     async def strike() -> None:
@@ -64,7 +64,7 @@ async def test_old_lines_to_rabbitmq_lead_nowhere_and_new_ones_work(scene: Scene
         assert sum(record["event"] == "consuming" for record in worker.records()) == 2
 
 
-async def test_the_line_to_rabbitmq_cut_and_refused(scene: Scene, report):
+async def test_a_refused_rabbitmq_connection_pauses_the_worker(scene: Scene, report):
     async def strike() -> None:
         scene.broker_line.refuse()
         scene.broker_line.cut()
@@ -73,7 +73,7 @@ async def test_the_line_to_rabbitmq_cut_and_refused(scene: Scene, report):
         report(await endure(scene, worker, strike, scene.broker_line.accept, pauses="RabbitMQ", lasting=3))
 
 
-async def test_the_line_to_rabbitmq_cut_again_and_again(scene: Scene, report):
+async def test_repeated_rabbitmq_disconnects_lose_nothing(scene: Scene, report):
     async def strike() -> None:
         for _ in range(15):
             scene.broker_line.cut()
@@ -87,7 +87,7 @@ async def test_the_line_to_rabbitmq_cut_again_and_again(scene: Scene, report):
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-async def test_the_line_to_rabbitmq_breaks_behind_each_of_the_first_answers(scene: Scene, report, reset):
+async def test_a_rabbitmq_connection_lost_at_any_point_of_the_handshake_loses_nothing(scene: Scene, report, reset):
     """A broker that dies while it is being connected to; a load balancer in front of one that is down."""
     breaks = [(answers, reset) for answers in range(10)]
     async with scene.worker() as worker:
@@ -108,7 +108,7 @@ async def test_the_line_to_rabbitmq_breaks_behind_each_of_the_first_answers(scen
         await scene.settle_books(worker)
 
 
-async def test_connections_closed_by_an_operator(scene: Scene, report):
+async def test_connections_closed_by_an_operator_are_opened_again(scene: Scene, report):
     async def strike() -> None:
         for _ in range(3):
             await scene.aside(scene.rabbit.eval, 'rabbit_networking:close_all_connections(<<"maintenance">>)')
@@ -121,7 +121,7 @@ async def test_connections_closed_by_an_operator(scene: Scene, report):
         report(await endure(scene, worker, strike, heal, pauses=None))
 
 
-async def test_the_queue_deleted_and_declared_again(scene: Scene, report):
+async def test_a_deleted_queue_pauses_the_worker_until_it_is_declared_again(scene: Scene, report):
     async def strike() -> None:
         # What lies in a queue when it is deleted is gone by the operator's will: let it be empty.
         await scene.all_closed_out()
@@ -148,7 +148,7 @@ async def test_the_queue_deleted_and_declared_again(scene: Scene, report):
         await scene.settle_books(worker)
 
 
-async def test_the_exchange_of_events_deleted_and_declared_again(scene: Scene, report):
+async def test_a_deleted_event_exchange_keeps_events_in_the_outbox_until_it_is_declared_again(scene: Scene, report):
     async def strike() -> None:
         channel = await scene.broker.channel(confirms=False)
         await channel.exchange_delete(EVENTS_EXCHANGE)
@@ -162,7 +162,7 @@ async def test_the_exchange_of_events_deleted_and_declared_again(scene: Scene, r
         await _events_wait_and_go_out(scene, worker, strike, heal, report)
 
 
-async def test_the_right_to_publish_events_revoked_and_given_back(scene: Scene, report):
+async def test_a_revoked_publish_permission_keeps_events_in_the_outbox_until_it_is_granted(scene: Scene, report):
     async def changed(by: Callable[[], None]) -> None:
         await scene.aside(by)
         # A channel remembers for a while what it was allowed.
@@ -174,7 +174,7 @@ async def test_the_right_to_publish_events_revoked_and_given_back(scene: Scene, 
         await _events_wait_and_go_out(scene, worker, lambda: changed(revoke), lambda: changed(give_back), report)
 
 
-async def test_a_memory_alarm_on_and_off(scene: Scene, report):
+async def test_a_memory_alarm_keeps_events_in_the_outbox_until_it_clears(scene: Scene, report):
     async def alarm(fraction: str) -> None:
         await scene.aside(scene.rabbit.eval, f"vm_memory_monitor:set_vm_memory_high_watermark({fraction})")
 
@@ -204,7 +204,7 @@ async def test_a_memory_alarm_on_and_off(scene: Scene, report):
         await scene.settle_books(worker)
 
 
-async def test_channels_closed_by_the_broker_for_holding_deliveries_too_long(scene: Scene, report):
+async def test_channels_closed_by_the_delivery_ack_timeout_are_opened_again(scene: Scene, report):
     """The broker's consumer_timeout, 30 minutes by default, here a second."""
     await scene.aside(
         scene.rabbit.eval,

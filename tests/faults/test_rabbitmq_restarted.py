@@ -12,12 +12,7 @@ from tests.support.fault_scenario import Scene
 pytestmark = pytest.mark.timeout(120)
 
 
-@pytest.fixture(scope="module", params=["4", "3.10"])
-def rabbitmq_version(request):
-    return request.param
-
-
-async def test_rabbitmq_restarted_gracefully(scene: Scene, report):
+async def test_a_graceful_restart_of_rabbitmq_loses_nothing(scene: Scene, report):
     async def strike() -> None:
         await scene.aside(scene.rabbit.sync)
         await scene.aside(scene.rabbit.stop)
@@ -26,7 +21,7 @@ async def test_rabbitmq_restarted_gracefully(scene: Scene, report):
         report(await endure(scene, worker, strike, lambda: scene.aside(scene.rabbit.start), pauses="RabbitMQ"))
 
 
-async def test_rabbitmq_killed_and_restarted(scene: Scene, report):
+async def test_a_kill_and_restart_of_rabbitmq_loses_nothing(scene: Scene, report):
     async def strike() -> None:
         await scene.aside(scene.rabbit.sync)
         await scene.aside(scene.rabbit.kill)

@@ -103,11 +103,11 @@ def test_no_migration_blocks_workers_or_breaks_those_of_the_version_before(migra
         ("ALTER TABLE {0} SET UNLOGGED", "whole-table"),
     ],
 )
-def test_what_blocks_or_breaks_workers_is_seen(statement: str, rule: str):
+def test_a_statement_that_blocks_or_breaks_workers_is_detected(statement: str, rule: str):
     assert rule in faults(statement.format("governance.incidents") + ";")
 
 
-def test_what_the_version_before_does_not_need_any_more_may_go_in_a_contract_step_but_nothing_is_ever_renamed():
+def test_contract_step_may_drop_but_not_rename():
     assert faults("ALTER TABLE governance.incidents DROP COLUMN title;", contract=True) == set()
     assert faults("ALTER TABLE governance.incidents RENAME COLUMN title TO headline;", contract=True) != set()
 
@@ -122,5 +122,5 @@ def test_what_the_version_before_does_not_need_any_more_may_go_in_a_contract_ste
         "COMMIT; CREATE INDEX CONCURRENTLY IF NOT EXISTS i ON governance.incidents (status); BEGIN",
     ],
 )
-def test_what_workers_do_not_feel_is_let_pass(statements: str):
+def test_a_statement_without_effect_on_workers_is_accepted(statements: str):
     assert faults(statements + ";") == set()

@@ -68,9 +68,7 @@ def distributed(noted: list[Any]) -> set[str]:
     return {row.name for row in noted if row.by is not None}
 
 
-async def test_every_table_is_distributed_by_tenant_beside_the_inbox_or_a_reference_and_none_twice(
-    noted: list[Any], connection: AsyncConnection
-):
+async def test_every_table_is_distributed_by_tenant_or_a_reference_table(noted: list[Any], connection: AsyncConnection):
     names = [row.name for row in noted]
     assert sorted([*names, STAYS]) == sorted((await connection.execute(TABLES)).scalars())
     assert [tuple(row) for row in noted if row.name not in {FIRST, "governance.policies"}] == [
@@ -96,14 +94,12 @@ async def references_elsewhere(conn: AsyncConnection, noted: list[Any]) -> list[
     return found
 
 
-async def test_every_key_of_a_distributed_table_holds_the_tenant_and_leads_to_what_is_beside_it(
-    noted: list[Any], connection: AsyncConnection
-):
+async def test_every_key_of_a_distributed_table_contains_the_tenant(noted: list[Any], connection: AsyncConnection):
     assert await keys_without_the_tenant(connection, distributed(noted)) == []
     assert await references_elsewhere(connection, noted) == []
 
 
-async def test_a_key_that_cannot_be_distributed_is_seen(noted: list[Any], connection: AsyncConnection):
+async def test_a_key_that_cannot_be_distributed_is_detected(noted: list[Any], connection: AsyncConnection):
     await connection.execute(text("CREATE UNIQUE INDEX by_id ON governance.incidents (incident_id)"))
     await connection.execute(
         text(
@@ -127,7 +123,7 @@ async def test_a_key_that_cannot_be_distributed_is_seen(noted: list[Any], connec
         "rollbacks",
     ],
 )
-async def test_postgresql_itself_would_part_each_of_them_by_tenant_and_none_by_time(
+async def test_postgresql_can_partition_each_table_by_tenant_and_none_by_time(
     name: str, noted: list[Any], connection: AsyncConnection
 ):
     assert f"governance.{name}" in distributed(noted)

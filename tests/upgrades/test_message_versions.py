@@ -72,7 +72,7 @@ async def is_closed_out(scene: Scene, body: bytes) -> None:
     await scene.until(is_there, within=20, what="the close-out of a message of version 2")
 
 
-async def test_version_2_is_parked_whole_until_workers_read_both_and_version_1_goes_on_all_the_while(
+async def test_version_2_messages_are_parked_unmodified_until_workers_support_both_versions(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ):
     too_early, in_time = version_2(), version_2()

@@ -114,7 +114,7 @@ async def writers(engine: AsyncEngine) -> AsyncIterator[list[float]]:
             enough.set()
 
 
-async def test_writers_do_not_feel_a_migration_of_a_million_rows_nor_an_index_that_is_built_over_them(
+async def test_a_migration_of_a_million_rows_does_not_block_writers(
     large: AsyncEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     latest = newest()

@@ -69,7 +69,7 @@ async def pooled(scene: Scene, folder: Path) -> AsyncIterator[PgBouncerServer]:
         await scene.aside(server.kill)
 
 
-async def test_two_workers_on_two_sessions_close_out_every_run_once_and_outlive_a_restart_of_it(
+async def test_two_workers_behind_pgbouncer_close_out_every_run_once_and_survive_its_restart(
     scene: Scene, pooled: PgBouncerServer
 ):
     other = await scene.start(**FEW)
@@ -90,7 +90,7 @@ async def test_two_workers_on_two_sessions_close_out_every_run_once_and_outlive_
     assert await other.stop() == 0
 
 
-async def test_one_that_mixes_up_statements_is_named_and_no_run_is_touched_until_it_is_put_right(
+async def test_a_pgbouncer_without_prepared_statements_is_reported_and_no_run_processed(
     scene: Scene, pooled: PgBouncerServer
 ):
     """As 1.20 and older, and max_prepared_statements = 0."""
@@ -112,7 +112,7 @@ async def test_one_that_mixes_up_statements_is_named_and_no_run_is_touched_until
         assert await scene.settle_books(worker) == 0
 
 
-async def test_session_mode_is_as_good_as_none(scene: Scene, pooled: PgBouncerServer):
+async def test_session_mode_works_like_a_direct_connection(scene: Scene, pooled: PgBouncerServer):
     pooled.settings |= {"max_prepared_statements": "0", "pool_mode": "session"}
     await scene.aside(pooled.restart)
     engine = create_engine(scene.environ["DATABASE_URL"], pool_size=2)
@@ -121,9 +121,7 @@ async def test_session_mode_is_as_good_as_none(scene: Scene, pooled: PgBouncerSe
     await engine.dispose()
 
 
-async def test_the_doctor_sees_it_and_what_the_role_lacks_and_migrate_wants_the_server_itself(
-    scene: Scene, pooled: PgBouncerServer
-):
+async def test_doctor_detects_pgbouncer_and_migrate_needs_a_direct_connection(scene: Scene, pooled: PgBouncerServer):
     url = scene.environ["DATABASE_URL"]
     engine = create_engine(url, pool_size=1)
     try:
@@ -145,14 +143,14 @@ async def test_the_doctor_sees_it_and_what_the_role_lacks_and_migrate_wants_the_
         await engine.dispose()
 
 
-def test_what_is_shipped_covers_all_that_workers_and_their_consoles_ask_for():
+def test_the_shipped_pgbouncer_configuration_covers_workers_and_consoles():
     ignored = set(shipped()["ignore_startup_parameters"].split(", "))
     assert ignored | {"application_name"} == set(WORKER_SETTINGS) | set(CONSOLE_SETTINGS)
     given = dict(re.findall(r"^ALTER ROLE CURRENT_USER SET (\w+) = '(.*)';$", ROLE_SQL.read_text(), re.MULTILINE))
     assert given | {"application_name": "closeout"} == WORKER_SETTINGS
 
 
-async def test_no_two_sessions_give_a_prepared_statement_the_same_name(engine: AsyncEngine):
+async def test_prepared_statement_names_are_unique_across_sessions(engine: AsyncEngine):
     """Those that go straight to the driver are named by it, which counts anew in each process."""
     await create_transaction_coordinator(engine=engine).execute(runs.run())
     prepared = text("SELECT name FROM pg_prepared_statements")

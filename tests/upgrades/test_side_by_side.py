@@ -43,7 +43,7 @@ async def migrated(scene: Scene) -> Migrated:
         await engine.dispose()
 
 
-async def test_an_upgrade_under_load_and_its_rollback_lose_nothing_and_park_nothing(scene_at_0001: Scene, older: Path):
+async def test_an_upgrade_and_downgrade_under_load_lose_and_park_nothing(scene_at_0001: Scene, older: Path):
     scene = scene_at_0001
     old_version = {"PYTHONPATH": str(older), **FEW}
     async with scene.load(pause=0.04):
@@ -76,7 +76,7 @@ async def test_an_upgrade_under_load_and_its_rollback_lose_nothing_and_park_noth
 
 
 @pytest.mark.parametrize("revision", revisions())
-async def test_a_worker_takes_the_oldest_schema_that_it_can_work_on_and_every_newer_one(empty_database_url, revision):
+async def test_a_worker_accepts_its_oldest_supported_schema_and_every_newer_one(empty_database_url, revision):
     engine = create_engine(empty_database_url, pool_size=1)
     await bring_to(engine, revision)
     if revisions().index(revision) >= revisions().index(OLDEST_SCHEMA):
@@ -87,14 +87,14 @@ async def test_a_worker_takes_the_oldest_schema_that_it_can_work_on_and_every_ne
     await engine.dispose()
 
 
-async def test_a_worker_takes_a_schema_of_a_version_that_it_does_not_know(engine):
+async def test_a_worker_accepts_a_schema_of_an_unknown_newer_version(engine):
     async with engine.begin() as conn:
         await conn.execute(text("UPDATE governance.schema_version SET version_num = '9999'"))
         await conn.execute(text("ALTER TABLE governance.incidents ADD COLUMN of_tomorrow text"))
     await probe(engine)
 
 
-async def test_a_role_that_may_not_read_the_version_is_told_which_column_is_missing(scene_at_0001: Scene):
+async def test_a_role_that_cannot_read_the_version_is_told_which_column_is_missing(scene_at_0001: Scene):
     scene = scene_at_0001
     await scene.sql(f"REVOKE ALL ON governance.schema_version FROM {scene.role}")
     engine = create_engine(scene.environ["DATABASE_URL"], pool_size=1)

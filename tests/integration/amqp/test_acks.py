@@ -46,7 +46,7 @@ async def left_after(amqp_url, broker, number, steps) -> list[int]:
 
 
 @pytest.mark.parametrize("attempt", range(5))
-async def test_a_channel_that_closes_right_behind_its_acks_loses_none(amqp_url, broker, attempt):
+async def test_closing_a_channel_right_after_its_acks_loses_none(amqp_url, broker, attempt):
     async def steps(acks: Acks) -> None:
         for first in range(1, 201, 50):
             for tag in range(first, first + 50):
@@ -56,7 +56,7 @@ async def test_a_channel_that_closes_right_behind_its_acks_loses_none(amqp_url, 
     assert await left_after(amqp_url, broker, 200, steps) == []
 
 
-async def test_what_is_still_being_worked_on_is_not_acked_with_what_came_after_it(amqp_url, broker):
+async def test_an_unfinished_delivery_is_not_acked_with_later_ones(amqp_url, broker):
     async def steps(acks: Acks) -> None:
         for tag in (1, 2, 4, 5):
             acks.ack(tag)
@@ -66,7 +66,7 @@ async def test_what_is_still_being_worked_on_is_not_acked_with_what_came_after_i
     assert await left_after(amqp_url, broker, 5, steps) == [3, 4, 5]
 
 
-async def test_what_was_held_back_is_acked_once_the_unfinished_delivery_is_done(amqp_url, broker):
+async def test_held_back_acks_are_sent_once_the_unfinished_delivery_is_done(amqp_url, broker):
     async def steps(acks: Acks) -> None:
         for tag in (1, 2, 4, 5):
             acks.ack(tag)
@@ -88,7 +88,7 @@ async def test_a_requeued_delivery_is_not_covered_by_an_ack_of_later_ones(amqp_u
     assert await left_after(amqp_url, broker, 3, steps) == [2]
 
 
-async def test_before_a_channel_is_closed_under_an_unfinished_batch_the_others_are_acked(amqp_url, broker):
+async def test_finished_deliveries_are_acked_before_a_channel_is_closed(amqp_url, broker):
     async def steps(acks: Acks) -> None:
         for tag in (2, 3):
             acks.ack(tag)
@@ -97,7 +97,7 @@ async def test_before_a_channel_is_closed_under_an_unfinished_batch_the_others_a
     assert await left_after(amqp_url, broker, 3, steps) == [1]
 
 
-async def test_an_unfinished_batch_holds_back_no_more_than_a_part_of_the_prefetch(amqp_url, broker):
+async def test_an_unfinished_batch_holds_back_only_a_part_of_the_prefetch_count(amqp_url, broker):
     async def steps(acks: Acks) -> None:
         for tag in range(2, 103):
             acks.ack(tag)
@@ -107,7 +107,7 @@ async def test_an_unfinished_batch_holds_back_no_more_than_a_part_of_the_prefetc
     assert await left_after(amqp_url, broker, 102, steps) == [1]
 
 
-async def test_transactions_that_flush_at_once_ack_no_tag_twice(amqp_url, broker):
+async def test_concurrent_flushes_ack_no_tag_twice(amqp_url, broker):
     """The second time the broker would not know it, and close the channel."""
 
     async def steps(acks: Acks) -> None:

@@ -182,7 +182,7 @@ async def place(any_rabbit: RabbitServer, imported: dict[str, Place], tmp_path: 
     return imported[any_rabbit.version]
 
 
-async def test_an_imported_user_gets_in_only_once_it_has_a_password(any_rabbit, tmp_path):
+async def test_an_imported_user_can_log_in_only_after_a_password_is_set(any_rabbit, tmp_path):
     place = Place(any_rabbit, "locked")
     place.import_definitions(tmp_path)
 
@@ -198,7 +198,7 @@ async def test_an_imported_user_gets_in_only_once_it_has_a_password(any_rabbit, 
     any_rabbit.delete_vhost("locked")
 
 
-async def test_over_imported_definitions_closeout_topology_finds_all_as_it_would_declare_it(place):
+async def test_closeout_topology_accepts_the_imported_definitions(place):
     connection = BrokerConnection(place.url_of(roles.TOPOLOGY_USER), name="tests")
     before = place.stands()
 
@@ -209,7 +209,7 @@ async def test_over_imported_definitions_closeout_topology_finds_all_as_it_would
     assert place.stands() == before
 
 
-async def test_the_topology_user_declares_all_of_it_in_an_empty_vhost_as_the_definitions_have_it(place):
+async def test_the_topology_user_declares_the_imported_definitions_in_an_empty_vhost(place):
     bare = Place(place.server, "bare")
     place.server.create_vhost(bare.vhost)
     roles.permit(place.server, bare.vhost, roles.TOPOLOGY_USER)
@@ -223,13 +223,13 @@ async def test_the_topology_user_declares_all_of_it_in_an_empty_vhost_as_the_def
 
 
 @pytest.mark.parametrize("user", MAY)
-async def test_each_user_may_do_what_it_is_for_and_is_refused_the_rest(place, user):
+async def test_each_user_has_exactly_its_permissions(place, user):
     allowed = [what for what, ask in everything().items() if await place.may(user, ask)]
 
     assert sorted(allowed) == sorted(MAY[user])
 
 
-async def test_no_user_gets_into_another_vhost(place):
+async def test_no_user_can_access_another_vhost(place):
     place.server.create_vhost("elsewhere")
     for user in MAY:
         elsewhere = BrokerConnection(place.server.url("elsewhere", user=user, password=roles.PASSWORD), name="tests")
@@ -239,7 +239,7 @@ async def test_no_user_gets_into_another_vhost(place):
     place.server.delete_vhost("elsewhere")
 
 
-async def test_no_policy_for_all_queues_takes_hold_of_ours(place):
+async def test_a_policy_for_all_queues_does_not_apply_to_ours(place):
     vhost = f'<<"{place.vhost}">>'
     place.server.eval(
         f'rabbit_policy:set({vhost}, <<"all">>, <<".*">>, [{{<<"max-length">>, 1}}], 50, <<"queues">>, <<"tests">>)'
@@ -256,7 +256,7 @@ async def test_no_policy_for_all_queues_takes_hold_of_ours(place):
     }
 
 
-async def test_a_worker_closes_out_parks_and_tells_with_its_own_user_and_role_alone(place, database_url, engine):
+async def test_a_worker_needs_only_its_own_user_and_role(place, database_url, engine):
     admin = BrokerConnection(place.url, name="tests")
     channel = await admin.channel(confirms=False)
     for queue in QUEUES:  # what other tests here were allowed to publish
@@ -276,7 +276,7 @@ async def test_a_worker_closes_out_parks_and_tells_with_its_own_user_and_role_al
 
 
 @pytest.mark.parametrize("write", [r"^amq\.default$", r"^closeout\.internal$"])
-async def test_copies_go_by_whichever_way_the_rights_allow_and_change_with_them(place, write):
+async def test_copies_are_published_by_the_route_that_the_permissions_allow(place, write):
     """Rights and workers are not changed at one instant: rights of before have one way, those of now the other."""
     url = place.server.add_user(f"changing{next(_names)}", "pw", "^$", write, "^$", place.vhost)
     other = r"^closeout\.internal$" if "amq" in write else r"^amq\.default$"
@@ -298,7 +298,7 @@ async def test_copies_go_by_whichever_way_the_rights_allow_and_change_with_them(
     await admin.close()
 
 
-async def test_copies_of_a_worker_that_is_newer_than_the_topology_go_where_they_always_went(any_rabbit):
+async def test_a_newer_worker_parks_copies_on_an_older_topology(any_rabbit):
     vhost = f"older{next(_names)}"
     admin = BrokerConnection(any_rabbit.create_vhost(vhost), name="tests")
     await declare(admin, Topology(exchanges=(), queues=TOPOLOGY.queues))

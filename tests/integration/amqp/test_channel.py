@@ -19,7 +19,7 @@ CALLS: dict[str, Call] = {
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-async def test_a_missed_heartbeat_is_weather_and_no_cancellation_for_what_waits_on_the_channel(bare_amqp_url, call):
+async def test_a_missed_heartbeat_raises_a_transient_error_instead_of_a_cancellation(bare_amqp_url, call):
     connection = BrokerConnection(bare_amqp_url, name="heartbeat")
     channel = await connection.channel(confirms=False)
     waiting = asyncio.create_task(call(connection, channel))

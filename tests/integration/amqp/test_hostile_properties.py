@@ -60,7 +60,7 @@ def usual_recursion_limit() -> Any:
 
 @pytest.mark.parametrize("properties", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.usefixtures("usual_recursion_limit")
-async def test_a_good_run_is_closed_out_and_a_bad_one_parked_whole_whatever_its_properties_say(
+async def test_hostile_properties_neither_block_a_valid_run_nor_alter_a_parked_one(
     database_url, amqp_url, engine, broker, properties
 ):
     await asyncio.to_thread(send, amqp_url, "run.completed", [runs.body(), b"{nonsense"], properties)
@@ -76,9 +76,7 @@ async def test_a_good_run_is_closed_out_and_a_bad_one_parked_whole_whatever_its_
     assert await emptied(broker, "closeout.run-completed") == []
 
 
-async def test_headers_that_leave_no_room_for_ours_in_a_smaller_frame_are_left_out_and_named(
-    rabbit, database_url, amqp_url, broker
-):
+async def test_headers_too_large_for_the_frame_are_omitted_and_named(rabbit, database_url, amqp_url, broker):
     """An operator has lowered frame_max: the copy's frame would be refused, with its connection, again and again."""
     await publish(broker, b"{nonsense", headers={"large": "x" * 8_000, "small": "kept"})
     rabbit.eval("application:set_env(rabbit, frame_max, 8192)")

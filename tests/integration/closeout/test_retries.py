@@ -16,7 +16,7 @@ from tests.support.broken_writes import break_writes_to, count, mend_writes
 from tests.support.traffic import eventually, parked, publish, published_runs, worker
 
 
-async def test_it_comes_back_from_the_retry_queue_with_its_attempts_counted_and_is_parked_after_the_last(
+async def test_a_failing_run_returns_from_the_retry_queue_and_is_parked_after_the_last_attempt(
     database_url, amqp_url, engine, broker
 ):
     await break_writes_to(engine, "traces", "the trace store is full of bees")
@@ -40,7 +40,7 @@ async def test_it_comes_back_from_the_retry_queue_with_its_attempts_counted_and_
     assert await count(engine, "run_completions") == 0
 
 
-async def test_once_the_cause_is_mended_the_next_try_closes_it_out(database_url, amqp_url, engine, broker):
+async def test_a_retry_closes_out_the_run_once_the_cause_is_fixed(database_url, amqp_url, engine, broker):
     await break_writes_to(engine, "traces")
     async with worker(database_url, amqp_url, TRUSTED_PUBLISHERS="closeout"):
         await publish(broker, runs.body(), user_id="closeout")
@@ -51,9 +51,7 @@ async def test_once_the_cause_is_mended_the_next_try_closes_it_out(database_url,
     assert (await channel.basic_get(RETRY_QUEUE)).delivery_tag is None
 
 
-async def test_a_deadlock_or_a_lost_session_is_retried_in_place_and_costs_no_attempt(
-    database_url, amqp_url, engine, broker
-):
+async def test_a_lost_session_is_retried_in_place_and_costs_no_attempt(database_url, amqp_url, engine, broker):
     async with worker(database_url, amqp_url, DELIVERY_MAX_ATTEMPTS="1") as service:
         for _ in range(5):
             await publish(broker, *[runs.body() for _ in range(20)])
@@ -72,7 +70,7 @@ async def test_a_deadlock_or_a_lost_session_is_retried_in_place_and_costs_no_att
 
 
 @pytest.mark.parametrize("table", ["run_completions", "traces"])  # by SQLAlchemy, and straight to the driver
-async def test_a_migration_that_changes_a_type_under_a_prepared_statement_is_no_fault_of_the_run(engine, table):
+async def test_a_type_change_under_a_prepared_statement_is_retried_without_failing_the_run(engine, table):
     coordinator = create_transaction_coordinator(engine=engine)
     await coordinator.execute(runs.run())
     async with engine.begin() as conn:

@@ -225,7 +225,7 @@ class CloseOut(RuleBasedStateMachine):
         self.runner.close()
 
 
-def test_no_interleaving_of_crashes_duplicates_and_relays_breaks_the_promise(database_url, bare_amqp_url):
+def test_no_interleaving_of_crashes_duplicates_and_relays_breaks_an_invariant(database_url, bare_amqp_url):
     CloseOut.database_url, CloseOut.amqp_url = database_url, bare_amqp_url
     run_state_machine_as_test(
         CloseOut,

@@ -64,7 +64,7 @@ async def rows(engine: AsyncEngine, table: str) -> list[dict[str, Any]]:
         return [dict(row) for row in found.mappings()]
 
 
-async def test_one_run_id_of_two_tenants_is_two_runs_in_every_table_event_and_page(
+async def test_the_same_run_id_in_two_tenants_is_two_runs_in_every_table_event_and_page(
     twins, database_url, amqp_url, engine, broker
 ):
     async with engine.begin() as conn:
@@ -114,9 +114,7 @@ async def test_one_run_id_of_two_tenants_is_two_runs_in_every_table_event_and_pa
     assert "globex" not in shown.stdout + shown.stderr
 
 
-async def test_a_conflict_is_the_tenant_s_own_and_tells_nothing_of_another_s_run(
-    twins, database_url, amqp_url, engine, broker
-):
+async def test_a_conflict_reveals_nothing_about_another_tenants_run(twins, database_url, amqp_url, engine, broker):
     async with worker(database_url, amqp_url):
         await publish(broker, twins.body("globex"))
         await eventually(engine, published_runs(), 1)
@@ -136,7 +134,7 @@ async def test_a_conflict_is_the_tenant_s_own_and_tells_nothing_of_another_s_run
     assert kept.completion["status"] == "failed"
 
 
-async def test_a_trace_is_completed_by_a_run_of_its_own_tenant_only(twins, database_url, amqp_url, engine, broker):
+async def test_a_trace_is_completed_only_by_a_run_of_the_same_tenant(twins, database_url, amqp_url, engine, broker):
     async with engine.begin() as conn:  # both runners have opened theirs, and acme's run goes on
         await conn.execute(
             text(
@@ -161,7 +159,7 @@ async def test_a_trace_is_completed_by_a_run_of_its_own_tenant_only(twins, datab
     ]
 
 
-async def test_what_fails_for_one_tenant_is_rolled_back_found_and_named_for_that_one_alone(
+async def test_a_failure_of_one_tenant_is_rolled_back_and_reported_for_that_tenant_alone(
     twins, database_url, amqp_url, engine, broker
 ):
     await break_writes_to(engine, "traces", KNOWS["acme"])
@@ -204,7 +202,7 @@ async def test_what_fails_for_one_tenant_is_rolled_back_found_and_named_for_that
     assert [(each.count, [example.tenant_id for example in each.examples]) for each in broken] == [(1, ["acme"])]
 
 
-async def test_every_key_of_a_table_with_tenants_data_begins_with_the_tenant(engine):
+async def test_every_key_of_a_tenant_table_starts_with_the_tenant(engine):
     keys = text(
         """
         SELECT c.relname AS of_table, k.relname AS key,

@@ -87,7 +87,7 @@ def test_each_of_the_torture_bodies_is_refused(body):
         decode(body, max_bytes=1_048_576)
 
 
-async def test_a_worker_closes_out_or_parks_each_of_thousands_of_mutated_messages(
+async def test_a_worker_closes_out_or_parks_every_one_of_thousands_of_mutated_messages(
     database_url, amqp_url, engine, broker
 ):
     source = random.Random(SEED)  # noqa: S311 - for variety

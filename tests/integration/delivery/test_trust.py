@@ -27,7 +27,7 @@ def user(rabbit: RabbitServer, amqp_url: str):
     return add
 
 
-async def test_the_broker_lets_nobody_publish_in_another_s_name(user, broker):
+async def test_the_broker_refuses_a_message_with_the_user_id_of_another_user(user, broker):
     runner, _ = user("runner")
     _, somebody = user("somebody")
     with pytest.raises(UnavailableError) as refused:
@@ -37,7 +37,7 @@ async def test_the_broker_lets_nobody_publish_in_another_s_name(user, broker):
     await runner.close()
 
 
-async def test_only_who_is_named_is_taken_and_the_others_are_parked_with_the_name_they_gave(
+async def test_messages_of_unlisted_publishers_are_parked_with_their_user_id(
     user, database_url, amqp_url, engine, broker
 ):
     runner, trusted = user("runner")
@@ -56,7 +56,7 @@ async def test_only_who_is_named_is_taken_and_the_others_are_parked_with_the_nam
         await connection.close()
 
 
-async def test_who_replays_answers_for_the_messages_and_must_be_trusted_like_anybody(
+async def test_replayed_messages_carry_the_operators_user_id_which_must_be_trusted(
     user, database_url, amqp_url, engine, broker
 ):
     stranger, name = user("stranger")
@@ -84,7 +84,7 @@ async def test_who_replays_answers_for_the_messages_and_must_be_trusted_like_any
         await connection.close()
 
 
-async def test_whom_a_tenant_belongs_to_is_not_looked_at(user, database_url, amqp_url, engine, broker):
+async def test_a_trusted_publisher_may_publish_runs_of_any_tenant(user, database_url, amqp_url, engine, broker):
     """The setting says whose messages are taken, not for which tenants: that a runner names its own is the runner's."""
     runner, trusted = user("runner")
     async with worker(database_url, amqp_url, TRUSTED_PUBLISHERS=trusted):

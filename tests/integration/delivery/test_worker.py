@@ -30,7 +30,9 @@ from tests.support.traffic import (
 from tests.support.waiting import until
 
 
-async def test_published_runs_are_committed_acked_and_told_downstream_in_order(database_url, amqp_url, engine, broker):
+async def test_published_runs_are_committed_acked_and_their_events_published_in_order(
+    database_url, amqp_url, engine, broker
+):
     events = await listen(broker)
     bodies = [runs.body() for _ in range(120)]
     async with worker(database_url, amqp_url):
@@ -49,7 +51,7 @@ async def test_published_runs_are_committed_acked_and_told_downstream_in_order(d
     assert await length_without_consumers(broker, "closeout.run-completed") == 0
 
 
-async def test_duplicates_are_harmless(database_url, amqp_url, engine, broker):
+async def test_a_duplicate_run_publishes_no_further_event(database_url, amqp_url, engine, broker):
     body = runs.body()
     events = await listen(broker)
     async with worker(database_url, amqp_url) as service:
@@ -67,7 +69,7 @@ BAD = {
 }
 
 
-async def test_what_cannot_be_processed_is_parked_whole_and_the_rest_goes_on(database_url, amqp_url, engine, broker):
+async def test_an_invalid_message_is_parked_unmodified_and_other_runs_continue(database_url, amqp_url, engine, broker):
     good = runs.body()
     async with worker(database_url, amqp_url):
         await publish(
@@ -120,7 +122,9 @@ async def test_a_wrong_content_type_is_parked(database_url, amqp_url, broker):
     assert headers_of(message)["x-closeout-reason"] == "unsupported_content_type"
 
 
-async def test_only_trusted_publishers_are_taken(database_url, amqp_url, bare_amqp_url, rabbit, engine, broker):
+async def test_a_message_of_an_untrusted_publisher_is_parked(
+    database_url, amqp_url, bare_amqp_url, rabbit, engine, broker
+):
     vhost = bare_amqp_url.rsplit("/", 1)[1]
     runner = BrokerConnection(rabbit.add_user(f"runner-{vhost}", "pw", "^$", ".*", ".*", vhost), name="runner")
     async with worker(database_url, amqp_url, TRUSTED_PUBLISHERS=f"runner-{vhost}"):
@@ -132,7 +136,7 @@ async def test_only_trusted_publishers_are_taken(database_url, amqp_url, bare_am
     await runner.close()
 
 
-async def test_a_run_that_cannot_be_written_does_not_take_its_batch_with_it(database_url, amqp_url, engine, broker):
+async def test_a_run_that_cannot_be_written_does_not_fail_its_batch(database_url, amqp_url, engine, broker):
     bad = runs.message(tenant_id="cursed")
     async with engine.begin() as conn:
         await conn.execute(
@@ -150,7 +154,7 @@ async def test_a_run_that_cannot_be_written_does_not_take_its_batch_with_it(data
     assert "no_curse" in headers["x-closeout-error"]
 
 
-async def test_what_was_known_of_a_channel_is_forgotten_with_it(database_url, amqp_url, engine, broker):
+async def test_the_state_of_a_closed_channel_is_released(database_url, amqp_url, engine, broker):
     async with worker(database_url, amqp_url) as service:
         for number in range(1, 5):
             await publish(broker, runs.body())
@@ -176,7 +180,7 @@ async def test_stopping_under_load_loses_nothing(database_url, amqp_url, engine,
     assert done & left == set()  # nothing that was committed comes again
 
 
-async def test_a_worker_that_starts_before_migration_and_topology_waits_and_says_for_what(
+async def test_a_worker_started_before_migration_and_topology_reports_what_it_waits_for(
     empty_database_url, bare_amqp_url
 ):
     async with worker(empty_database_url, bare_amqp_url) as service:
@@ -190,7 +194,7 @@ async def test_a_worker_that_starts_before_migration_and_topology_waits_and_says
         assert (await request(service.http.port, "/livez")).status == 200
 
 
-async def test_readyz_says_ready_and_metrics_are_served_while_consuming(database_url, amqp_url):
+async def test_readyz_reports_ready_and_metrics_are_served_while_consuming(database_url, amqp_url):
     async with worker(database_url, amqp_url) as service:
         await until(lambda: ready(service.http.port))
         metrics = await request(service.http.port, "/metrics")
@@ -200,7 +204,7 @@ async def test_readyz_says_ready_and_metrics_are_served_while_consuming(database
 
 
 @pytest.mark.parametrize("kept_back", [True, False])
-async def test_an_event_nobody_takes_counts_as_published_unless_subscribers_are_required(
+async def test_an_unroutable_event_counts_as_published_unless_subscribers_are_required(
     database_url, amqp_url, engine, broker, kept_back
 ):
     async with worker(database_url, amqp_url, REQUIRE_EVENT_SUBSCRIBERS=str(kept_back).lower()) as service:
@@ -211,7 +215,7 @@ async def test_an_event_nobody_takes_counts_as_published_unless_subscribers_are_
     await eventually(engine, phase, "COMMITTED" if kept_back else "EVENTS_PUBLISHED")  # in the end, too
 
 
-async def test_events_left_by_a_crash_after_the_commit_are_published_by_the_redelivery(
+async def test_a_redelivery_publishes_the_events_left_by_a_crash_after_the_commit(
     database_url, amqp_url, engine, broker
 ):
     body = runs.body()

@@ -76,7 +76,7 @@ async def put(place: Place, queue: str) -> None:
     )
 
 
-async def test_all_is_well_for_a_worker_and_for_who_may_configure_and_no_message_goes_anywhere(place):
+async def test_a_declared_topology_passes_every_check_without_publishing_a_message(place):
     events = await listen(place.broker)
     await consume(place)
 
@@ -94,7 +94,7 @@ async def test_all_is_well_for_a_worker_and_for_who_may_configure_and_no_message
         assert (told.message_count, told.consumer_count) == (0, int(queue == "closeout.run-completed"))
 
 
-async def test_a_broker_that_is_away_or_refuses_the_user_is_the_one_thing_said(place):
+async def test_an_unavailable_or_refusing_broker_is_the_only_problem_reported(place):
     away = await examined("amqp://u:p@127.0.0.1:1/")
     refused = await examined(place.server.url(place.vhost, password="wrong"))
     elsewhere = await examined(place.server.url("nowhere"))
@@ -106,12 +106,12 @@ async def test_a_broker_that_is_away_or_refuses_the_user_is_the_one_thing_said(p
 
 
 @pytest.mark.parametrize(("version", "state"), [("3.9.13", "problem"), ("3.10.8", "ok"), ("4.0.5", "ok"), ("?", "ok")])
-def test_a_broker_below_the_version_that_is_needed_is_a_problem(version, state):
+def test_a_broker_older_than_required_is_a_problem(version, state):
     """The private servers are newer; the rule is tried alone."""
     assert version_check(version).state == state
 
 
-async def test_what_is_missing_is_named_all_of_it(place):
+async def test_every_missing_queue_exchange_and_binding_is_named(place):
     channel = await place.broker.channel(confirms=False)
     await channel.queue_delete("closeout.parked")
     await channel.exchange_delete("runs")
@@ -124,7 +124,7 @@ async def test_what_is_missing_is_named_all_of_it(place):
     assert "parked" not in checks
 
 
-async def test_without_any_topology_the_rest_is_told_all_the_same(place):
+async def test_a_missing_topology_does_not_end_the_other_checks(place):
     vhost = Place(place.server, f"doctor{next(_names)}")
 
     checks = await examined(vhost.url)
@@ -138,7 +138,7 @@ async def test_without_any_topology_the_rest_is_told_all_the_same(place):
     await vhost.broker.close()
 
 
-async def test_what_stands_with_other_properties_is_named_by_who_may_configure(place):
+async def test_a_user_with_configure_permission_reports_queues_with_other_properties(place):
     channel = await place.broker.channel(confirms=False)
     await channel.queue_delete("closeout.parked")
     await channel.queue_declare("closeout.parked", durable=True)
@@ -153,7 +153,7 @@ async def test_what_stands_with_other_properties_is_named_by_who_may_configure(p
     assert (await examined(place.user()))["topology"].state == "ok"
 
 
-async def test_nobody_consuming_is_a_warning_and_with_messages_waiting_a_problem(place):
+async def test_no_consumer_is_a_warning_and_a_problem_with_messages_waiting(place):
     assert troubled(await examined(place.user())) == {"consumers": "warning"}
     await publish(place.broker, runs.body())
 
@@ -164,7 +164,7 @@ async def test_nobody_consuming_is_a_warning_and_with_messages_waiting_a_problem
     assert "/readyz" in checks["consumers"].remedy
 
 
-async def test_a_backlog_is_a_warning_though_somebody_consumes(place, monkeypatch):
+async def test_a_backlog_is_a_warning_despite_a_consumer(place, monkeypatch):
     monkeypatch.setattr("consumer.diagnosis.broker._BACKLOG", 20)
     await publish(place.broker, *(runs.body() for _ in range(25)))
     await consume(place, prefetch=1)
@@ -175,7 +175,7 @@ async def test_a_backlog_is_a_warning_though_somebody_consumes(place, monkeypatc
     assert "add workers" in checks["consumers"].remedy
 
 
-async def test_what_is_parked_and_what_is_tried_again_are_warnings(place):
+async def test_parked_messages_and_retries_are_warnings(place):
     await consume(place)
     await put(place, "closeout.parked")
     await put(place, "closeout.parked")
@@ -188,7 +188,7 @@ async def test_what_is_parked_and_what_is_tried_again_are_warnings(place):
     assert "closeout parked list" in checks["parked"].remedy
 
 
-async def test_a_missing_right_to_consume_is_a_problem(place):
+async def test_a_missing_permission_to_consume_is_a_problem(place):
     await consume(place)
 
     checks = await examined(place.user(read="^$"))
@@ -205,7 +205,7 @@ async def test_a_missing_right_to_consume_is_a_problem(place):
         (r"^governance\.events$", "closeout.internal"),
     ],
 )
-async def test_each_missing_right_to_publish_is_a_problem(place, write, named):
+async def test_each_missing_permission_to_publish_is_a_problem(place, write, named):
     await consume(place)
 
     checks = await examined(place.user(write=write))
@@ -215,7 +215,7 @@ async def test_each_missing_right_to_publish_is_a_problem(place, write, named):
     assert named in checks["publish"].remedy
 
 
-async def test_the_right_to_write_every_queue_in_place_of_the_two_that_are_needed_is_a_warning(place):
+async def test_permission_to_write_to_every_queue_is_a_warning(place):
     await consume(place)
 
     checks = await examined(place.user(write=r"^(governance\.events|amq\.default)$"))
@@ -225,7 +225,7 @@ async def test_the_right_to_write_every_queue_in_place_of_the_two_that_are_neede
     assert "then take amq.default away" in checks["publish"].remedy
 
 
-async def test_an_alarm_is_a_problem(place):
+async def test_a_resource_alarm_is_a_problem(place):
     await consume(place)
     await asyncio.to_thread(place.server.ctl, "set_vm_memory_high_watermark", "0")
     try:
@@ -238,9 +238,7 @@ async def test_an_alarm_is_a_problem(place):
     assert "publish" not in checks  # it cannot be seen, and is not said to be there
 
 
-async def test_the_command_says_every_check_on_a_line_of_its_own_and_exits_0_beside_a_live_worker(
-    database_url, amqp_url, broker
-):
+async def test_the_command_prints_one_line_per_check_and_exits_0_next_to_a_live_worker(database_url, amqp_url, broker):
     urls = {"DATABASE_URL": database_url, "AMQP_URL": amqp_url, "TRANSACTION_COORDINATOR_ENABLED": "true"}
     async with worker(database_url, amqp_url) as service:
         await until(lambda: _consuming(broker))
@@ -262,7 +260,7 @@ async def test_the_command_says_every_check_on_a_line_of_its_own_and_exits_0_bes
     assert found["checks"][0] == {"name": "settings", "state": "ok", "found": "all as they must be", "remedy": ""}
 
 
-async def test_every_fault_in_the_settings_is_told_and_what_can_be_examined_is_all_the_same(database_url):
+async def test_every_invalid_setting_is_reported_and_the_other_checks_still_run(database_url):
     done = await closeout(
         "doctor", "--json",
         DATABASE_URL=database_url, PREFETCH_COUNT="many", LOG_LEVEL="LOUD", BATCH_MAX_RUNS="1000",
@@ -281,7 +279,7 @@ async def test_every_fault_in_the_settings_is_told_and_what_can_be_examined_is_a
     assert "rabbitmq" not in states
 
 
-async def test_a_rollout_by_tenant_is_a_warning_that_names_them(database_url):
+async def test_a_rollout_by_tenant_is_a_warning_that_names_the_tenants(database_url):
     done = await closeout(
         "doctor", DATABASE_URL=database_url, TRANSACTION_COORDINATOR_ENABLED="true",
         TRANSACTION_COORDINATOR_TENANTS="b,a", DATABASE_URL_FILE="",

@@ -109,7 +109,7 @@ async def words_of_broker(url: str) -> str:
     return ""
 
 
-async def test_of_postgresql_only_the_right_host_in_time_under_a_trusted_authority_is_accepted(database, office):
+async def test_a_postgresql_certificate_needs_the_right_host_dates_and_authority(database, office):
     checked = database_url(database, sslmode="verify-full", sslrootcert=office.ours.file)
     host_unchecked = checked.replace("verify-full", "verify-ca")
     at = f"PostgreSQL is not available: the certificate of {HERE}:{database.port}"
@@ -132,7 +132,7 @@ async def test_of_postgresql_only_the_right_host_in_time_under_a_trusted_authori
     assert await words_of_database(anybody) == f"{by_strangers} any authority that this machine trusts"
 
 
-async def test_postgresql_s_authority_may_be_the_machine_s_own(database, office, monkeypatch):
+async def test_postgresql_certificates_of_the_system_authorities_are_accepted(database, office, monkeypatch):
     monkeypatch.setenv(ssl.get_default_verify_paths().openssl_cafile_env, str(office.ours.file))
     url = database_url(database, sslmode="verify-full", sslrootcert="system")
     assert await words_of_database(url) == ""
@@ -140,7 +140,7 @@ async def test_postgresql_s_authority_may_be_the_machine_s_own(database, office,
     assert "is not for" in await words_of_database(url)
 
 
-async def test_a_postgresql_without_tls_is_refused_by_who_insists_on_it(database, postgres, office):
+async def test_a_postgresql_without_tls_is_refused_where_tls_is_required(database, postgres, office):
     here = f"PostgreSQL is not available: {HERE}:{postgres.port}"
     url = database_url(postgres, sslmode="verify-full", sslrootcert=office.ours.file)
     assert await words_of_database(url) == f"{here} does not speak TLS, which sslmode=verify-full insists on"
@@ -148,7 +148,7 @@ async def test_a_postgresql_without_tls_is_refused_by_who_insists_on_it(database
     assert "no encryption" in await words_of_database(database_url(database, ROLE, sslmode="disable"))
 
 
-async def test_postgresql_takes_the_client_certificate_of_the_role_and_no_other(database, office):
+async def test_postgresql_accepts_only_the_client_certificate_of_the_role(database, office):
     def with_identity(cert: Path, key: Path) -> str:
         checked = {"sslmode": "verify-full", "sslrootcert": office.ours.file}
         return database_url(database, ROLE, **checked, sslcert=cert, sslkey=key)
@@ -171,7 +171,7 @@ async def test_postgresql_takes_the_client_certificate_of_the_role_and_no_other(
     assert "requires a valid client certificate" in await words_of_database(none)
 
 
-async def test_of_rabbitmq_only_the_right_host_in_time_under_a_trusted_authority_is_accepted(any_rabbit, office):
+async def test_a_rabbitmq_certificate_needs_the_right_host_dates_and_authority(any_rabbit, office):
     listener = any_rabbit.open_tls(office.good)
     url = amqp_url(any_rabbit, listener.port, cafile=office.ours.file)
     at = f"RabbitMQ is not available: the certificate of {HERE}:{listener.port}"
@@ -194,7 +194,7 @@ async def test_of_rabbitmq_only_the_right_host_in_time_under_a_trusted_authority
     assert await words_of_broker(wrong_port) == f"{here}:{any_rabbit.port} does not speak TLS"
 
 
-async def test_rabbitmq_takes_client_certificates_of_its_authority_only(any_rabbit, office):
+async def test_rabbitmq_accepts_only_client_certificates_of_its_authority(any_rabbit, office):
     port = any_rabbit.open_tls(office.good, clients_must_have_one=True).port
 
     def with_identity(cert: Path, key: Path) -> str:
@@ -276,7 +276,7 @@ async def reason(running: Running, words: str) -> str:
     return await until(named, what=f"a reason with {words!r}")
 
 
-async def test_a_worker_does_all_its_work_over_tls_under_its_own_certificate(place):
+async def test_a_worker_uses_tls_with_its_client_certificate_for_all_connections(place):
     engine = create_engine(place.database.url("closeout"), pool_size=1)
     async with worker(place.database_url, place.amqp_url) as service:
         await publish(place.plain, *[runs.body() for _ in range(20)])
@@ -299,7 +299,7 @@ async def test_a_worker_does_all_its_work_over_tls_under_its_own_certificate(pla
     await engine.dispose()
 
 
-async def test_a_worker_waits_out_an_expired_certificate_says_which_and_goes_on_when_it_is_renewed(place, office):
+async def test_a_worker_reports_an_expired_certificate_and_continues_once_it_is_renewed(place, office):
     engine = create_engine(place.database.url("closeout"), pool_size=1)
     async with worker(place.database_url, place.amqp_url) as service:
         running = Running(service.http.port)
@@ -324,7 +324,7 @@ async def test_a_worker_waits_out_an_expired_certificate_says_which_and_goes_on_
     await engine.dispose()
 
 
-async def test_a_client_certificate_that_is_renewed_on_disk_is_used_without_a_restart(place, office):
+async def test_a_client_certificate_renewed_on_disk_is_used_without_a_restart(place, office):
     office.ours.identity("worker", user=ROLE, expired=True)
     async with worker(place.database_url, place.amqp_url) as service:
         running = Running(service.http.port)

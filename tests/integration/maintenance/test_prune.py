@@ -85,7 +85,7 @@ async def suppress_timeouts(engine: AsyncEngine) -> None:
         )
 
 
-async def test_an_old_run_goes_with_all_that_hangs_on_it_and_a_young_one_stays_whole(engine, database_url):
+async def test_an_old_run_is_deleted_with_all_its_rows_and_a_recent_one_is_kept(engine, database_url):
     await suppress_timeouts(engine)
     await close_out(engine, 3)
     await close_out(engine, 2, status="failed", error_code="EXECUTION_TIMEOUT")
@@ -108,7 +108,7 @@ async def test_an_old_run_goes_with_all_that_hangs_on_it_and_a_young_one_stays_w
     assert [await count(engine, table) for table in TABLES] == [4, 4, 0, 4, 4, 0]
 
 
-async def test_what_must_stay_stays_and_is_counted_by_its_reason(engine, database_url):
+async def test_runs_that_must_be_kept_are_counted_by_reason(engine, database_url):
     waiting = await close_out(engine, 2, told=False)
     is_open = await close_out(engine, 3, status="failed", error_code="AGENT_CRASH")
     await break_writes_to(engine, "traces")
@@ -132,7 +132,7 @@ async def test_what_must_stay_stays_and_is_counted_by_its_reason(engine, databas
     assert (await reconcile_counts(engine)).keys() <= {"outbox-stale", "legacy-stale"}
 
 
-async def test_runs_with_open_incidents_go_if_told_to(engine, database_url):
+async def test_runs_with_open_incidents_are_deleted_only_when_requested(engine, database_url):
     await close_out(engine, 3, status="failed", error_code="AGENT_CRASH")
 
     kept = await closeout("prune", "--older-than", "90d", DATABASE_URL=database_url)
@@ -143,7 +143,7 @@ async def test_runs_with_open_incidents_go_if_told_to(engine, database_url):
     assert [await count(engine, table) for table in TABLES] == [0] * 6
 
 
-async def test_a_run_told_to_be_published_whose_events_still_wait_stays_whatever_its_phase_says(engine, database_url):
+async def test_a_run_with_unpublished_events_is_kept_whatever_its_phase(engine, database_url):
     await close_out(engine, 1, told=False)
     async with engine.begin() as conn:
         await conn.execute(text("UPDATE governance.run_completions SET phase = 'EVENTS_PUBLISHED'"))
@@ -154,7 +154,7 @@ async def test_a_run_told_to_be_published_whose_events_still_wait_stays_whatever
     assert await count(engine, "outbox_events") == 3
 
 
-async def test_a_dry_run_counts_and_changes_nothing_and_locks_nothing(engine, database_url):
+async def test_a_dry_run_counts_without_changes_or_locks(engine, database_url):
     await close_out(engine, 7)
     await close_out(engine, 2, status="failed", error_code="AGENT_CRASH")
     async with engine.begin() as conn:
@@ -166,7 +166,7 @@ async def test_a_dry_run_counts_and_changes_nothing_and_locks_nothing(engine, da
     assert await count(engine, "run_completions") == 9
 
 
-async def test_only_the_named_tenants_runs_go(engine, database_url):
+async def test_only_the_named_tenants_runs_are_deleted(engine, database_url):
     await close_out(engine, 2, tenant_id="acme")
     others = await close_out(engine, 3, tenant_id="globex")
 
@@ -175,7 +175,7 @@ async def test_only_the_named_tenants_runs_go(engine, database_url):
     assert await stored(engine) == ids_of(others)
 
 
-async def test_an_age_at_which_a_message_may_come_again_is_refused_unless_forced(engine, database_url):
+async def test_an_age_below_the_redelivery_window_is_refused_unless_forced(engine, database_url):
     (again,) = await close_out(engine, 1, days=3)
 
     refused = await closeout("prune", "--older-than", "2d", DATABASE_URL=database_url)
@@ -189,7 +189,7 @@ async def test_an_age_at_which_a_message_may_come_again_is_refused_unless_forced
     assert (await create_transaction_coordinator(engine=engine).execute(again)).state == "committed"
 
 
-async def test_rollbacks_of_runs_that_never_went_through_go_by_their_own_age(engine, database_url):
+async def test_rollbacks_of_uncommitted_runs_are_deleted_by_their_own_age(engine, database_url):
     await break_writes_to(engine, "traces")
     for _ in range(3):
         with pytest.raises(TransactionFailed):
@@ -219,7 +219,7 @@ async def test_rollbacks_of_runs_that_never_went_through_go_by_their_own_age(eng
     assert young.run_id in left
 
 
-async def test_at_no_moment_is_half_a_run_visible_and_batches_add_up(engine, database_url):
+async def test_no_partly_deleted_run_is_ever_visible_and_batches_add_up(engine, database_url):
     await close_out(engine, 300)
     await close_out(engine, 100, days=1)
     seen: list[tuple[int, int]] = []
@@ -237,7 +237,7 @@ async def test_at_no_moment_is_half_a_run_visible_and_batches_add_up(engine, dat
     assert seen[-1][0] == seen[-1][1]
 
 
-async def test_what_somebody_holds_is_not_waited_for_and_goes_the_next_time(engine, database_url):
+async def test_locked_rows_are_skipped_and_deleted_the_next_time(engine, database_url):
     await close_out(engine, 6)
     async with engine.connect() as one, engine.connect() as other:
         await one.execute(text("SELECT FROM governance.run_completions ORDER BY run_id LIMIT 1 FOR UPDATE"))
@@ -252,7 +252,7 @@ async def test_what_somebody_holds_is_not_waited_for_and_goes_the_next_time(engi
     assert (await pruned(database_url)).runs == 2
 
 
-async def test_a_worker_that_closes_out_meanwhile_is_not_held_up(engine, database_url):
+async def test_a_concurrent_worker_is_not_blocked(engine, database_url):
     """New runs, and the very runs that are being removed, delivered again: those come out new or as duplicates."""
     old = await close_out(engine, 4_000)
     coordinator = create_transaction_coordinator(engine=engine)
@@ -288,7 +288,7 @@ async def test_a_worker_that_closes_out_meanwhile_is_not_held_up(engine, databas
     assert await reconcile_counts(engine) == {}
 
 
-async def test_a_batch_reads_pages_by_their_address_and_everything_else_by_key(engine, database_url):
+async def test_a_batch_uses_tid_range_and_key_lookups_only(engine, database_url):
     async with engine.begin() as conn:
         # Autovacuum summarizes new page ranges of a BRIN index when it likes, and each counts as a scan of the table.
         for table, time in (("run_completions", "received_at"), ("rollbacks", "occurred_at")):
@@ -353,7 +353,7 @@ async def test_progress_is_shown_on_a_terminal(engine, database_url):
     assert "30 runs removed" in plain(written)
 
 
-async def test_what_stops_it_is_told_with_what_was_done_and_no_run_is_left_half(engine, database_url, postgres):
+async def test_an_interruption_reports_what_was_deleted_and_leaves_no_partial_run(engine, database_url, postgres):
     await close_out(engine, 20)
     name = database_url.rsplit("/", 1)[1]
     role = f"pruner_{name}"
@@ -371,7 +371,7 @@ async def test_what_stops_it_is_told_with_what_was_done_and_no_run_is_left_half(
     assert [await count(engine, table) for table in ("run_completions", "incidents")] == [20, 20]
 
 
-async def test_a_database_without_the_schema_is_told_in_words(empty_database_url):
+async def test_a_database_without_the_schema_is_reported(empty_database_url):
     done = await closeout("prune", "--older-than", "90d", DATABASE_URL=empty_database_url)
 
     assert done.returncode == 1

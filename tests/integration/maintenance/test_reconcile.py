@@ -127,7 +127,7 @@ async def checked(engine: AsyncEngine, **options: Any) -> list[Finding]:
 
 
 @pytest.mark.parametrize("what", BREAKS)
-async def test_each_broken_invariant_is_the_only_one_reported_and_names_the_run(engine, what):
+async def test_each_broken_invariant_is_reported_alone_with_its_run(engine, what):
     name, words, statements = BREAKS[what]
     healthy = await close_out(engine, 10)
     (victim,) = await close_out(engine, 1)
@@ -143,12 +143,12 @@ async def test_each_broken_invariant_is_the_only_one_reported_and_names_the_run(
     assert words in example.detail
 
 
-def test_every_invariant_is_broken_by_some_test():
+def test_every_invariant_is_covered_by_a_test():
     assert {name for name, _, _ in BREAKS.values()} == {invariant.name for invariant in INVARIANTS}
 
 
 @pytest.mark.parametrize("table", ["incidents", "policy_evaluations", "traces", "outbox_events"])
-async def test_an_orphan_in_any_one_table_is_found_and_the_table_named(engine, table):
+async def test_an_orphaned_row_is_found_in_any_table_and_the_table_named(engine, table):
     (victim,) = await close_out(engine, 1)
     others = {"incidents", "policy_evaluations", "traces", "outbox_events"} - {table} | {"run_completions"}
 
@@ -163,7 +163,7 @@ async def test_an_empty_database_is_healthy(engine):
     assert broken(await checked(engine)) == {}
 
 
-async def test_what_is_legitimate_is_not_reported(engine):
+async def test_legitimate_states_are_not_reported(engine):
     """A run without a trace, two runs that name one trace, a trace that is the runner's, and a rolled-back run."""
     await close_out(engine, 1, trace_id=None)
     (first,) = await close_out(engine, 1)
@@ -185,7 +185,7 @@ async def test_what_is_legitimate_is_not_reported(engine):
     assert broken(await checked(engine)) == {}
 
 
-async def test_runs_are_counted_over_all_slices_and_named_up_to_the_limit(engine):
+async def test_broken_runs_are_counted_over_all_slices_and_named_up_to_the_limit(engine):
     await close_out(engine, 23)
     async with engine.begin() as conn:
         await conn.execute(text("DELETE FROM governance.policy_evaluations"))
@@ -209,7 +209,7 @@ async def test_only_the_named_tenants_runs_are_checked(engine):
     assert findings[0].examples[0].run_id == other.run_id
 
 
-async def test_beside_live_writers_of_both_kinds_nothing_is_reported(engine):
+async def test_nothing_is_reported_while_both_kinds_of_writers_are_active(engine):
     coordinator = create_transaction_coordinator(engine=engine)
     legacy = LegacyCloseOut(engine=engine, policies=PolicyBook())
     stop = asyncio.Event()
@@ -234,7 +234,7 @@ async def test_beside_live_writers_of_both_kinds_nothing_is_reported(engine):
     assert await count(engine, "run_completions") > 20
 
 
-async def test_the_command_says_ok_for_each_rule_and_exits_0(engine, database_url):
+async def test_the_command_prints_ok_for_each_invariant_and_exits_0(engine, database_url):
     await close_out(engine, 2)
 
     done = await closeout("reconcile", DATABASE_URL=database_url)
@@ -243,7 +243,7 @@ async def test_the_command_says_ok_for_each_rule_and_exits_0(engine, database_ur
     assert [line.split()[:2] for line in done.stdout.splitlines()] == [["ok", rule.name] for rule in INVARIANTS]
 
 
-async def test_the_command_names_the_run_what_it_means_and_what_to_do_and_exits_1(engine, database_url):
+async def test_the_command_names_the_broken_run_with_its_remedy_and_exits_1(engine, database_url):
     (victim,) = await close_out(engine, 1)
     await apply(engine, victim, *BREAKS["legacy run unfinished for ten minutes"][2])
 
@@ -255,7 +255,7 @@ async def test_the_command_names_the_run_what_it_means_and_what_to_do_and_exits_
     assert "let the runner publish it again, unchanged" in done.stdout
 
 
-async def test_repair_publishes_stale_events_and_leaves_the_young_ones(engine, database_url, broker, amqp_url):
+async def test_repair_publishes_stale_events_only(engine, database_url, broker, amqp_url):
     (stale, _young) = await close_out(engine, 2)
     await apply(engine, stale, f"UPDATE governance.outbox_events SET {LATER} {OF_VICTIM}")
     before = await closeout("reconcile", "--json", DATABASE_URL=database_url)
@@ -272,7 +272,7 @@ async def test_repair_publishes_stale_events_and_leaves_the_young_ones(engine, d
     assert await count(engine, "outbox_events") == 3
 
 
-async def test_repair_without_a_broker_says_so_still_reports_and_exits_1(engine, database_url):
+async def test_repair_without_a_broker_still_reports_and_exits_1(engine, database_url):
     (stale,) = await close_out(engine, 1)
     await apply(engine, stale, f"UPDATE governance.outbox_events SET {LATER} {OF_VICTIM}")
 
@@ -284,7 +284,7 @@ async def test_repair_without_a_broker_says_so_still_reports_and_exits_1(engine,
 
 
 @pytest.mark.parametrize("nonsense", ["5", "m", "-5m", "5 fortnights"])
-async def test_a_threshold_that_is_no_time_is_used_wrongly(nonsense):
+async def test_an_invalid_threshold_is_a_usage_error(nonsense):
     done = await closeout("reconcile", f"--older-than={nonsense}", DATABASE_URL="postgresql://nowhere")
 
     assert done.returncode == 2

@@ -26,7 +26,7 @@ async def stopping():
     event.set()
 
 
-async def test_the_oldest_event_grows_older_while_the_relay_cannot_publish(
+async def test_the_age_of_the_oldest_event_rises_while_the_relay_cannot_publish(
     engine, broker, bare_amqp_url, metrics, stopping
 ):
     await create_transaction_coordinator(engine=engine).execute_many([runs.run() for _ in range(7)])
@@ -42,9 +42,7 @@ async def test_the_oldest_event_grows_older_while_the_relay_cannot_publish(
         stopping.set()
 
 
-async def test_an_outbox_that_cannot_be_asked_for_is_unknown_not_what_it_was(
-    postgres, empty_database_url, metrics, stopping
-):
+async def test_an_outbox_that_cannot_be_queried_is_reported_as_unknown(postgres, empty_database_url, metrics, stopping):
     """A number from before the outage would keep an alert up, or down."""
     nowhere = create_engine(f"{empty_database_url}_gone", pool_size=1)
     metrics.outbox_oldest.set(130)

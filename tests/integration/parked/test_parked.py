@@ -79,7 +79,7 @@ async def bodies_in_order(broker: BrokerConnection) -> list[bytes]:
     return [message.body for _, message in held]
 
 
-async def test_a_replay_after_the_cause_is_mended_closes_out_the_run(
+async def test_a_replay_closes_out_the_run_once_the_cause_is_fixed(
     database_url, amqp_url, bare_amqp_url, rabbit, engine, broker
 ):
     vhost = bare_amqp_url.rsplit("/", 1)[1]
@@ -106,7 +106,7 @@ async def test_a_replay_after_the_cause_is_mended_closes_out_the_run(
     await runner.close()
 
 
-async def test_a_replayed_message_is_the_senders_without_our_headers_and_the_brokers(amqp_url, broker):
+async def test_a_replayed_message_has_only_the_senders_headers(amqp_url, broker):
     await put(
         broker,
         b"{}",
@@ -145,7 +145,7 @@ async def test_a_replayed_message_is_the_senders_without_our_headers_and_the_bro
         ({"x-closeout-exchange": 5, "x-closeout-routing-key": None}, [], "closeout.run-completed"),
     ],
 )
-async def test_a_message_goes_back_to_where_it_came_from_if_that_can_be_believed(broker, origin, named, arrives):
+async def test_a_message_is_replayed_to_its_source_exchange_if_that_is_trusted(broker, origin, named, arrives):
     channel = await broker.channel(confirms=False)
     await channel.exchange_declare("other", exchange_type="direct")
     await channel.queue_declare("others")
@@ -155,7 +155,7 @@ async def test_a_message_goes_back_to_where_it_came_from_if_that_can_be_believed
     assert len(await emptied(broker, arrives)) == 1
 
 
-async def test_a_replay_that_no_queue_takes_leaves_the_message_parked_and_exits_1(amqp_url, broker):
+async def test_an_unroutable_replay_keeps_the_message_parked_and_exits_1(amqp_url, broker):
     channel = await broker.channel(confirms=False)
     await channel.queue_unbind("closeout.run-completed", "runs", routing_key="run.completed")
     for _ in range(40):
@@ -166,7 +166,7 @@ async def test_a_replay_that_no_queue_takes_leaves_the_message_parked_and_exits_
     assert len(await emptied(broker, "closeout.parked")) == 40
 
 
-async def test_a_header_that_cannot_be_written_again_keeps_its_message_parked_and_no_other(broker, monkeypatch):
+async def test_a_header_that_cannot_be_encoded_keeps_only_its_message_parked(broker, monkeypatch):
     for number in range(3):
         await put(broker, str(number).encode(), headers={"odd": number == 1})
     encode = spec.Basic.Properties.marshal
@@ -199,7 +199,7 @@ async def test_a_crash_between_confirm_and_ack_leaves_the_message_in_both_places
     assert sorted(m.body for m in await emptied(any_broker, "closeout.run-completed")) == [b"1", b"2"]
 
 
-async def test_messages_of_untrusted_publishers_are_vouched_for_only_by_name(amqp_url, broker):
+async def test_messages_of_untrusted_publishers_are_replayed_only_with_an_explicit_reason(amqp_url, broker):
     await put(broker, b"{}", reason="untrusted_publisher")
     out, err = await asyncio.to_thread(closeout, amqp_url, "replay", status=1)
     assert "0 replayed" in out
@@ -207,7 +207,7 @@ async def test_messages_of_untrusted_publishers_are_vouched_for_only_by_name(amq
     assert "1 replayed" in await said(amqp_url, "replay", "--reason", "untrusted_publisher")
 
 
-async def test_looking_thirty_times_loses_nothing_and_keeps_the_order(any_broker):
+async def test_listing_thirty_times_loses_nothing_and_keeps_the_order(any_broker):
     bodies = [str(number).encode() for number in range(100)]
     for body in bodies:
         await put(any_broker, body)
@@ -227,7 +227,7 @@ async def test_discarding_some_keeps_the_others_in_order(any_broker):
     assert left == [str(n).encode() for n in range(100) if n % 3 or n >= 60]
 
 
-async def test_a_look_that_dies_gives_everything_back(any_broker):
+async def test_a_listing_that_crashes_returns_every_message(any_broker):
     for number in range(40):
         await put(any_broker, str(number).encode())
 
@@ -240,7 +240,7 @@ async def test_a_look_that_dies_gives_everything_back(any_broker):
     assert len(await bodies_in_order(any_broker)) == 40
 
 
-async def test_a_worker_goes_on_parking_while_somebody_looks(database_url, amqp_url, broker):
+async def test_a_worker_parks_messages_while_they_are_listed(database_url, amqp_url, broker):
     for number in range(200):
         await put(broker, str(number).encode())
     async with worker(database_url, amqp_url):
@@ -251,7 +251,7 @@ async def test_a_worker_goes_on_parking_while_somebody_looks(database_url, amqp_
     assert [m.body for m in found].count(b"{bad") == 50
 
 
-async def test_two_who_look_at_once_do_not_hide_messages_from_each_other_in_silence(broker):
+async def test_concurrent_listings_report_the_messages_they_could_not_see(broker):
     for number in range(300):
         await put(broker, str(number).encode())
     channel = await broker.channel(confirms=False)
@@ -269,7 +269,7 @@ async def test_two_who_look_at_once_do_not_hide_messages_from_each_other_in_sile
     assert (await find(broker, EVERYTHING, rows=1)).count == 300
 
 
-async def test_filters_choose_and_all_must_hold(broker):
+async def test_a_message_is_chosen_only_if_all_filters_match(broker):
     mine = runs.message(tenant_id="mine")
     run = mine["run_id"]
     await put(broker, runs.body(mine), reason="conflicting_duplicate", message_id="a", ago=timedelta(hours=3))
@@ -299,7 +299,7 @@ async def test_filters_choose_and_all_must_hold(broker):
         assert "".join(m.message_id or "" for m in report.rows) == expected, filters
 
 
-async def test_list_counts_by_reason_and_json_is_for_machines(amqp_url, broker):
+async def test_list_counts_by_reason_and_prints_json(amqp_url, broker):
     for number in range(3):
         await put(broker, runs.body(tenant_id="t"), reason="too_large" if number else "invalid_json")
     told = await said(amqp_url, "list", "--limit", "1")
@@ -325,7 +325,7 @@ async def test_a_dry_run_changes_nothing(amqp_url, broker):
     assert await emptied(broker, "closeout.run-completed") == []
 
 
-async def test_discard_needs_a_filter_and_a_yes_and_dumps_what_it_removes(amqp_url, broker, tmp_path):
+async def test_discard_needs_a_filter_and_confirmation_and_dumps_what_it_removes(amqp_url, broker, tmp_path):
     await put(
         broker,
         b"\xff\x00",
@@ -350,7 +350,7 @@ async def test_discard_needs_a_filter_and_a_yes_and_dumps_what_it_removes(amqp_u
     assert await bodies_in_order(broker) == [b"{}"]
 
 
-async def test_what_cannot_be_dumped_is_not_removed(broker):
+async def test_a_message_that_cannot_be_dumped_is_not_discarded(broker):
     await put(broker, b"1")
 
     def full(_: object) -> None:
@@ -361,7 +361,7 @@ async def test_what_cannot_be_dumped_is_not_removed(broker):
     assert await bodies_in_order(broker) == [b"1"]
 
 
-async def test_what_was_parked_after_the_question_is_not_discarded_by_its_answer(broker):
+async def test_a_message_parked_after_the_prompt_is_not_discarded(broker):
     await put(broker, b"1")
     found = await find(broker, EVERYTHING, rows=1)
     await put(broker, b"2")
@@ -372,7 +372,7 @@ async def test_what_was_parked_after_the_question_is_not_discarded_by_its_answer
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e\x7f[red]"
 
 
-async def test_hostile_messages_are_shown_and_no_control_character_reaches_the_terminal(amqp_url, broker):
+async def test_hostile_messages_are_shown_without_control_characters(amqp_url, broker):
     bodies = [
         json.dumps({"tenant_id": HOSTILE, "run_id": HOSTILE}, ensure_ascii=False).encode(),
         json.dumps({"tenant_id": HOSTILE}).encode(),
@@ -407,7 +407,7 @@ async def test_hostile_messages_are_shown_and_no_control_character_reaches_the_t
     assert await bodies_in_order(broker) == bodies
 
 
-async def test_show_finds_a_run_and_says_when_there_is_none(amqp_url, broker):
+async def test_show_finds_a_run_and_reports_a_missing_one(amqp_url, broker):
     fields = runs.message(tenant_id="acme")
     await put(broker, runs.body(fields), error="because")
     told = await said(amqp_url, "show", f"acme/{fields['run_id'].upper()}")
@@ -416,7 +416,7 @@ async def test_show_finds_a_run_and_says_when_there_is_none(amqp_url, broker):
     await said(amqp_url, "show", "acme/nothing", status=1)
 
 
-async def test_a_message_that_rabbitmq_dead_lettered_itself_is_listed_and_replayed(amqp_url, broker):
+async def test_a_message_dead_lettered_by_rabbitmq_is_listed_and_replayed(amqp_url, broker):
     await publish(broker, b"{}", message_id="m")
     channel = await broker.channel(confirms=False)
     message = await channel.basic_get("closeout.run-completed")
@@ -431,16 +431,16 @@ async def test_a_message_that_rabbitmq_dead_lettered_itself_is_listed_and_replay
     assert senders_headers(message) == {}
 
 
-async def test_a_missing_queue_and_a_broker_that_is_away_are_told_in_words(bare_amqp_url):
+async def test_a_missing_queue_and_an_unavailable_broker_are_reported(bare_amqp_url):
     _, err = await asyncio.to_thread(closeout, bare_amqp_url, "list", status=1)
     assert "run closeout topology" in err
     _, err = await asyncio.to_thread(closeout, "amqp://u:p@127.0.0.1:1/", "list", status=1)
     assert "RabbitMQ is not available" in err
 
 
-def test_long_bodies_are_cut_and_what_is_escaped_can_be_read():
-    assert format_body(b'{"a":1.000000000000000000001}') == '{\n  "a": 1.000000000000000000001\n}'
-    assert format_body(b"x" * 30_000).endswith("… and 10,000 more characters (--json has all)")
+def test_long_bodies_are_truncated_and_escapes_are_readable():
+    assert body_in_words(b'{"a":1.000000000000000000001}') == '{\n  "a": 1.000000000000000000001\n}'
+    assert body_in_words(b"x" * 30_000).endswith("… and 10,000 more characters (--json has all)")
     assert printable("tab\t\U000e0001") == "tab\\u0009\\U000e0001"
 
 

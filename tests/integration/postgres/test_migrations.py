@@ -66,7 +66,7 @@ async def held(engine, *statements):
         await conn.rollback()
 
 
-async def test_a_database_of_the_first_version_keeps_its_data_and_no_table_is_rewritten(old):
+async def test_migrating_from_the_first_version_keeps_data_and_rewrites_no_table(old):
     async with old.connect() as conn:
         before = (await conn.execute(FILES)).all()
 
@@ -81,7 +81,7 @@ async def test_a_database_of_the_first_version_keeps_its_data_and_no_table_is_re
     assert tuple(counts) == (50, 0)
 
 
-async def test_a_worker_of_the_older_version_goes_on_and_does_not_see_what_is_in_shadow(old):
+async def test_an_older_worker_continues_and_ignores_shadow_policies(old):
     await migrate(old)
     async with old.begin() as conn:
         await conn.execute(
@@ -96,7 +96,7 @@ async def test_a_worker_of_the_older_version_goes_on_and_does_not_see_what_is_in
     assert result.state == "committed"
 
 
-async def test_behind_a_long_transaction_the_migration_waits_without_holding_up_others(old):
+async def test_a_migration_waiting_for_a_long_transaction_does_not_block_others(old):
     slowest = 0.0
     async with held(old, OLD_IN_FORCE, OLD_EVALUATION):
         migrating = asyncio.create_task(migrate(old))
@@ -114,7 +114,7 @@ async def test_behind_a_long_transaction_the_migration_waits_without_holding_up_
     assert await differences(old) == []
 
 
-async def test_a_transaction_that_does_not_end_is_named_and_nothing_is_changed(old):
+async def test_a_migration_blocked_by_a_transaction_names_it_and_changes_nothing(old):
     async with held(old, OLD_EVALUATION) as conn:
         pid = (await conn.execute(text("SELECT pg_backend_pid()"))).scalar_one()
         with pytest.raises(MigrationBlockedError) as blocked:
@@ -129,9 +129,7 @@ async def test_a_transaction_that_does_not_end_is_named_and_nothing_is_changed(o
         assert (await conn.execute(text("SELECT version_num FROM governance.schema_version"))).scalar_one() == "0001"
 
 
-async def test_an_owner_who_is_not_told_how_old_transactions_are_is_told_whose_they_are(
-    old, postgres, empty_database_url
-):
+async def test_a_blocked_migration_names_the_role_where_the_age_is_hidden(old, postgres, empty_database_url):
     """As on a managed server, where roles.sql cannot give the owner pg_read_all_stats."""
     roles.make_roles(postgres, urlsplit(empty_database_url).path[1:])
     postgres.psql(f"REVOKE pg_read_all_stats FROM {roles.OWNER}")
@@ -153,7 +151,7 @@ async def test_an_owner_who_is_not_told_how_old_transactions_are_is_told_whose_t
     )
 
 
-async def test_what_is_no_wait_for_a_lock_is_not_tried_again(old):
+async def test_a_migration_error_other_than_a_lock_timeout_is_not_retried(old):
     async with old.begin() as conn:
         await conn.execute(text("ALTER TABLE governance.policies ADD COLUMN shadow text"))
     began = monotonic()
@@ -176,7 +174,7 @@ async def test_the_expansion_can_be_undone(old):
         assert columns.all() == []
 
 
-async def test_tables_and_indexes_are_stored_as_the_tables_say(engine):
+async def test_storage_parameters_match_the_table_definitions(engine):
     """Alembic does not compare these; of 0003 they are all that there is."""
     said: dict[str, list[str]] = {}
     for table in metadata.tables.values():

@@ -114,27 +114,27 @@ def listed(rights: dict[str, str]) -> dict[str, set[str]]:
 @pytest.mark.parametrize(
     ("role", "rights"), [(WORKER, OF_WORKER), (OPERATOR, OF_OPERATOR), (READER, ALL_READ)], ids=lambda v: str(v)[:17]
 )
-def test_each_role_has_exactly_its_rights_on_every_table_and_column(postgres, place, role, rights):
+def test_each_role_has_exactly_its_privileges_on_every_table_and_column(postgres, place, role, rights):
     assert held(postgres, place, role) == listed(dict(rights))
 
 
 @pytest.mark.parametrize("role", [WORKER, OPERATOR, READER])
-def test_what_is_no_roles_business_is_refused(postgres, place, role):
+def test_operations_granted_to_no_role_are_refused(postgres, place, role):
     assert not_refused(postgres, place, role, REFUSED) == []
 
 
 @pytest.mark.parametrize("role", [WORKER, READER])
-def test_policies_and_history_are_the_operators_to_change_and_not_the_workers(postgres, place, role):
+def test_operators_change_policies_and_history_and_workers_cannot(postgres, place, role):
     assert not_refused(postgres, place, role, REFUSED_TO_THE_WORKER) == []
 
 
-def test_the_owner_migrates_and_is_master_of_its_schema_only(postgres, place):
+def test_the_owner_can_migrate_and_only_within_its_schema(postgres, place):
     of_the_owner = {what: sql for what, sql in REFUSED.items() if "governance." not in sql or "COPY" in sql}
 
     assert not_refused(postgres, place, OWNER, of_the_owner) == ["be the owner"]
 
 
-def test_who_may_read_cannot_let_others_read(postgres, place):
+def test_a_reader_cannot_grant_its_privileges(postgres, place):
     before = held(postgres, place, "public")
     postgres.psql("GRANT SELECT ON ALL TABLES IN SCHEMA governance TO PUBLIC", place, user=OPERATOR)
 
@@ -156,9 +156,7 @@ def refused(postgres: PostgresServer, database: str, role: str, statement: str) 
     return False
 
 
-def test_a_command_run_as_a_role_that_may_not_says_what_was_refused_and_where_to_look(
-    postgres, place, bare_amqp_url, tmp_path, monkeypatch
-):
+def test_a_command_without_privileges_reports_what_was_refused(postgres, place, bare_amqp_url, tmp_path, monkeypatch):
     file = tmp_path / "policies.yaml"
     file.write_text("- {name: n, effect: flag, severity: LOW, condition: 'true'}\n")
     monkeypatch.setenv("DATABASE_URL", postgres.url(place, user=WORKER))
@@ -172,7 +170,7 @@ def test_a_command_run_as_a_role_that_may_not_says_what_was_refused_and_where_to
         assert "refused for user 'closeout-worker'" in told.output or "deploy/README.md lists the role" in told.output
 
 
-def test_a_reader_s_role_is_enough_for_every_command_that_only_looks(postgres, place, tmp_path, monkeypatch):
+def test_the_reader_role_is_enough_for_every_read_only_command(postgres, place, tmp_path, monkeypatch):
     file = tmp_path / "policies.yaml"
     file.write_text("- {name: n, effect: flag, severity: LOW, condition: 'true'}\n")
     monkeypatch.setenv("DATABASE_URL", postgres.url(place, user=READER))
@@ -183,7 +181,7 @@ def test_a_reader_s_role_is_enough_for_every_command_that_only_looks(postgres, p
         assert told.exit_code == 0, f"{words}: {told.output}"
 
 
-def test_whoever_owns_the_database_and_may_create_roles_can_make_them_without_being_a_superuser(postgres):
+def test_a_database_owner_with_createrole_can_create_the_roles(postgres):
     """What a managed PostgreSQL gives its customers; the roles under other names, for those of the tests are there."""
     made = (DEPLOY / "postgresql/roles.sql").read_text().replace("closeout_", "managed_")
     postgres.psql("CREATE ROLE customer LOGIN CREATEROLE")

@@ -143,7 +143,7 @@ def rotation(postgres, rabbit, database_url, amqp_url, tmp_path) -> Rotation:
     return made
 
 
-async def test_changed_on_the_servers_first_it_is_an_outage_that_ends_with_the_files(rotation, engine, broker):
+async def test_passwords_changed_on_the_servers_first_cause_an_outage_until_the_files_follow(rotation, engine, broker):
     async with rotation.worker() as running:
         await rotation.consumes(running)
         await asyncio.to_thread(rotation.change_on_the_servers)
@@ -166,9 +166,7 @@ async def test_changed_on_the_servers_first_it_is_an_outage_that_ends_with_the_f
     await nothing_else_happened(rotation, broker)
 
 
-async def test_changed_in_the_files_first_what_is_open_stays_and_a_second_role_and_user_are_never_refused(
-    rotation, engine, broker
-):
+async def test_credentials_of_a_second_role_and_user_rotate_without_an_outage(rotation, engine, broker):
     sessions = text(
         f"SELECT array_agg(pid::text ORDER BY pid) FROM pg_stat_activity "
         f"WHERE usename = '{rotation.role}' AND application_name = 'closeout'"
@@ -217,7 +215,7 @@ async def nothing_else_happened(rotation: Rotation, broker: BrokerConnection) ->
     assert NEW not in everything
 
 
-def test_a_file_that_is_no_url_for_a_moment_is_named_and_read_again(tmp_path):
+def test_an_invalid_url_file_is_reported_and_read_again(tmp_path):
     secret = MountedSecret(tmp_path / "secret", f"postgresql://u:{OLD}@h/d")
     settings = load_settings({"DATABASE_URL_FILE": str(secret.path)}, need_amqp=False)
     for content, words in (

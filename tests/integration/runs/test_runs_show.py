@@ -51,9 +51,7 @@ async def parked(broker: BrokerConnection, run: CompletedRun, reason: str, error
     )  # fmt: skip
 
 
-async def test_a_run_that_went_through_is_told_from_its_start_to_its_last_confirm(
-    engine, database_url, broker, amqp_url
-):
+async def test_a_completed_run_is_shown_from_its_start_to_its_last_confirm(engine, database_url, broker, amqp_url):
     run = runs.run(tenant_id="loud")
     await put_policies_into_force(engine)
     await break_writes_to(engine, "traces")
@@ -90,9 +88,7 @@ async def test_a_run_that_went_through_is_told_from_its_start_to_its_last_confir
     assert told.index("rolled back at") < told.index("committed in one")
 
 
-async def test_a_suppressed_incident_is_explained_by_the_policy_and_its_condition_even_after_it_was_changed(
-    engine, database_url
-):
+async def test_a_suppressed_incident_names_the_policy_version_that_suppressed_it(engine, database_url):
     run = runs.run(tenant_id="quiet")
     await put_policies_into_force(engine)
     await create_transaction_coordinator(engine=engine).execute(run)
@@ -112,7 +108,7 @@ async def test_a_suppressed_incident_is_explained_by_the_policy_and_its_conditio
     assert json.loads((await closeout("runs", "show", str(run.run_id), "--json", DATABASE_URL=database_url)).stdout)
 
 
-async def test_of_a_half_done_legacy_run_it_is_told_where_it_stopped(engine, database_url):
+async def test_a_half_done_legacy_run_shows_where_it_stopped(engine, database_url):
     run = runs.run()
     await break_writes_to(engine, "policy_evaluations")
     with pytest.raises(TransactionFailed):
@@ -127,7 +123,7 @@ async def test_of_a_half_done_legacy_run_it_is_told_where_it_stopped(engine, dat
     assert "none yet events are published after the last write" in told
 
 
-async def test_some_events_out_and_some_waiting_are_told_apart(engine, database_url):
+async def test_published_and_unpublished_events_are_shown_separately(engine, database_url):
     run = runs.run(trace_id=None)
     await create_transaction_coordinator(engine=engine).execute(run)
     async with engine.begin() as conn:
@@ -140,7 +136,7 @@ async def test_some_events_out_and_some_waiting_are_told_apart(engine, database_
     assert "trace none: the run has no trace id" in told
 
 
-async def test_an_unknown_run_whose_message_is_parked_is_told_to_be(database_url, broker, amqp_url):
+async def test_an_unknown_run_with_a_parked_message_is_reported_as_parked(database_url, broker, amqp_url):
     run = runs.run()
     await parked(broker, run, "schema_violation", "status: found 'done'; expected succeeded")
     await parked(broker, runs.run(), "invalid_json", "another")
@@ -159,9 +155,7 @@ async def test_an_unknown_run_whose_message_is_parked_is_told_to_be(database_url
     assert [message["reason"] for message in found["parked"]] == ["schema_violation"]
 
 
-async def test_a_parked_message_that_was_not_at_fault_is_sent_back_once_the_cause_is_mended(
-    database_url, broker, amqp_url
-):
+async def test_a_parked_valid_message_is_advised_to_be_replayed(database_url, broker, amqp_url):
     run = runs.run()
     await parked(broker, run, "attempts_exhausted", "a constraint")
 
@@ -170,9 +164,7 @@ async def test_a_parked_message_that_was_not_at_fault_is_sent_back_once_the_caus
     assert f"after fixing the cause: closeout parked replay --run acme/{run.run_id}" in told
 
 
-async def test_an_unknown_run_that_is_nowhere_is_told_to_be_and_where_nobody_looked(
-    database_url, broker, amqp_url, bare_amqp_url
-):
+async def test_an_unknown_run_reports_where_it_was_searched_for(database_url, broker, amqp_url, bare_amqp_url):
     run = runs.run()
 
     assert "no parked message has it" in await shown(run, database_url, status=1, AMQP_URL=amqp_url)
@@ -181,7 +173,7 @@ async def test_an_unknown_run_that_is_nowhere_is_told_to_be_and_where_nobody_loo
     assert "closeout.parked could not be searched: RabbitMQ is not available" in away
 
 
-async def test_what_a_runner_wrote_cannot_act_on_the_terminal(engine, database_url):
+async def test_text_from_a_runner_cannot_control_the_terminal(engine, database_url):
     evil = "\x1b[2J\u202e[red]x[/red]"
     run = runs.run(error_message=f"{evil}\n" * 30, agent_id=evil, metadata={evil: evil})
     await create_transaction_coordinator(engine=engine).execute(run)
@@ -193,9 +185,7 @@ async def test_what_a_runner_wrote_cannot_act_on_the_terminal(engine, database_u
     assert "more lines (--json has all)" in done.stdout
 
 
-async def test_a_run_is_found_by_its_id_alone_without_reading_the_table_and_of_several_tenants_one_is_asked_for(
-    engine, database_url
-):
+async def test_a_run_is_found_by_its_id_without_a_scan_and_an_ambiguous_one_needs_a_tenant(engine, database_url):
     async with engine.begin() as conn:
         await conn.execute(MANY_RUNS)
         await conn.execute(text("ANALYZE governance.run_completions"))
@@ -242,7 +232,7 @@ COMMANDS = (
 )  # fmt: skip
 
 
-async def test_on_80_columns_nothing_is_cut_and_on_200_the_same_is_said(engine, database_url, broker, amqp_url):
+async def test_output_on_80_columns_is_not_truncated_and_matches_200_columns(engine, database_url, broker, amqp_url):
     run = await scene(engine, broker)
     name = f"{run.tenant_id}/{run.run_id}"
     for command in COMMANDS:
@@ -262,7 +252,7 @@ async def test_on_80_columns_nothing_is_cut_and_on_200_the_same_is_said(engine, 
             assert identity in narrow, (identity, narrow)
 
 
-async def test_on_40_columns_the_words_and_numbers_of_each_step_are_there(engine, database_url):
+async def test_output_on_40_columns_contains_each_step(engine, database_url):
     run = runs.run()
     await create_transaction_coordinator(engine=engine).execute(run)
 
@@ -295,7 +285,7 @@ def _words(written: str) -> list[str]:
 
 
 @pytest.mark.parametrize("command", [["doctor"], ["reconcile"], ["outbox", "status"]])
-async def test_colours_are_for_terminals_and_respect_no_color(engine, database_url, broker, amqp_url, command):
+async def test_colours_are_used_on_terminals_only_and_respect_no_color(engine, database_url, broker, amqp_url, command):
     await scene(engine, broker)
     urls: dict[str, Any] = {"DATABASE_URL": database_url, "AMQP_URL": amqp_url}
 
@@ -309,7 +299,7 @@ async def test_colours_are_for_terminals_and_respect_no_color(engine, database_u
     assert "\x1b" not in piped.stdout
 
 
-async def test_a_live_worker_s_run_can_be_shown_whole_a_moment_later(database_url, amqp_url, broker, engine):
+async def test_a_run_of_a_live_worker_is_shown_completely(database_url, amqp_url, broker, engine):
     run = runs.run(error_code=None, status="succeeded")
     async with worker(database_url, amqp_url):
         await create_transaction_coordinator(engine=engine, amqp_url=amqp_url).execute(run)

@@ -82,7 +82,7 @@ def collector() -> Iterator[tuple[str, list[Any]]]:
         thread.join()
 
 
-async def test_with_the_extra_an_endpoint_is_all_it_takes_and_what_is_left_goes_out_at_the_end(
+async def test_an_endpoint_setting_exports_all_spans_including_those_left_at_shutdown(
     database_url, amqp_url, engine, broker
 ):
     with collector() as (endpoint, requests):
@@ -105,7 +105,7 @@ async def test_with_the_extra_an_endpoint_is_all_it_takes_and_what_is_left_goes_
 
 
 @pytest.mark.parametrize("collector_is", ["away", "silent"])
-async def test_a_collector_that_does_not_answer_costs_no_run_and_no_more_than_a_moment_at_the_end(
+async def test_an_unresponsive_collector_loses_no_run_and_delays_shutdown_only_briefly(
     database_url, amqp_url, engine, broker, collector_is
 ):
     with socket.socket() as listener:
@@ -126,7 +126,7 @@ async def test_a_collector_that_does_not_answer_costs_no_run_and_no_more_than_a_
     assert not any("rror" in event and "Transient" not in event for event in said)
 
 
-async def test_without_opentelemetry_the_trace_is_passed_on_and_the_log_says_what_to_install(
+async def test_without_opentelemetry_the_traceparent_is_propagated_and_a_warning_logged(
     database_url, amqp_url, engine, broker
 ):
     events = await listen(broker)

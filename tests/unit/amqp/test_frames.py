@@ -26,7 +26,7 @@ NAMES = st.text(st.characters(codec="ascii", exclude_characters="\0"), min_size=
     body_max=st.integers(50, 600),
     trace=st.none() | st.builds(TraceContext, NAMES, st.none() | NAMES),
 )
-def test_an_events_frames_are_those_that_the_client_would_write(
+def test_event_frames_equal_those_of_the_client_library(
     channel: int, routing_key: str, ids: Any, kind: str, body: bytes, body_max: int, trace: TraceContext | None
 ) -> None:
     properties = spec.Basic.Properties(

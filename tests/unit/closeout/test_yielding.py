@@ -41,9 +41,9 @@ async def turns_of_the_loop_during(work) -> tuple[list[int], int]:
     return done, turns
 
 
-async def test_slow_work_lets_others_have_a_turn_after_each_item_and_keeps_the_order(work_takes):
+async def test_slow_work_yields_to_the_event_loop_after_each_item_and_keeps_the_order(work_takes):
     assert await turns_of_the_loop_during(work_takes(1.2 * YIELD_AFTER_SECONDS)) == ([0, 10, 20, 30], 3)
 
 
-async def test_quick_work_is_done_in_one_turn(work_takes):
+async def test_quick_work_does_not_yield_to_the_event_loop(work_takes):
     assert await turns_of_the_loop_during(work_takes(YIELD_AFTER_SECONDS / 4)) == ([0, 10, 20, 30], 0)

@@ -47,7 +47,7 @@ def test_schema_prints_the_three_documents_of_the_contract():
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_commands_help_has_an_example_of_that_command_and_fits_80_columns(name):
+def test_every_command_help_has_an_example_and_fits_80_columns(name):
     told = CliRunner().invoke(app, [*name.split(), "--help"], env={"NO_COLOR": "1", "COLUMNS": "80"})
 
     assert told.exit_code == 0
@@ -61,7 +61,7 @@ def test_every_commands_help_has_an_example_of_that_command_and_fits_80_columns(
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_example_is_one_that_the_command_takes(name):
+def test_every_example_parses(name):
     written = " ".join((ALL[name].help or "").partition("Example: ")[2].split())
     arguments = shlex.split(written.partition(f"closeout {name}")[2].split(">")[0])
 
@@ -69,24 +69,24 @@ def test_every_example_is_one_that_the_command_takes(name):
 
 
 @pytest.mark.parametrize("name", sorted(MACHINES_READ))
-def test_every_command_that_finds_something_out_has_json(name):
+def test_every_reporting_command_has_a_json_option(name):
     assert "--json" in {option for parameter in ALL[name].params for option in parameter.opts}
 
 
-def test_a_command_that_is_used_wrongly_ends_with_2():
+def test_a_usage_error_exits_with_2():
     wrong = (["nonsense"], ["runs", "show"], ["publish"], ["parked", "list", "--limit", "none"])
     for arguments in (*wrong, ["runs", "list", "--status", "fail"]):
         assert CliRunner().invoke(app, arguments).exit_code == 2
 
 
-def test_a_run_of_one_tenant_that_is_asked_for_as_another_s_is_used_wrongly():
+def test_a_run_id_of_another_tenant_than_the_option_is_a_usage_error():
     told = CliRunner().invoke(app, ["runs", "show", "--tenant", "acme", f"globex/{uuid4()}"])
 
     assert told.exit_code == 2
     assert told.stderr == "--tenant: found 'acme', but RUN names tenant 'globex'; expected the same\n"
 
 
-def test_what_ends_publish_early_is_told_to_machines_too_and_a_file_that_cannot_be_read_is_named(tmp_path):
+def test_publish_reports_an_early_end_in_json_and_names_an_unreadable_file(tmp_path):
     nobody = {"AMQP_URL": "amqp://u:p@127.0.0.1:1/"}
     good = tmp_path / "runs.jsonl"
     good.write_bytes(runs.body())

@@ -44,7 +44,7 @@ class Server:
         return self.asked
 
 
-async def test_all_who_ask_at_once_share_one_reading_and_a_fresh_one_is_not_made_again(clock):
+async def test_concurrent_requests_share_one_read_and_a_fresh_result_is_reused(clock):
     server = Server(clock)
     shared = Shared("it", server.read)
     assert {reading.value for reading in await asyncio.gather(*(shared.latest() for _ in range(50)))} == {1}
@@ -54,7 +54,7 @@ async def test_all_who_ask_at_once_share_one_reading_and_a_fresh_one_is_not_made
     assert (await shared.latest()).value == 2
 
 
-async def test_a_reading_that_takes_long_is_made_less_often_but_not_too_seldom(clock):
+async def test_a_slow_read_is_repeated_less_often_up_to_a_limit(clock):
     server = Server(clock)
     shared = Shared("it", server.read)
     for takes, pause in ((0.1, 3.0), (5.0, 20.0)):
@@ -77,7 +77,7 @@ async def test_a_reading_that_takes_long_is_made_less_often_but_not_too_seldom(c
         (KeyError("a bug"), False, 1.0),
     ],
 )
-async def test_a_fault_keeps_what_was_known_and_says_why_there_is_nothing_newer(clock, error, is_slow, pause):
+async def test_a_failed_read_keeps_the_last_result_and_reports_the_error(clock, error, is_slow, pause):
     server = Server(clock)
     shared = Shared("it", server.read)
     known = await shared.latest()
@@ -92,7 +92,7 @@ async def test_a_fault_keeps_what_was_known_and_says_why_there_is_nothing_newer(
     assert (await shared.latest()).fault is None
 
 
-async def test_nobody_waits_long_for_a_server_that_is_silent_and_one_question_is_enough(clock):
+async def test_requests_do_not_wait_for_an_unresponsive_server_and_share_one_query(clock):
     silence = asyncio.Event()
     asked: list[int] = []
 

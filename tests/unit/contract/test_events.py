@@ -81,7 +81,7 @@ BROKEN = policy("run.nope")
         ),
     ],
 )
-def test_three_events_go_out_in_order_under_the_contracts_routing_keys(
+def test_a_run_has_three_events_in_order_with_the_contracts_routing_keys(
     changes: dict[str, Any], policies: tuple[Policy, ...], keys: list[str]
 ):
     events = told(runs.run(**changes), *policies)
@@ -95,7 +95,7 @@ def test_three_events_go_out_in_order_under_the_contracts_routing_keys(
 @pytest.mark.parametrize(
     "changes", [{}, {"agent_id": None, "error_code": None, "trace_id": None}], ids=["full", "null"]
 )
-def test_an_event_has_the_contracts_fields_and_no_others_nulls_included(
+def test_an_event_has_exactly_the_contracts_fields_nulls_included(
     policies: tuple[Policy, ...], status: str, changes: dict[str, Any]
 ):
     for event in told(runs.run(status=status, **changes), *policies):
@@ -119,14 +119,14 @@ def test_the_envelope_is_a_cloud_event_about_the_run():
         assert event.key == run.key == (event.tenant_id, event.run_id)
 
 
-def test_every_event_has_an_id_of_its_own_and_building_again_makes_new_ones():
+def test_every_event_has_a_unique_id_and_building_again_makes_new_ones():
     run = runs.run()
     first, second = told(run), told(run)
     assert len({event.event_id for event in (*first, *second)}) == 6
     assert sorted(event.event_id for event in first) == [event.event_id for event in first]
 
 
-def test_an_incident_is_told_with_what_it_holds():
+def test_an_incident_event_has_the_incidents_fields():
     run = runs.run(is_synthetic=True)
     evaluation = evaluate(run, PolicySet(()))
     finding = finding_for(run, suppressed_by=None, now=NOW)
@@ -159,7 +159,7 @@ def test_an_incident_is_told_with_what_it_holds():
     }
 
 
-def test_a_suppressed_incident_is_told_with_the_record_and_the_policy_that_stand_in_its_place():
+def test_a_suppressed_incident_event_names_the_prevention_record_and_policy():
     run = runs.run(trace_id=None)
     policy_id = uuid4()
     finding = finding_for(run, suppressed_by=policy_id, now=NOW)
@@ -179,7 +179,7 @@ def test_a_suppressed_incident_is_told_with_the_record_and_the_policy_that_stand
     assert data(finalized)["trace_id"] is None
 
 
-def test_violations_are_told_by_policy():
+def test_violations_are_listed_by_policy():
     flag = policy("true", name="slow", severity="LOW")
     _, evaluated, _ = told(runs.run(), flag, BROKEN)
     assert data(evaluated)["policies_checked"] == 2
@@ -188,12 +188,12 @@ def test_violations_are_told_by_policy():
     ]
 
 
-def test_no_words_of_the_run_leave_with_its_events():
+def test_events_contain_no_free_text_of_the_run():
     run = runs.run(error_message="a customer's secret", metadata={"secret": "secret"}, model="secret")
     assert all("secret" not in event.body for event in told(run, FLAG, BROKEN))
 
 
-def test_any_name_of_an_agent_survives_the_way_through_json():
+def test_any_agent_name_survives_json_encoding():
     agent = 'ä"\\\u2028\U0001f600\x01'
     assert {data(event)["agent_id"] for event in told(runs.run(agent_id=agent))} == {agent}
     assert all(UUID(data(event)["run_id"]).version == 4 for event in told(runs.run()))
