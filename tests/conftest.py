@@ -48,14 +48,20 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.fixture(scope="session")
-def servers(folder: Path) -> Iterator[tuple[PostgresServer, RabbitServer]]:
+def start_servers(folder: Path) -> tuple[PostgresServer, RabbitServer]:
+    """Start both servers in *folder*, with a migrated template database and every user of the definitions."""
     postgres = PostgresServer(folder / "pg")
     rabbit = RabbitServer(folder / "mq", version=session_rabbitmq_version())
     start_all(postgres, rabbit)
     postgres.create_database(_TEMPLATE)
     asyncio.run(migrated_by_the_owner(postgres, _TEMPLATE))
     add_users(rabbit)
+    return postgres, rabbit
+
+
+@pytest.fixture(scope="session")
+def servers(folder: Path) -> Iterator[tuple[PostgresServer, RabbitServer]]:
+    postgres, rabbit = start_servers(folder)
     yield postgres, rabbit
     rabbit.stop()
     postgres.stop()
@@ -82,10 +88,8 @@ def other_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitSer
 
 @pytest.fixture(params=["4", "3.10"])
 def any_rabbit(request: pytest.FixtureRequest) -> RabbitServer:
-    # Not an async fixture: the fixtures that it requests may start the servers, which runs another event loop.
-    server: RabbitServer = request.getfixturevalue(
-        "rabbit" if request.param == session_rabbitmq_version() else "other_rabbit"
-    )
+    # Not in an async fixture: setting up the session's servers runs an event loop.
+    server: RabbitServer = request.getfixturevalue("rabbit" if request.param == "3.10" else "rabbit_4")
     return server
 
 
@@ -128,7 +132,7 @@ def bare_amqp_url(rabbit: RabbitServer) -> Iterator[str]:
 
 @pytest.fixture
 async def broker(bare_amqp_url: str) -> AsyncIterator[BrokerConnection]:
-    """A connection to a vhost with the topology."""
+    """A connection to a vhost with the topology declared."""
     made = BrokerConnection(bare_amqp_url, name="tests")
     await declare(made)
     yield made
@@ -137,7 +141,7 @@ async def broker(bare_amqp_url: str) -> AsyncIterator[BrokerConnection]:
 
 @pytest.fixture
 def amqp_url(bare_amqp_url: str, broker: BrokerConnection) -> str:
-    """The URL of a vhost with the topology."""
+    """The URL of a vhost with the topology declared."""
     return bare_amqp_url
 
 

@@ -1,4 +1,4 @@
-"""A runner that publishes through every fault, a worker behind two proxies, and the books that must balance."""
+"""A runner that publishes through every fault, a worker behind two proxies, and the invariants that must hold."""
 
 import asyncio
 import contextlib
@@ -40,11 +40,11 @@ SUBSCRIBER = "subscriber"
 TYPES = ["incident.created", "policy.evaluated", "run.finalized"]
 _TICKS = os.sysconf("SC_CLK_TCK")
 # Lines of a worker's log that a test shows if it fails.
-LINES_SHOWN = 60
+LOG_LINES_PRINTED = 60
 
 
-class Running:
-    """A worker seen from outside: its HTTP side, and what a process has besides."""
+class RunningWorker:
+    """A worker as seen from outside: its HTTP server, and its process where it has its own."""
 
     def __init__(self, port: int, process: asyncio.subprocess.Process | None = None, log: Path | None = None) -> None:
         self.port, self.process, self._log = port, process, log
@@ -54,7 +54,7 @@ class Running:
         return self.process is None or self.process.returncode is None
 
     def records(self) -> list[dict[str, Any]]:
-        """Return what the process has logged; a line that is no JSON is a fault of its own."""
+        """Return the records that the process has logged; a line that is not JSON raises."""
         return [json.loads(line) for line in self.lines() if line.endswith("\n")]
 
     def lines(self) -> list[str]:
@@ -87,7 +87,7 @@ class Running:
         return dict(json.loads((await self.get("/readyz"))[1]))
 
     async def metric(self, series: str) -> float:
-        """Return one series' value, named as in the exposition; 0 where it is not there yet."""
+        """Return the value of *series*, written as in the exposition; 0 where it does not exist yet."""
         body = (await self.get("/metrics"))[1]
         found = re.search(rf"^{re.escape(series)} (\S+)$", body, re.MULTILINE)
         return float(found[1]) if found else 0.0
@@ -97,51 +97,52 @@ class Running:
         self.process.send_signal(signal.SIGKILL)
         await self.process.wait()
 
-    async def stop(self, *, within: float = 30) -> int:
+    async def stop(self) -> int:
+        """Send SIGTERM, wait for the end and return the exit status."""
         assert self.process is not None
         if self.alive:
             self.process.send_signal(signal.SIGTERM)
-        return await asyncio.wait_for(self.process.wait(), within)
+        return await asyncio.wait_for(self.process.wait(), PATIENCE)
 
 
-class Scene:
-    """One database and one vhost, with a role and a user for the worker alone, each behind a proxy."""
+class Scenario:
+    """One database and one vhost, each behind a proxy, with a role and a user for the worker only."""
 
     def __init__(self, postgres: PostgresServer, rabbit: RabbitServer, database: str, vhost: str, folder: Path) -> None:
         self.postgres, self.rabbit, self.database, self.vhost, self._folder = postgres, rabbit, database, vhost, folder
         self.role, self.user = f"worker_{database}", f"worker-{vhost}"
-        self.database_line, self.broker_line = Proxy(postgres.port), Proxy(rabbit.port)
+        self.database_proxy, self.broker_proxy = Proxy(postgres.port), Proxy(rabbit.port)
         self.broker = BrokerConnection(rabbit.url(vhost), name="runner")
         self.bodies: list[bytes] = []
-        # Ids of events that were found in the outbox, and so must go out under these ids.
-        self.must_be_told: set[str] = set()
+        # Ids of events that were found in the outbox and must be published under these ids.
+        self.must_be_published: set[str] = set()
         self._channel: ConfirmedChannel | None = None
-        self._workers: list[Running] = []
+        self._workers: list[RunningWorker] = []
 
     async def set_up(self) -> None:
         await self.sql(
             f"CREATE ROLE {self.role} LOGIN; GRANT USAGE ON SCHEMA governance TO {self.role}; "
             + "; ".join(f"GRANT {right} ON governance.{right.table} TO {self.role}" for right in each_privilege())
         )
-        await self.aside(self.rabbit.add_user, self.user, "pw", "^$", "^$", "^$", self.vhost)
-        await self.aside(partial(permit, self.rabbit, self.vhost, WORKER_USER, name=self.user))
+        await self.in_thread(self.rabbit.add_user, self.user, "pw", "^$", "^$", "^$", self.vhost)
+        await self.in_thread(partial(permit, self.rabbit, self.vhost, WORKER_USER, name=self.user))
         await self.subscribe()
-        await self.database_line.accept()
-        await self.broker_line.accept()
+        await self.database_proxy.accept()
+        await self.broker_proxy.accept()
 
     async def take_down(self) -> None:
         for number, worker in enumerate(self._workers):
             if worker.alive:
                 await worker.kill()
-            # pytest shows it where a test fails, and nowhere else.
-            print(f"worker {number} said:", *worker.lines()[-LINES_SHOWN:], sep="\n")  # noqa: T201
-        self.database_line.close()
-        self.broker_line.close()
+            # pytest shows it only where a test fails.
+            print(f"log of worker {number}:", *worker.lines()[-LOG_LINES_PRINTED:], sep="\n")  # noqa: T201
+        self.database_proxy.close()
+        self.broker_proxy.close()
         await self.broker.close()
 
     @staticmethod
-    async def aside(call: Any, *arguments: Any) -> Any:
-        """Call something that blocks, in a thread; the proxies are in this loop."""
+    async def in_thread(call: Any, *arguments: Any) -> Any:
+        """Call a blocking function in a thread: the proxies run in this event loop."""
         return await asyncio.to_thread(call, *arguments)
 
     # The worker
@@ -149,22 +150,22 @@ class Scene:
     @property
     def environ(self) -> dict[str, str]:
         return {
-            "DATABASE_URL": f"postgresql://{self.role}@127.0.0.1:{self.database_line.port}/{self.database}",
-            "AMQP_URL": f"amqp://{self.user}:pw@127.0.0.1:{self.broker_line.port}/{self.vhost}",
+            "DATABASE_URL": f"postgresql://{self.role}@127.0.0.1:{self.database_proxy.port}/{self.database}",
+            "AMQP_URL": f"amqp://{self.user}:pw@127.0.0.1:{self.broker_proxy.port}/{self.vhost}",
             "HTTP_HOST": "127.0.0.1",
             "HTTP_PORT": "0",
             "TRANSACTION_COORDINATOR_ENABLED": "true",
         }
 
     @contextlib.asynccontextmanager
-    async def worker(self, *, in_process: bool = False, **environ: str) -> AsyncIterator[Running]:
-        """Run a worker; it must still be there at the end, and stop when asked to."""
+    async def worker(self, *, in_process: bool = False, **environ: str) -> AsyncIterator[RunningWorker]:
+        """Run a worker; it must be alive at the end, and stop on SIGTERM."""
         if in_process:
             more = {k: v for k, v in self.environ.items() if k not in {"DATABASE_URL", "AMQP_URL"}}
             async with traffic.worker(
                 self.environ["DATABASE_URL"], self.environ["AMQP_URL"], **(more | environ)
             ) as service:
-                yield Running(service.http.port)
+                yield RunningWorker(service.http.port)
                 assert not service.worker.stopping.is_set()
             return
         running = await self.start(**environ)
@@ -172,14 +173,14 @@ class Scene:
         assert running.alive, "the worker ended by itself"
         assert await running.stop() == 0
 
-    async def start(self, *, command: Sequence[str] = (CLOSEOUT,), **environ: str) -> Running:
-        """Start a worker process, by *command*; it is killed with the scene at the latest."""
+    async def start(self, *, command: Sequence[str] = (CLOSEOUT,), **environ: str) -> RunningWorker:
+        """Start a worker process by *command*; it is killed when the scenario ends at the latest."""
         log = self._folder / f"worker-{len(self._workers)}.log"
         with log.open("wb") as errors:
             process = await asyncio.create_subprocess_exec(
                 *command, "worker", env={**os.environ, **self.environ, **environ}, stderr=errors
             )
-        running = Running(0, process, log)
+        running = RunningWorker(0, process, log)
         self._workers.append(running)
         await running.find_port()
         return running
@@ -187,7 +188,7 @@ class Scene:
     # Messages in
 
     async def publish(self, number: int = 1) -> list[bytes]:
-        """Publish *number* new runs as runners are told to: without a confirm, again."""
+        """Publish *number* new runs, each again until it is confirmed, as runners must."""
         bodies = [runs.body() for _ in range(number)]
         for body in bodies:
             await self.publish_body(body)
@@ -210,7 +211,7 @@ class Scene:
 
     @contextlib.asynccontextmanager
     async def load(self, *, pause: float = 0.04) -> AsyncIterator[None]:
-        """Let runs end all the while."""
+        """Publish runs continuously."""
         enough = asyncio.Event()
 
         async def keep_on() -> None:
@@ -222,21 +223,21 @@ class Scene:
         try:
             yield
             enough.set()
-            await asyncio.wait_for(runner, 30)
+            await asyncio.wait_for(runner, PATIENCE)
         finally:
             runner.cancel()
 
-    # Looking
+    # State
 
     async def sql(self, statement: str) -> str:
-        return str(await self.aside(self.postgres.psql, statement, self.database)).strip()
+        return str(await self.in_thread(self.postgres.psql, statement, self.database)).strip()
 
     async def count(self, table: str, where: str = "true") -> int:
         return int(await self.sql(f"SELECT count(*) FROM governance.{table} WHERE {where}"))
 
-    async def held(self) -> int:
-        """Return how many deliveries of the main queue are out and unsettled, by the queue itself."""
-        answer = await self.aside(
+    async def unacked(self) -> int:
+        """Return the number of unacked deliveries of the main queue, as the queue counts them."""
+        answer = await self.in_thread(
             self.rabbit.eval,
             f'Name = rabbit_misc:r(<<"{self.vhost}">>, queue, <<"{RUN_COMPLETED_QUEUE}">>),'
             "{ok, Q} = rabbit_amqqueue:lookup(Name),"
@@ -262,7 +263,7 @@ class Scene:
         await channel.close()
 
     async def events(self) -> list[tuple[str, str, str]]:
-        """Take what the subscriber has got: run id, type and event id of each, in order."""
+        """Consume the subscriber's queue: run id, type and event id of each event, in order."""
         channel = await self.broker.channel(confirms=False)
         expected = (await channel.queue_declare(SUBSCRIBER, durable=True, passive=True)).message_count or 0
         found: list[tuple[str, str, str]] = []
@@ -277,7 +278,7 @@ class Scene:
 
         if expected:
             await channel.basic_consume(SUBSCRIBER, on_event, no_ack=True)
-            await asyncio.wait_for(enough.wait(), 20)
+            await asyncio.wait_for(enough.wait(), PATIENCE)
         await channel.close()
         return found
 
@@ -287,8 +288,8 @@ class Scene:
         await channel.close()
         return count
 
-    async def all_closed_out(self, *, within: float = 30) -> float:
-        """Wait until every run that was published is closed out and told downstream."""
+    async def all_closed_out(self, *, within: float = PATIENCE) -> float:
+        """Wait until every published run is closed out with its events published; return the seconds it took."""
         expected = len({runs.run_id_of(body) for body in self.bodies})
 
         async def done() -> bool:
@@ -296,18 +297,18 @@ class Scene:
 
         return await self.until(done, within=within, what=f"closing out {expected} runs")
 
-    async def settle_books(self, worker: Running | None = None, *, within: float = 30) -> int:
-        """Assert the promise: each run once in every domain, its events under one id each, nothing left anywhere.
+    async def assert_invariants(self, worker: RunningWorker | None = None) -> int:
+        """Assert that each run is once in every domain, its events have one id each, and no queue holds anything.
 
-        Returns how many events came more than once.
+        Returns the number of events that were published more than once.
         """
-        await self.all_closed_out(within=within)
+        await self.all_closed_out()
         expected = {str(runs.run_id_of(body)) for body in self.bodies}
 
         async def nothing_left() -> bool:
-            return await self.count("outbox_events") == 0 and await self.held() == 0
+            return await self.count("outbox_events") == 0 and await self.unacked() == 0
 
-        await self.until(nothing_left, within=20, what="an empty outbox and nothing unacked")
+        await self.until(nothing_left, what="an empty outbox and nothing unacked")
         for table in ("run_completions", "incidents", "policy_evaluations", "traces"):
             ids = await self.sql(f"SELECT run_id FROM governance.{table}")
             assert sorted(ids.split()) == sorted(expected), table
@@ -315,11 +316,11 @@ class Scene:
         events = await self.events()
         ids_of: dict[str, dict[str, str]] = defaultdict(dict)
         for run_id, kind, event_id in events:
-            # The first of each type gives the order; whatever comes again must be the same event.
+            # The first of each type gives the order; a repetition must be the same event.
             assert ids_of[run_id].setdefault(kind, event_id) == event_id, f"{kind} of {run_id} changed its id"
-        assert self.must_be_told <= {event_id for _, _, event_id in events}
-        untold = expected - set(ids_of)
-        assert not untold, await self._what_is_known_of(untold, worker)
+        assert self.must_be_published <= {event_id for _, _, event_id in events}
+        unpublished = expected - set(ids_of)
+        assert not unpublished, await self._describe_unpublished(unpublished, worker)
         assert [list(kinds) for kinds in ids_of.values()] == [TYPES] * len(expected)
         for queue in (PARKED_QUEUE, RETRY_QUEUE, RUN_COMPLETED_QUEUE):
             assert await self.length(queue) == 0, queue
@@ -328,15 +329,13 @@ class Scene:
                 assert await worker.metric(f'closeout_deliveries_total{{result="{result}"}}') == 0, result
         return len(events) - 3 * len(expected)
 
-    async def _what_is_known_of(self, untold: set[str], worker: Running | None) -> str:
-        """Tell a run that was lost by us from one whose events the broker confirmed and has not, or returned."""
-        names = ", ".join(f"'{run_id}'" for run_id in untold)
+    async def _describe_unpublished(self, unpublished: set[str], worker: RunningWorker | None) -> str:
+        """Distinguish runs lost by the worker from those whose events the broker confirmed and lost, or returned."""
+        names = ", ".join(f"'{run_id}'" for run_id in unpublished)
         rows = await self.sql(
             "SELECT now(), run_id, received_at, committed_at, events_published_at "
             f"FROM governance.run_completions WHERE run_id IN ({names})"
         )
         series = [f'closeout_events_unroutable_total{{type="{kind}"}}' for kind in TYPES]
         returned = [await worker.metric(name) for name in series] if worker is not None else "unknown"
-        return (
-            f"no event came of {len(untold)} runs; returned by the broker: {returned}\n{rows}\n{self.rabbit.log_tail()}"
-        )
+        return f"no events of {len(unpublished)} runs; the broker returned {returned}\n{rows}\n{self.rabbit.log_tail()}"

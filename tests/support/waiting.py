@@ -74,6 +74,6 @@ def until_blocking(
     """Do what :func:`until` does, for a test without an event loop."""
 
     async def poll() -> T:
-        return check()
+        return await asyncio.to_thread(check)  # which may run an event loop itself
 
     return asyncio.run(until(poll, within=within, every=every, what=what, ignoring=ignoring))

@@ -24,7 +24,7 @@ from domains.database.pooling import STATEMENT_PREFIX
 from domains.migrations.upgrade import PooledConnectionError, migrate
 from tests.support import run_messages as runs
 from tests.support.endurance import endure
-from tests.support.fault_scenario import Scene
+from tests.support.fault_scenario import Scenario
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -46,83 +46,88 @@ async def pooler(engine: AsyncEngine) -> list[Check]:
     return [check for check in found if check.name == "pooler"]
 
 
-async def sessions(scene: Scene) -> int:
-    return int(await scene.sql(f"SELECT count(*) FROM pg_stat_activity WHERE usename = '{scene.role}'"))
+async def sessions(scenario: Scenario) -> int:
+    return int(await scenario.sql(f"SELECT count(*) FROM pg_stat_activity WHERE usename = '{scenario.role}'"))
 
 
 @pytest.fixture
-async def pooled(scene: Scene, folder: Path) -> AsyncIterator[PgBouncerServer]:
-    """PgBouncer before the scene's database, reached through the proxy of the worker's line."""
-    place = folder / f"pgbouncer-{scene.database}"
+async def pooled(scenario: Scenario, folder: Path) -> AsyncIterator[PgBouncerServer]:
+    """PgBouncer before the scenario's database, reached through the proxy of the worker's line."""
+    place = folder / f"pgbouncer-{scenario.database}"
     place.mkdir()
-    itself = await asyncpg.connect(scene.environ["DATABASE_URL"])
+    itself = await asyncpg.connect(scenario.environ["DATABASE_URL"])
     await itself.execute(ROLE_SQL.read_text())
     await itself.close()
     server = PgBouncerServer(
-        place, postgres_port=scene.postgres.port, users=[scene.role], settings=shipped() | {"default_pool_size": "2"}
+        place,
+        postgres_port=scenario.postgres.port,
+        users=[scenario.role],
+        settings=shipped() | {"default_pool_size": "2"},
     )
-    await scene.aside(server.start)
-    scene.database_line.targets = [server.port]
+    await scenario.in_thread(server.start)
+    scenario.database_proxy.targets = [server.port]
     try:
         yield server
     finally:
-        await scene.aside(server.kill)
+        await scenario.in_thread(server.kill)
 
 
 async def test_two_workers_behind_pgbouncer_close_out_every_run_once_and_survive_its_restart(
-    scene: Scene, pooled: PgBouncerServer
+    scenario: Scenario, pooled: PgBouncerServer
 ):
-    other = await scene.start(**FEW)
-    async with scene.worker(**FEW) as worker:
-        await scene.until(worker.ready, within=20, what="the second worker")
+    other = await scenario.start(**FEW)
+    async with scenario.worker(**FEW) as worker:
+        await scenario.until(worker.ready, what="the second worker")
 
         async def names_it() -> bool:
             return "PostgreSQL" in str((await worker.state())["reason"])
 
         async def kill() -> None:
-            await scene.aside(pooled.kill)
-            await scene.until(names_it, within=15, what="a pause")
+            await scenario.in_thread(pooled.kill)
+            await scenario.until(names_it, what="a pause")
 
         # How a pause goes is watched in tests/faults.
-        await endure(scene, worker, kill, partial(scene.aside, pooled.start), pauses=None)
-        assert await sessions(scene) == 2
+        await endure(scenario, worker, kill, partial(scenario.in_thread, pooled.start), pauses=None)
+        assert await sessions(scenario) == 2
     assert await other.metric('closeout_deliveries_total{result="committed"}') > 0
     assert await other.stop() == 0
 
 
 async def test_a_pgbouncer_without_prepared_statements_is_reported_and_no_run_processed(
-    scene: Scene, pooled: PgBouncerServer
+    scenario: Scenario, pooled: PgBouncerServer
 ):
     """As 1.20 and older, and max_prepared_statements = 0."""
     pooled.settings["max_prepared_statements"] = "0"
-    await scene.aside(pooled.restart)
-    await scene.publish(20)
-    async with scene.worker() as worker:
+    await scenario.in_thread(pooled.restart)
+    await scenario.publish(20)
+    async with scenario.worker() as worker:
 
         async def named() -> bool:
             return "a pooler that mixes prepared statements: use PgBouncer 1.21" in str(
                 (await worker.state())["reason"]
             )
 
-        await scene.until(named, within=20, what="a pause that says why")
-        assert await scene.count("run_completions") == 0
+        await scenario.until(named, what="a pause that says why")
+        assert await scenario.count("run_completions") == 0
         pooled.settings["max_prepared_statements"] = "200"
-        await scene.aside(pooled.restart)
-        await scene.until(worker.ready, within=20, what="work")
-        assert await scene.settle_books(worker) == 0
+        await scenario.in_thread(pooled.restart)
+        await scenario.until(worker.ready, what="work")
+        assert await scenario.assert_invariants(worker) == 0
 
 
-async def test_session_mode_works_like_a_direct_connection(scene: Scene, pooled: PgBouncerServer):
+async def test_session_mode_works_like_a_direct_connection(scenario: Scenario, pooled: PgBouncerServer):
     pooled.settings |= {"max_prepared_statements": "0", "pool_mode": "session"}
-    await scene.aside(pooled.restart)
-    engine = create_engine(scene.environ["DATABASE_URL"], pool_size=2)
+    await scenario.in_thread(pooled.restart)
+    engine = create_engine(scenario.environ["DATABASE_URL"], pool_size=2)
     for _ in range(3):
         await probe(engine)
     await engine.dispose()
 
 
-async def test_doctor_detects_pgbouncer_and_migrate_needs_a_direct_connection(scene: Scene, pooled: PgBouncerServer):
-    url = scene.environ["DATABASE_URL"]
+async def test_doctor_detects_pgbouncer_and_migrate_needs_a_direct_connection(
+    scenario: Scenario, pooled: PgBouncerServer
+):
+    url = scenario.environ["DATABASE_URL"]
     engine = create_engine(url, pool_size=1)
     try:
         await probe(engine)
@@ -133,8 +138,8 @@ async def test_doctor_detects_pgbouncer_and_migrate_needs_a_direct_connection(sc
             "pooler", "there is one before the server, and this role's sessions have what a worker asks for"
         )
 
-        await scene.sql(f"ALTER ROLE {scene.role} RESET lock_timeout")
-        await scene.aside(pooled.restart)
+        await scenario.sql(f"ALTER ROLE {scenario.role} RESET lock_timeout")
+        await scenario.in_thread(pooled.restart)
         await engine.dispose()
         (found,) = await pooler(engine)
         assert found.found.endswith("this role's sessions do not have lock_timeout=5s")

@@ -290,7 +290,7 @@ async def test_cancelling_a_rollback_does_not_return_its_session_to_the_pool(dat
     session = create_engine(database_url.replace(str(postgres.port), str(line.port)), pool_size=1, by_key=True)
     task = asyncio.create_task(RunCompletionTransaction(engine=session, policies=Waits()).execute(runs.run()))
     await at_the_policies.wait()
-    line.stall(new_lines_too=False)
+    line.stall(new_connections_too=False)
     task.cancel()
     await asyncio.sleep(0.05)  # the rollback waits for its answer, or will
     task.cancel()

@@ -21,7 +21,7 @@ from domains.migrations.upgrade import migrate
 from tests.support import run_messages as runs
 from tests.support.certificates import ENDED_TOLD, HERE, Authority
 from tests.support.command_line import closeout
-from tests.support.fault_scenario import Running
+from tests.support.fault_scenario import RunningWorker
 from tests.support.traffic import eventually, publish, published_runs, worker
 from tests.support.waiting import until
 
@@ -266,7 +266,7 @@ async def place(
     await plain.close()
 
 
-async def reason(running: Running, words: str) -> str:
+async def reason(running: RunningWorker, words: str) -> str:
     """Wait until /readyz gives a reason with *words* in it, and return it."""
 
     async def named() -> str:
@@ -281,7 +281,7 @@ async def test_a_worker_uses_tls_with_its_client_certificate_for_all_connections
     async with worker(place.database_url, place.amqp_url) as service:
         await publish(place.plain, *[runs.body() for _ in range(20)])
         await eventually(engine, published_runs(), 20)
-        assert (await Running(service.http.port).get("/"))[0] == 200  # the console has lines of its own
+        assert (await RunningWorker(service.http.port).get("/"))[0] == 200  # the console has lines of its own
         sessions = (
             "SELECT DISTINCT application_name, ssl, client_dn IS NOT NULL FROM pg_stat_ssl "
             f"JOIN pg_stat_activity USING (pid) WHERE usename = '{ROLE}' ORDER BY 1"
@@ -302,7 +302,7 @@ async def test_a_worker_uses_tls_with_its_client_certificate_for_all_connections
 async def test_a_worker_reports_an_expired_certificate_and_continues_once_it_is_renewed(place, office):
     engine = create_engine(place.database.url("closeout"), pool_size=1)
     async with worker(place.database_url, place.amqp_url) as service:
-        running = Running(service.http.port)
+        running = RunningWorker(service.http.port)
         await until(running.ready)
         await asyncio.to_thread(place.database.show, office.expired)
         await asyncio.to_thread(place.listener.show, office.expired)
@@ -327,7 +327,7 @@ async def test_a_worker_reports_an_expired_certificate_and_continues_once_it_is_
 async def test_a_client_certificate_renewed_on_disk_is_used_without_a_restart(place, office):
     office.ours.identity("worker", user=ROLE, expired=True)
     async with worker(place.database_url, place.amqp_url) as service:
-        running = Running(service.http.port)
+        running = RunningWorker(service.http.port)
         assert "our certificate, sslcert=" in await reason(running, "has expired")
         _, key = office.ours.identity("worker", user=ROLE)
         await until(running.ready)

@@ -16,7 +16,7 @@ from consumer.amqp.connection import BrokerConnection
 from consumer.contract.names import PARKED_QUEUE, RETRY_QUEUE
 from tests.support import run_messages as runs
 from tests.support.command_line import CLOSEOUT, closeout
-from tests.support.fault_scenario import Running
+from tests.support.fault_scenario import RunningWorker
 from tests.support.traffic import emptied, eventually, publish, published_runs
 from tests.support.waiting import until
 
@@ -100,12 +100,12 @@ class Rotation:
         return role, user
 
     @asynccontextmanager
-    async def worker(self) -> AsyncIterator[Running]:
+    async def worker(self) -> AsyncIterator[RunningWorker]:
         with self._log.open("wb") as errors:
             process = await asyncio.create_subprocess_exec(
                 CLOSEOUT, "worker", env=os.environ | self.environ, stderr=errors
             )
-        running = Running(0, process, self._log)
+        running = RunningWorker(0, process, self._log)
         try:
             await running.find_port()
             yield running
@@ -117,7 +117,7 @@ class Rotation:
                 await running.kill()
             self.told += running.lines()
 
-    async def waits(self, running: Running, words: str) -> str:
+    async def waits(self, running: RunningWorker, words: str) -> str:
         """Wait until /readyz gives a reason with *words* in it; return it."""
 
         async def named() -> str:
@@ -127,7 +127,7 @@ class Rotation:
 
         return await until(named, what=f"a reason with {words!r}")
 
-    async def consumes(self, running: Running) -> None:
+    async def consumes(self, running: RunningWorker) -> None:
         await self.waits(running, '"ready":true')
 
 
