@@ -27,6 +27,10 @@ BEYOND = """() => [...document.querySelectorAll('body *')]
     .map(e => e.outerHTML.slice(0, 200))"""
 
 
+# Milliseconds: the deadline of a failed expectation; a busy machine must not exceed it.
+expect.set_options(timeout=30_000)
+
+
 @pytest.fixture
 async def browser() -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
@@ -150,7 +154,7 @@ async def test_changes_are_updated_in_place_without_reloading_the_page(database_
             await page.evaluate("window.same = true")
             await page.locator(f"a[href='{path_of(first)}']").focus()
             await close_out(broker, engine, second)
-            await expect(page.locator(f"a[href='{path_of(second)}']")).to_be_visible(timeout=30_000)
+            await expect(page.locator(f"a[href='{path_of(second)}']")).to_be_visible()
             assert await page.evaluate("window.same")
             # The reader's place is kept, though the list around it is a new one.
             assert await page.evaluate("document.activeElement.getAttribute('href')") == path_of(first)
@@ -204,10 +208,12 @@ async def test_an_update_does_not_replace_selected_text(database_url, amqp_url, 
             before = await page.locator("[data-part=as-of]").inner_text()
             await close_out(broker, engine, second)
             await until_shown(service, "/live", path_of(second))
-            await expect(page.locator("[data-part=as-of]")).not_to_have_text(before, timeout=30_000)
+            await expect(page.locator("[data-part=as-of]")).not_to_have_text(
+                before,
+            )
             assert await page.evaluate("getSelection().toString()") == path_of(first).removeprefix("/runs/")
             await page.evaluate("getSelection().removeAllRanges()")
-            await expect(page.locator(f"a[href='{path_of(second)}']")).to_be_visible(timeout=30_000)
+            await expect(page.locator(f"a[href='{path_of(second)}']")).to_be_visible()
 
 
 async def test_the_page_shows_when_the_worker_stops_and_resumes_responding(database_url, amqp_url, browser):
@@ -215,9 +221,9 @@ async def test_the_page_shows_when_the_worker_stops_and_resumes_responding(datab
         page = await browser.new_page(base_url=f"http://127.0.0.1:{service.http.port}")
         await page.goto("/")
         await page.route("**/live", lambda route: route.abort())
-        await expect(page.get_by_role("button", name="No answer since")).to_be_visible(timeout=30_000)
+        await expect(page.get_by_role("button", name="No answer since")).to_be_visible()
         await page.unroute("**/live")
-        await expect(page.get_by_role("button", name="Live")).to_be_visible(timeout=30_000)
+        await expect(page.get_by_role("button", name="Live")).to_be_visible()
 
 
 async def test_the_page_of_an_unknown_run_becomes_the_runs_page_once_it_is_stored(
@@ -227,7 +233,7 @@ async def test_the_page_of_an_unknown_run_becomes_the_runs_page_once_it_is_store
     async with worker(database_url, amqp_url) as service, visit(browser, service, path_of(body)) as page:
         await expect(page.get_by_role("heading", name="Not known here")).to_be_visible()
         await close_out(broker, engine, body)
-        await expect(page.get_by_role("heading", name=str(runs.run_id_of(body)))).to_be_visible(timeout=30_000)
+        await expect(page.get_by_role("heading", name=str(runs.run_id_of(body)))).to_be_visible()
 
 
 async def test_the_pages_work_without_scripts_except_for_updates(database_url, amqp_url, engine, broker, browser):

@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
-from time import monotonic
 from uuid import uuid4
 
 import pytest
@@ -250,9 +249,9 @@ async def test_console_sessions_are_read_only_and_time_out(database_url):
         with pytest.raises(DBAPIError, match="read-only"):
             async with engine.connect() as conn:
                 await conn.execute(text("DELETE FROM governance.rollbacks"))
-        with pytest.raises(UnavailableError, match=r"given up after 0\.75 s"):
+        with pytest.raises(UnavailableError, match="given up after 3 s"):
             async with database._session(engine) as conn:
-                await conn.execute(text("SELECT pg_sleep(5)"))
+                await conn.execute(text("SELECT pg_sleep(60)"))
     finally:
         await engine.dispose()
 
@@ -286,10 +285,18 @@ async def test_the_latest_runs_and_the_tenants_of_an_id_are_read_without_a_scan(
         assert "Seq Scan" not in plan, plan
 
 
-# Seconds in place of one, on a machine that is busy with other things; a server that is silent keeps one for three.
-A_SECOND = 2.5
+# Seconds for a response that takes 0.6; a busy machine must not exceed it. A server that does not respond takes longer.
+PROMPT = 10.0
 
 
+@pytest.fixture
+def long_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let whatever waits for a server that does not respond wait for a minute."""
+    for name in ("queries._CONNECT_SECONDS", "queries._COMMAND_SECONDS", "queue_depths._ANSWER_SECONDS"):
+        monkeypatch.setattr(f"consumer.console.{name}", 60.0)
+
+
+@pytest.mark.usefixtures("long_timeouts")
 async def test_the_page_responds_and_names_the_unavailable_server(lines, urls, engine, broker):
     body = runs.body()
     async with worker(*urls) as service:
@@ -298,23 +305,23 @@ async def test_the_page_responds_and_names_the_unavailable_server(lines, urls, e
         for line, name, other in ((lines[0], "PostgreSQL", "RabbitMQ"), (lines[1], "RabbitMQ", "PostgreSQL")):
             line.refuse()
             line.cut()
-            page = await until_shown(service, "/", f"{name} is not available", within=A_SECOND)
+            page = await until_shown(service, "/", f"{name} is not available", within=PROMPT)
             assert f"{other} is not available" not in page.body
-            assert path_of(body) in page.body  # what was known last is still shown
+            assert path_of(body) in page.body  # the last known state is still shown
             await line.accept()
-            await until_shown(service, "/", "All is well", within=A_SECOND)
+            await until_shown(service, "/", "All is well", within=PROMPT)
             line.stall()
-            await asyncio.sleep(1.1)
-            await until_shown(service, "/", f"{name} has not answered for", within=A_SECOND)
+            await until_shown(service, "/", f"{name} has not answered for", within=PROMPT)
             if name == "PostgreSQL":
-                await until_shown(service, "/", "as of", within=A_SECOND)
-            gone = await request(service.http.port, f"/runs/acme/{uuid4()}", within=A_SECOND)
+                await until_shown(service, "/", "as of", within=PROMPT)
+            gone = await request(service.http.port, f"/runs/acme/{uuid4()}")
             assert gone.status == (503 if name == "PostgreSQL" else 404)
             line.cut()
             line.flow()
-            await until_shown(service, "/", "All is well", within=A_SECOND)
+            await until_shown(service, "/", "All is well", within=PROMPT)
 
 
+@pytest.mark.usefixtures("long_timeouts")
 async def test_closing_the_console_does_not_wait_for_unresponsive_servers(lines, urls):
     parked = ParkedLately()
     console = Console(
@@ -328,9 +335,8 @@ async def test_closing_the_console_does_not_wait_for_unresponsive_servers(lines,
         return "has not answered" in await console._live_part()
 
     await until(shown, every=0.1)
-    began = monotonic()
-    await console.close()
-    assert monotonic() - began < A_SECOND
+    async with asyncio.timeout(PROMPT):
+        await console.close()
 
 
 async def test_a_user_without_configure_permission_can_read_queue_lengths(

@@ -179,10 +179,10 @@ def test_an_unavailable_server_is_named_once_for_worker_and_console():
 
 
 def test_a_failed_console_read_is_a_notice_and_a_slow_one_is_not():
-    slow: Reading[Any] = Reading(fault="PostgreSQL: given up after 0.75 s", is_slow=True)
+    slow: Reading[Any] = Reading(fault="PostgreSQL: given up after 3 s", is_slow=True)
     assert words(depths=Reading(fault="RabbitMQ is not available: x"), runs=slow, pace=slow) == [
         ("bad", "RabbitMQ is not available: x"),
-        ("watch", "PostgreSQL: given up after 0.75 s"),
+        ("watch", "PostgreSQL: given up after 3 s"),
     ]
 
 
