@@ -25,20 +25,9 @@ _numbers = itertools.count(1)
 _TEMPLATE = "migrated"
 
 
-@pytest.fixture(autouse=True)
-def _no_log_handler_is_left() -> Iterator[None]:
-    """Remove the log handler of a command that ran in this process: it writes to a stream that is closed by now."""
-    yield
-    root = logging.getLogger()
-    for handler in root.handlers[:]:
-        if type(handler).__module__ == configure_logs.__module__:
-            root.removeHandler(handler)
-            root.setLevel(logging.WARNING)
-
-
-def session_rabbitmq_version() -> Version:
-    """Return the RabbitMQ version of tests that do not name one: CLOSEOUT_RABBITMQ, else 4."""
-    return cast("Version", os.environ.get("CLOSEOUT_RABBITMQ", DEFAULT_VERSION))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Move the unit tests to the end, so that a parallel run does not end with one long file."""
+    items.sort(key=lambda item: "unit" in item.path.parts)
 
 
 @pytest.fixture(scope="session")
