@@ -1,4 +1,4 @@
-"""The installed ``closeout`` command as a process, between a RabbitMQ client that is not ours and a real database.
+"""The installed ``closeout`` command as a process, between another RabbitMQ client and a real database.
 
 Runs on both majors of RabbitMQ.
 """
@@ -38,7 +38,7 @@ def a_rabbit(request: pytest.FixtureRequest, folder: Path) -> Iterator[RabbitSer
 class Installation:
     """One database, one vhost, and the command line over both, each command as the role and the user that are its own.
 
-    They may do what ``deploy/`` grants them and no more, so that every test here also says that it is enough.
+    They have only the privileges of ``deploy/``, so that every test here also shows that these are enough.
     """
 
     def __init__(self, postgres: PostgresServer, database: str, rabbit: RabbitServer, vhost: str) -> None:
@@ -71,16 +71,16 @@ class Installation:
         return subprocess.Popen([CLOSEOUT, "worker"], env=environ, stderr=subprocess.PIPE)
 
     @contextmanager
-    def channel(self, identity: Identity) -> Iterator[Any]:
-        """A channel of *identity*'s user, from a client that is not ours."""
-        connection = pika.BlockingConnection(pika.URLParameters(self.urls(identity)["AMQP_URL"]))
+    def channel(self, part: Part) -> Iterator[Any]:
+        """A channel of *part*'s user, from pika."""
+        connection = pika.BlockingConnection(pika.URLParameters(self.urls(part)["AMQP_URL"]))
         channel = connection.channel()
         channel.confirm_delivery()
         yield channel
         connection.close()
 
     def another_port(self) -> int:
-        """Return one for a second worker; both stay ours, where a free one may be anybody's a moment later."""
+        """Reserve and return a port for a second worker."""
         self._ports.append(Port())
         return self._ports[-1].number
 
@@ -211,10 +211,10 @@ def test_the_command_line_publishes_lists_and_applies_policies(installation, tmp
     lines = [runs.body(), b"{broken", runs.body(tenant_id="not allowed"), runs.body()]
     file = tmp_path / "runs.jsonl"
     file.write_bytes(b"\n".join(lines))
-    said = installation.run("publish", str(file), status=1)
-    assert "line 2: invalid_json" in said
-    assert "line 3: schema_violation: tenant_id" in said
-    assert "2 published and confirmed, 2 refused" in said
+    output = installation.run("publish", str(file), status=1)
+    assert "line 2: invalid_json" in output
+    assert "line 3: schema_violation: tenant_id" in output
+    assert "2 published and confirmed, 2 refused" in output
     assert json.loads(installation.run("publish", "-", "--json", stdin=lines[0].decode())) == {
         "published": 1,
         "refused": 0,

@@ -15,7 +15,7 @@ from consumer.assembly import Service
 from domains.policies.apply import apply_policies
 from domains.policies.files import PolicyDraft
 from tests.support import run_messages as runs
-from tests.support.broken_writes import break_writes_to, mend_writes
+from tests.support.broken_writes import break_writes_to, repair_writes
 from tests.support.console_site import HOSTILE, close_out, hostile_run, path_of, until_shown
 from tests.support.traffic import publish, worker
 
@@ -71,7 +71,7 @@ async def test_hostile_text_in_every_field_is_shown_and_not_executed(database_ur
         await break_writes_to(engine, "traces", HOSTILE["image"])
         await publish(broker, unlucky, *parked, message_id=HOSTILE["style"])
         await until_shown(service, "/", f"{len(parked) + 1} messages are parked")
-        await mend_writes(engine)
+        await repair_writes(engine)
         for path, least in (("/", 2), (path_of(body), 9), ("/runs?q=" + "%22%3E%3Cscript%3Ealert(9)%3C/script%3E", 0)):
             async with visit(browser, service, path) as page:
                 assert await page.locator("script").count() == 1
@@ -136,7 +136,7 @@ async def test_no_page_is_wider_than_its_window_with_long_text(database_url, amq
         await break_writes_to(engine, "incidents", long)
         await publish(broker, runs.body(tenant_id="u" * 128), json.dumps({"schema_version": long}).encode())
         await until_shown(service, "/", "2 messages are parked")
-        await mend_writes(engine)
+        await repair_writes(engine)
         for path in ("/", path_of(body), f"/runs/{'v' * 128}/{uuid4()}", "/runs?q=" + "w" * 300):
             async with visit(browser, service, path) as page:
                 for width in (320, 360, 768, 1200):
@@ -163,37 +163,37 @@ async def test_changes_are_updated_in_place_without_reloading_the_page(database_
 async def test_the_page_polls_every_two_seconds_except_while_hidden_or_paused(database_url, amqp_url, browser):
     hidden = "Object.defineProperty(document, 'hidden', {get: () => window.away === true})"
     async with worker(database_url, amqp_url) as service, visit(browser, service, "/readyz") as page:
-        asked: list[Request] = []
-        page.on("request", lambda request: asked.append(request) if request.url.endswith("/live") else None)
+        polls: list[Request] = []
+        page.on("request", lambda request: polls.append(request) if request.url.endswith("/live") else None)
         await page.clock.install()
         await page.add_init_script(hidden)
         await page.goto("/")
 
-        async def seconds_until_asked(times: int) -> float:
-            """By the page's own clock, on which the seconds pass too that all this takes."""
-            began = await page.evaluate("Date.now()")
-            asked.clear()
-            while len(asked) < times:
+        async def seconds_until_polled(times: int) -> float:
+            """By the page's clock, which also advances with real time."""
+            started = await page.evaluate("Date.now()")
+            polls.clear()
+            while len(polls) < times:
                 await page.clock.run_for(250)
                 await asyncio.sleep(0.02)  # for the answer, which takes real time
-            return float(await page.evaluate("Date.now()") - began) / 1000
+            return float(await page.evaluate("Date.now()") - started) / 1000
 
-        async def asked_within_a_minute() -> int:
-            asked.clear()
+        async def polls_within_a_minute() -> int:
+            polls.clear()
             await page.clock.run_for(60_000)
-            return len(asked)
+            return len(polls)
 
-        assert await seconds_until_asked(5) >= 4 * 2
+        assert await seconds_until_polled(5) >= 4 * 2
         await page.evaluate("window.away = true")
-        assert await asked_within_a_minute() <= 1  # the one that was on its way
-        assert await asked_within_a_minute() == 0
+        assert await polls_within_a_minute() <= 1  # the one that was on its way
+        assert await polls_within_a_minute() == 0
         await page.evaluate("window.away = false; document.dispatchEvent(new Event('visibilitychange'))")
-        assert await seconds_until_asked(2) >= 2
+        assert await seconds_until_polled(2) >= 2
         await page.get_by_role("button", name="Live").click()
         await expect(page.get_by_role("button", name="Paused")).to_be_visible()
-        assert await asked_within_a_minute() == 0
+        assert await polls_within_a_minute() == 0
         await page.get_by_role("button", name="Paused").click()
-        assert await seconds_until_asked(2) >= 2
+        assert await seconds_until_polled(2) >= 2
         await expect(page.get_by_role("button", name="Live")).to_be_visible()
 
 

@@ -19,7 +19,7 @@ from consumer.errors import UnavailableError
 from consumer.health import Health
 from consumer.metrics import Metrics
 from tests.support import run_messages as runs
-from tests.support.broken_writes import break_writes_to, mend_writes
+from tests.support.broken_writes import break_writes_to, repair_writes
 from tests.support.console_site import close_out, path_of, until_shown
 from tests.support.http import ready, request
 from tests.support.proxy import Proxy
@@ -58,7 +58,7 @@ async def test_the_overview_shows_the_latest_runs_rollbacks_and_parked_messages(
             "attempts_exhausted <b>1", "invalid_json <b>1", "schema_violation <b>1", "1 worker consumes",
             "found &#34;no spaces&#34;",
         )  # fmt: skip
-        await mend_writes(engine)
+        await repair_writes(engine)
     assert page.status == 200
     assert page.body.count(f'href="{path_of(unlucky)}"') == 2  # rolled back, and parked
 
@@ -135,10 +135,10 @@ async def test_the_search_accepts_a_run_id_a_tenant_with_an_id_and_a_page_url(da
     run_id = str(runs.run_id_of(body))
     async with worker(database_url, amqp_url) as service:
         await close_out(broker, engine, body, *both)
-        for asked in (run_id, run_id.upper(), run_id.replace("-", ""), f"acme/{run_id}", f"%20{run_id}%20",
+        for query in (run_id, run_id.upper(), run_id.replace("-", ""), f"acme/{run_id}", f"%20{run_id}%20",
                       f"http://host:9464/runs/acme/{run_id}"):  # fmt: skip
-            answer = await request(service.http.port, f"/runs?q={asked}")
-            assert (answer.status, answer.headers["location"]) == (303, path_of(body)), asked
+            answer = await request(service.http.port, f"/runs?q={query}")
+            assert (answer.status, answer.headers["location"]) == (303, path_of(body)), query
         listed = await request(service.http.port, f"/runs?q={shared}")
         assert (await request(service.http.port, "/runs?q=")).headers["location"] == "/"
     assert "2 tenants have this run id" in listed.body
@@ -209,7 +209,7 @@ async def test_fifty_viewers_cause_no_more_queries_than_one(database_url, amqp_u
             "before_cursor_execute",
             lambda _conn, _cursor, statement, *_: statements.append(statement),
         )
-        # Asked until the one reading of each is done.
+        # Until the one read of each is done.
         await asyncio.gather(
             until_shown(service, "/", path_of(body)), until_shown(service, path_of(body), "EXECUTION_TIMEOUT")
         )

@@ -1,4 +1,4 @@
-"""What Kustomize makes of deploy/kubernetes, and of overlays that a test writes beside it."""
+"""What Kustomize renders of deploy/kubernetes, and of overlays that a test writes next to it."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""A worker that has done every kind of thing, and a Prometheus that has watched it."""
+"""A worker that has processed every kind of message, and a Prometheus that has scraped it."""
 
 import asyncio
 import os
@@ -37,7 +37,7 @@ SUPPRESS = """\
 - {name: known trouble, effect: suppress_incident, severity: LOW, tenant_id: acme, condition: run.model == "suppressed"}
 """
 # Tables that refuse one tenant each: the phase before is what such a run's transaction reaches.
-CURSED = ("incidents", "policy_evaluations", "traces", "outbox_events")
+FAILING_TABLES = ("incidents", "policy_evaluations", "traces", "outbox_events")
 # Transactions of one more tenant fail on the atomic path alone.
 FAULTS = """
 CREATE FUNCTION governance.refuse() RETURNS trigger LANGUAGE plpgsql AS
@@ -45,18 +45,19 @@ CREATE FUNCTION governance.refuse() RETURNS trigger LANGUAGE plpgsql AS
 CREATE TRIGGER refuse BEFORE INSERT ON governance.run_completions FOR EACH ROW
   WHEN (NEW.tenant_id = 'falls-back' AND NEW.mode = 'atomic') EXECUTE FUNCTION governance.refuse();
 """ + "".join(
-    f"ALTER TABLE governance.{table} ADD CONSTRAINT no_curse CHECK (tenant_id <> 'cursed.{table}');" for table in CURSED
+    f"ALTER TABLE governance.{table} ADD CONSTRAINT no_curse CHECK (tenant_id <> 'failing.{table}');"
+    for table in FAILING_TABLES
 )
 
 
 @dataclass(slots=True)
 class Monitored:
-    """What is left to look at: the server that watched, and the worker's own page."""
+    """The Prometheus server, and the worker's own metrics page."""
 
     prometheus: PrometheusServer
     port: int
     idle_port: int  # a worker whose broker has no queue, with the coordinator off
-    at: float | None = None  # the moment at which all is looked at, once all has happened
+    at: float | None = None  # the time of every query, once everything has happened
 
     @property
     def worker(self) -> str:
@@ -83,7 +84,7 @@ class Monitored:
         return self.prometheus.query(promql, at=self.at)
 
     def is_at_rest(self) -> bool:
-        """Look at the two workers some seconds ago; if both were scraped and at rest, that is where all tests look.
+        """Query the two workers as of some seconds ago; if both were scraped and at rest, all tests query that time.
 
         A scrape of a second that fails on a busy machine makes every series vanish until the next.
         """
@@ -109,7 +110,9 @@ def monitored(postgres: PostgresServer, rabbit: RabbitServer, folder: Path, temp
     environ = {
         "DATABASE_URL": database,
         "HTTP_HOST": "127.0.0.1",
-        "TRANSACTION_COORDINATOR_TENANTS": ",".join(["acme", "falls-back", *(f"cursed.{table}" for table in CURSED)]),
+        "TRANSACTION_COORDINATOR_TENANTS": ",".join(
+            ["acme", "falls-back", *(f"failing.{table}" for table in FAILING_TABLES)]
+        ),
         "LEGACY_FALLBACK_ENABLED": "true",
         "DELIVERY_MAX_ATTEMPTS": "2",
         "TRUSTED_PUBLISHERS": USER,
@@ -143,7 +146,7 @@ def monitored(postgres: PostgresServer, rabbit: RabbitServer, folder: Path, temp
 
 
 async def _everything(seen: Monitored, postgres: PostgresServer, rabbit: RabbitServer, vhost: str) -> None:
-    """Let the worker do every kind of thing that has a metric, each seen by Prometheus before the next."""
+    """Let the worker do everything that has a metric, each scraped by Prometheus before the next."""
     await _seen(lambda: seen.query("closeout_consumer_paused").get(seen.worker) == 1)  # no queue is there yet
     broker = BrokerConnection(vhost, name="runner")
     await declare(broker)
@@ -151,13 +154,13 @@ async def _everything(seen: Monitored, postgres: PostgresServer, rabbit: RabbitS
     try:
         await conn.execute(FAULTS)
         await _seen(lambda: seen.query("closeout_consumer_paused").get(seen.worker) == 0)
-        # First, because it takes the relay longest: events that nobody can publish.
+        # First, because the relay takes longest: events that cannot be published.
         await _exchange(vhost, exists=False)
         await publish(broker, *[runs.body() for _ in range(KEPT_BACK)], user_id=USER)
         await _seen(lambda: set(seen.query("closeout_outbox_oldest_seconds > 1")) == {seen.worker, seen.idle})
         await _exchange(vhost, exists=True)
         await _runs_of_every_kind(broker)
-        await _seen(lambda: seen.value('closeout_parked_total{reason="attempts_exhausted"}') >= len(CURSED))
+        await _seen(lambda: seen.value('closeout_parked_total{reason="attempts_exhausted"}') >= len(FAILING_TABLES))
         await _interrupted(seen, rabbit, broker, conn)
         await _seen(lambda: seen.value('closeout_deliveries_total{result="committed"}') >= 220 + 2 * PREFETCH)
         # By Prometheus, which is behind, so that tests see the end and not the way there.
@@ -176,17 +179,17 @@ async def _runs_of_every_kind(broker: BrokerConnection) -> None:
     bad = b"{nonsense", runs.body(status="done"), runs.body(schema_version=2), runs.body(error_message="x" * 1_100_000)
     await publish(broker, *bad, user_id=USER)
     await publish(broker, runs.body(), user_id=USER, content_type="text/xml")
-    await publish(broker, runs.body())  # nobody says who published it
-    for table in CURSED:
-        await publish(broker, runs.body(tenant_id=f"cursed.{table}"), user_id=USER)  # tried again in ten seconds
+    await publish(broker, runs.body())  # without a user_id
+    for table in FAILING_TABLES:
+        await publish(broker, runs.body(tenant_id=f"failing.{table}"), user_id=USER)  # tried again in ten seconds
         tried = {"x-closeout-attempts": 1}
-        await publish(broker, runs.body(tenant_id=f"cursed.{table}"), user_id=USER, headers=tried)
+        await publish(broker, runs.body(tenant_id=f"failing.{table}"), user_id=USER, headers=tried)
 
 
 async def _interrupted(
     seen: Monitored, rabbit: RabbitServer, broker: BrokerConnection, conn: asyncpg.Connection
 ) -> None:
-    """Hold the worker's transactions, fill its hands, then close its connections."""
+    """Block the worker's transactions, fill its prefetch, then close its connections."""
     async with conn.transaction():
         await conn.execute("LOCK TABLE governance.incidents IN ACCESS EXCLUSIVE MODE")
         await publish(broker, *[runs.body() for _ in range(2 * PREFETCH)], user_id=USER)

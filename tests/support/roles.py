@@ -1,4 +1,4 @@
-"""The roles and users that are shipped, on the tests' servers: what ``deploy/`` says, and nothing added."""
+"""The shipped roles and users on the tests' servers: exactly those of ``deploy/``."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def grant_rights(postgres: PostgresServer, database: str) -> None:
 
 
 async def migrated_by_the_owner(postgres: PostgresServer, database: str) -> None:
-    """Bring *database* to where a worker with its own role finds all it needs."""
+    """Migrate *database* and grant the privileges that a worker with its own role needs."""
     make_roles(postgres, database)
     engine = create_engine(postgres.url(database, user=OWNER), pool_size=1)
     await migrate(engine)
@@ -41,7 +41,7 @@ async def migrated_by_the_owner(postgres: PostgresServer, database: str) -> None
 
 
 def as_role(url: str, role: str) -> str:
-    """Return a superuser's *url* for *role*, and any other as it is; the tests' server asks nobody for a password."""
+    """Return a superuser's *url* for *role*, and any other as it is; the tests' server requires no password."""
     parts = urlsplit(url)
     return parts._replace(netloc=f"{role}@{_host(url)}").geturl() if parts.username == SUPERUSER else url
 

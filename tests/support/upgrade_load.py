@@ -1,8 +1,8 @@
-"""Workers side by side, each of which must be seen at work."""
+"""Two workers next to each other, each of which must be seen to process runs."""
 
 from tests.support.fault_scenario import RunningWorker, Scenario
 
-# So few that neither of two workers takes everything.
+# So few that neither of two workers receives everything.
 FEW = {"PREFETCH_COUNT": "5", "BATCH_MAX_RUNS": "5"}
 COMMITTED = 'closeout_deliveries_total{result="committed"}'
 

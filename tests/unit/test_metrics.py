@@ -33,7 +33,7 @@ CONTRACT = {
 }
 
 
-# What came beside the contract's.
+# In addition to the contract's.
 ALSO = {"closeout_policy_shadow_total": ("result",)}
 
 

@@ -25,10 +25,10 @@ NOT_ASKED = (
     "ban-uncommitted-transaction",  # an autocommit block is written as COMMIT and BEGIN
     "transaction-nesting",
 )
-# What a version of the worker that is still at work may lean on. A migration that takes it away says
+# What a version of the worker that still runs may rely on. A migration that removes it states
 # `step = "contract"`, and comes a version after the last worker that does.
 TAKES_AWAY = {"ban-drop-column", "ban-drop-table", "ban-drop-constraint", "ban-drop-not-null"}
-# What squawk lets pass: the whole table is rewritten or locked, for as long as that takes.
+# Accepted by squawk: the complete table is rewritten or locked for the duration.
 WHOLE_TABLE = re.compile(
     r"^\s*(UPDATE|DELETE|TRUNCATE|LOCK|CLUSTER|VACUUM|ALTER TABLE .* SET (LOGGED|UNLOGGED|TABLESPACE|ACCESS METHOD))\b",
     re.IGNORECASE | re.MULTILINE,

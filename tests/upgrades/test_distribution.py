@@ -1,7 +1,7 @@
 """The tables can be distributed by tenant, and deploy/postgresql/citus.sql names each of them.
 
-There is no Citus among the tests' servers, so PostgreSQL is asked: what Citus wants of a distributed table's keys, the
-column in each, PostgreSQL wants of a partitioned one's.
+The tests have no Citus and use PostgreSQL: it requires of the keys of a partitioned table what Citus requires of those
+of a distributed one, the column in each.
 """
 
 from pathlib import Path
@@ -55,7 +55,7 @@ REFERENCES = text(
 
 @pytest.fixture
 async def noted(engine: AsyncEngine) -> list[Any]:
-    """What the script asked for, in its order: name, column and neighbour; both are None for a reference table."""
+    """The calls of the script in order: name, column and neighbour; both are None for a reference table."""
     async with engine.begin() as conn:
         driver = (await conn.get_raw_connection()).driver_connection
         assert driver is not None

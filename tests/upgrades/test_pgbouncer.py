@@ -107,7 +107,7 @@ async def test_a_pgbouncer_without_prepared_statements_is_reported_and_no_run_pr
                 (await worker.state())["reason"]
             )
 
-        await scenario.until(named, what="a pause that says why")
+        await scenario.until(named, what="a pause with a reason")
         assert await scenario.count("run_completions") == 0
         pooled.settings["max_prepared_statements"] = "200"
         await scenario.in_thread(pooled.restart)
@@ -156,7 +156,7 @@ def test_the_shipped_pgbouncer_configuration_covers_workers_and_consoles():
 
 
 async def test_prepared_statement_names_are_unique_across_sessions(engine: AsyncEngine):
-    """Those that go straight to the driver are named by it, which counts anew in each process."""
+    """The driver names its own statements by a counter that starts again in each process."""
     await create_transaction_coordinator(engine=engine).execute(runs.run())
     prepared = text("SELECT name FROM pg_prepared_statements")
     async with engine.connect() as one, engine.connect() as other:

@@ -21,7 +21,7 @@ DUPLICATE = 'closeout_deliveries_total{result="duplicate"}'
 
 
 async def both_know(scenario: Scenario, *workers: RunningWorker) -> None:
-    """Send runs again that are closed out, until each of *workers* has told one from a new one.
+    """Publish closed-out runs again until each of *workers* has recognized one as a duplicate.
 
     Were their digests different, what one had closed out the other would park as a conflict.
     """

@@ -84,7 +84,7 @@ async def test_a_requeued_delivery_is_not_covered_by_an_ack_of_later_ones(amqp_u
             acks.ack(tag)
         await acks.flush()
 
-    # 2 may have been delivered anew to this very consumer; it goes back when the channel closes.
+    # 2 may have been redelivered to this consumer; it is requeued when the channel closes.
     assert await left_after(amqp_url, broker, 3, steps) == [2]
 
 
@@ -117,7 +117,7 @@ async def test_concurrent_flushes_ack_no_tag_twice(amqp_url, broker):
             return asyncio.create_task(acks.flush())
 
         flushes = [flush(*range(51, 201))]
-        for _ in range(3):  # it has begun to write, and waits for the connection to take more
+        for _ in range(3):  # it has started to write, and waits for the connection to drain
             await asyncio.sleep(0)
         flushes += [flush(*range(201, 251)), flush(*range(1, 51))]
         await asyncio.gather(*flushes)

@@ -54,11 +54,11 @@ def of_queue(queue: str) -> dict[str, Ask]:
 
 def of_exchange(exchange: str) -> dict[str, Ask]:
     """Return all that a client can ask for of *exchange*; the default one can be neither deleted nor bound."""
-    asked: dict[str, Ask] = {}
+    requests: dict[str, Ask] = {}
     if exchange:
-        asked[f"delete {exchange}"] = lambda channel: channel.exchange_delete(exchange)
-        asked[f"bind {exchange}"] = lambda channel: channel.exchange_bind(exchange, "amq.fanout", routing_key="#")
-    return asked | {
+        requests[f"delete {exchange}"] = lambda channel: channel.exchange_delete(exchange)
+        requests[f"bind {exchange}"] = lambda channel: channel.exchange_bind(exchange, "amq.fanout", routing_key="#")
+    return requests | {
         f"publish {exchange or 'amq.default'} {key}": publishing(exchange, key)
         for key in ("run.completed", "run.finalized.succeeded", PARKED_QUEUE)
     }
@@ -70,16 +70,16 @@ def publishing(exchange: str, key: str) -> Ask:
 
 def everything() -> dict[str, Ask]:
     """Return, by name, all that a client can ask for of every queue and exchange here."""
-    asked: dict[str, Ask] = {
+    requests: dict[str, Ask] = {
         "declare a queue": lambda channel: channel.queue_declare("mine"),
         "declare a queue of no name": lambda channel: channel.queue_declare("", exclusive=True),
         "declare an exchange": lambda channel: channel.exchange_declare("mine", exchange_type="fanout"),
     }
     for queue in [*QUEUES, "subscriber.theirs"]:
-        asked |= of_queue(queue)
+        requests |= of_queue(queue)
     for exchange in EXCHANGES:
-        asked |= of_exchange(exchange)
-    return asked
+        requests |= of_exchange(exchange)
+    return requests
 
 
 # What is allowed to whom; all else is refused. Whoever reads a queue may purge it: RabbitMQ knows no difference.
@@ -111,7 +111,7 @@ class Place:
     async def set_up(self, folder: Path) -> None:
         self.import_definitions(folder)
         self.set_passwords()
-        # Somebody else's, that nobody here but a subscriber may touch.
+        # Of another application; of our users only a subscriber may access it.
         admin = BrokerConnection(self.url, name="tests")
         channel = await admin.channel(confirms=False)
         await channel.queue_declare("subscriber.theirs", durable=True)
@@ -141,7 +141,7 @@ class Place:
     def stands(self) -> list[str]:
         """Return the exchanges, queues and bindings that stand, with all their properties, but the tests' own."""
         names = "name, durable, auto_delete, arguments"
-        told = self.server.eval(
+        output = self.server.eval(
             f'V = <<"{self.vhost}">>, All = rabbit_exchange:info_all(V, [{names}, type, internal])'
             f" ++ rabbit_amqqueue:info_all(V, [{names}]) ++ rabbit_binding:list(V),"
             # A client and an import write a table in another order, and a number as another of AMQP's types.
@@ -149,7 +149,7 @@ class Place:
             "Plain = fun(One) when is_list(One) -> lists:map(Same, One); (One) -> One end,"
             'lists:flatten([io_lib:format("~0p|", [One]) || One <- lists:sort(lists:map(Plain, All))])'
         )
-        lines = told.replace(self.vhost, "VHOST").strip('"').split("|")
+        lines = output.replace(self.vhost, "VHOST").strip('"').split("|")
         return [line for line in lines if "subscriber." not in line and "others" not in line]
 
     async def may(self, user: str, ask: Ask) -> bool:
@@ -244,13 +244,13 @@ async def test_a_policy_for_all_queues_does_not_apply_to_ours(place):
     place.server.eval(
         f'rabbit_policy:set({vhost}, <<"all">>, <<".*">>, [{{<<"max-length">>, 1}}], 50, <<"queues">>, <<"tests">>)'
     )
-    told = place.server.eval(
+    output = place.server.eval(
         'lists:flatten([io_lib:format("~s=~s|", [element(4, amqqueue:get_name(Q)), rabbit_policy:name(Q)])'
         f" || Q <- rabbit_amqqueue:list({vhost})])"
     )
     place.server.eval(f'rabbit_policy:delete({vhost}, <<"all">>, <<"tests">>)')
 
-    assert dict(pair.split("=") for pair in told.strip('"|').split("|")) == {
+    assert dict(pair.split("=") for pair in output.strip('"|').split("|")) == {
         **dict.fromkeys(QUEUES, "closeout"),
         "subscriber.theirs": "all",
     }

@@ -176,7 +176,7 @@ async def test_concurrently_published_events_stay_in_the_outbox_where_unroutable
     outcomes = await asyncio.gather(*(shared.publish(events) for _ in range(3)))
 
     assert [outcome.confirmed for outcome in outcomes] == [[], [], []]
-    assert (await shared.publish(events)).failure  # nobody is at them any more
+    assert (await shared.publish(events)).failure  # the channel is closed
 
 
 async def test_events_are_published_to_a_broker_without_a_frame_limit(rabbit, bare_amqp_url, broker):

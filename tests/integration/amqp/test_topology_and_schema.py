@@ -72,15 +72,15 @@ async def test_each_difference_between_schema_and_tables_is_described_with_its_f
 
 
 async def test_a_schema_of_another_version_is_named_with_the_command_that_upgrades_it(engine):
-    said = {}
+    messages = {}
     async with engine.begin() as conn:
         await conn.execute(text("ALTER TABLE governance.incidents ADD COLUMN note text"))
     for version in ("0001", "9999"):
         async with engine.begin() as conn:
             await conn.execute(text("UPDATE governance.schema_version SET version_num = :v"), {"v": version})
-        (said[version],) = await differences(engine)
-    assert said["0001"] == f"it is at 0001, behind this version's {newest()}: run closeout migrate"
-    assert said["9999"].startswith(f"it is at 9999, which this version ({newest()}) does not know: ")
+        (messages[version],) = await differences(engine)
+    assert messages["0001"] == f"it is at 0001, behind this version's {newest()}: run closeout migrate"
+    assert messages["9999"].startswith(f"it is at 9999, which this version ({newest()}) does not know: ")
 
 
 async def test_every_table_and_index_has_a_comment_with_its_purpose(connection):

@@ -20,7 +20,7 @@ from consumer.postgres.engine import create_engine
 from domains import tables
 from domains.policies.book import PolicyBook
 from tests.support import run_messages as runs
-from tests.support.broken_writes import break_writes_to, count, mend_writes, only_row
+from tests.support.broken_writes import break_writes_to, count, only_row, repair_writes
 
 STEPS = {
     "incidents": TransactionPhase.NOT_STARTED,
@@ -68,7 +68,7 @@ async def test_a_legacy_failure_keeps_the_rows_written_and_a_redelivery_complete
     assert failure.value.phase is STEPS[table]
     assert (await only_row(engine, "run_completions"))["phase"] == STEPS[table].value
     assert await count(engine, "outbox_events") == 0
-    await mend_writes(engine)
+    await repair_writes(engine)
     assert (await legacy.execute(arrival)).state == "committed"
     for name in ("run_completions", "incidents", "policy_evaluations", "traces"):
         assert await count(engine, name) == 1, name
@@ -80,7 +80,7 @@ async def test_a_half_done_legacy_run_is_completed_by_the_coordinator(legacy, en
     await break_writes_to(engine, "traces")
     with pytest.raises(TransactionFailed):
         await legacy.execute(arrival)
-    await mend_writes(engine)
+    await repair_writes(engine)
     before = await only_row(engine, "incidents")
 
     (outcome,) = await dispatcher(engine, Rollout(enabled=True)).close_out([arrival])

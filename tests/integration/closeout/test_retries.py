@@ -12,7 +12,7 @@ from consumer.contract.names import RETRY_QUEUE
 from consumer.parked.copies import headers_of
 from domains import tables
 from tests.support import run_messages as runs
-from tests.support.broken_writes import break_writes_to, count, mend_writes
+from tests.support.broken_writes import break_writes_to, count, repair_writes
 from tests.support.traffic import eventually, parked, publish, published_runs, worker
 
 
@@ -45,7 +45,7 @@ async def test_a_retry_closes_out_the_run_once_the_cause_is_fixed(database_url, 
     async with worker(database_url, amqp_url, TRUSTED_PUBLISHERS="closeout"):
         await publish(broker, runs.body(), user_id="closeout")
         await eventually(engine, select(func.count()).select_from(tables.rollbacks), 1)
-        await mend_writes(engine)
+        await repair_writes(engine)
         await eventually(engine, published_runs(), 1, within=20)
     channel = await broker.channel(confirms=False)
     assert (await channel.basic_get(RETRY_QUEUE)).delivery_tag is None

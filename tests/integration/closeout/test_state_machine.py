@@ -37,7 +37,7 @@ from domains import tables
 from domains.policies.book import PolicyBook
 from domains.run import RunKey
 from tests.support import run_messages as runs
-from tests.support.broken_writes import break_writes_to, mend_writes
+from tests.support.broken_writes import break_writes_to, repair_writes
 from tests.support.traffic import listen
 from tests.support.waiting import until
 
@@ -161,7 +161,7 @@ class CloseOut(RuleBasedStateMachine):
     @rule()
     def writes_are_mended(self) -> None:
         if self.broken is not None:
-            self.do(mend_writes(self.engine))
+            self.do(repair_writes(self.engine))
             self.broken = None
 
     @rule(arrival=consumes(arrivals))
@@ -195,19 +195,19 @@ class CloseOut(RuleBasedStateMachine):
             assert {key for key, found in rows[table].items() if found} <= set(inbox)
         assert {key for key in self.known if key not in inbox} == set()
 
-    def _told_whole(self) -> set[str]:
+    def _completely_published(self) -> set[str]:
         """Return the runs of which all three events have come, each under one id however often."""
-        told: dict[str, dict[str, str]] = defaultdict(dict)
+        ids_of: dict[str, dict[str, str]] = defaultdict(dict)
         for event in self.events:
             properties = event.header.properties
             kind, event_id = str(properties.message_type), str(properties.message_id)
-            assert told[str(properties.correlation_id)].setdefault(kind, event_id) == event_id
-        return {run for run, kinds in told.items() if len(kinds) == 3}
+            assert ids_of[str(properties.correlation_id)].setdefault(kind, event_id) == event_id
+        return {run for run, kinds in ids_of.items() if len(kinds) == 3}
 
     def teardown(self) -> None:
         async def settle() -> None:
             if self.broken is not None:
-                await mend_writes(self.engine)
+                await repair_writes(self.engine)
             while await self.relays[0].sweep():
                 pass
             async with self.engine.connect() as conn:
@@ -215,8 +215,8 @@ class CloseOut(RuleBasedStateMachine):
                 found = await conn.execute(select(tables.run_completions.c.run_id).where(committed))
                 finished = {str(run_id) for run_id in found.scalars()}
             # What was confirmed may still be on its way to us.
-            await until(lambda: finished <= self._told_whole(), what="the events of every finished run")
-            assert finished == self._told_whole()
+            await until(lambda: finished <= self._completely_published(), what="the events of every finished run")
+            assert finished == self._completely_published()
             await self.broker.close()
             await self.engine.dispose()
 

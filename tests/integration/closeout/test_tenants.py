@@ -1,6 +1,6 @@
 """A tenant cannot touch another's run: the same ids under two tenants are two runs everywhere they show.
 
-acme and globex publish a run of the same run id, with the same trace id, and each says something that only it knows.
+acme and globex each publish a run with the same run id and trace id, and with text of their own.
 """
 
 import json
@@ -27,7 +27,7 @@ from tests.support.traffic import emptied, eventually, listen, parked, publish, 
 from tests.support.waiting import until
 
 TENANTS = ("acme", "globex")
-# What only that tenant's run says; no answer about the other's may hold it.
+# Text of that tenant's run only; no response about the other's may contain it.
 KNOWS = {"acme": "the acme password is swordfish", "globex": "globex bought the moon"}
 POLICIES = """
 - {name: of acme, effect: flag, severity: HIGH, condition: 'true', tenant_id: acme}
@@ -46,8 +46,8 @@ class Twins:
     trace_id: UUID
 
     def fields(self, tenant: str, **changes: Any) -> dict[str, Any]:
-        said = {"tenant_id": tenant, "run_id": str(self.run_id), "trace_id": str(self.trace_id)}
-        return runs.message(**said | {"error_message": KNOWS[tenant], "agent_id": f"agent-of-{tenant}"} | changes)
+        fields = {"tenant_id": tenant, "run_id": str(self.run_id), "trace_id": str(self.trace_id)}
+        return runs.message(**fields | {"error_message": KNOWS[tenant], "agent_id": f"agent-of-{tenant}"} | changes)
 
     def body(self, tenant: str, **changes: Any) -> bytes:
         return runs.body(self.fields(tenant, **changes))
@@ -89,10 +89,10 @@ async def test_the_same_run_id_in_two_tenants_is_two_runs_in_every_table_event_a
     violated = [[each["name"] for each in row["violations"]] for row in await rows(engine, "policy_evaluations")]
     assert violated == [["of acme", "of all"], ["of all"]]
 
-    told = [json.loads(event.body) for event in events]
-    assert len({event["id"] for event in told}) == 6
+    published = [json.loads(event.body) for event in events]
+    assert len({event["id"] for event in published}) == 6
     for tenant in TENANTS:
-        own = [event for event in told if event["data"]["tenant_id"] == tenant]
+        own = [event for event in published if event["data"]["tenant_id"] == tenant]
         assert {event["subject"] for event in own} == {f"{tenant}/{twins.run_id}"}
         assert len(own) == 3
 

@@ -22,7 +22,7 @@ from domains.policies.book import PolicyBook
 from domains.policies.rules import PolicySet
 from domains.run import CompletedRun
 from tests.support import run_messages as runs
-from tests.support.broken_writes import break_writes_to, count, mend_writes, only_row
+from tests.support.broken_writes import break_writes_to, count, only_row, repair_writes
 from tests.support.proxy import Proxy
 from tests.support.traffic import eventually
 
@@ -96,7 +96,7 @@ async def test_a_failed_write_leaves_one_rollback_record_and_the_redelivery_succ
     done_before = list(TransactionPhase)[1 : list(TransactionPhase).index(reached) + 1]
     assert [operation.split(":")[0] for operation in record["operations"]] == [p.value for p in reversed(done_before)]
 
-    await mend_writes(engine)
+    await repair_writes(engine)
     assert (await coordinator.execute(run)).state == "committed"
     assert await count(engine, "incidents") == 1
     assert await count(engine, "rollbacks") == 1

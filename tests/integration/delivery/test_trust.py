@@ -29,9 +29,9 @@ def user(rabbit: RabbitServer, amqp_url: str):
 
 async def test_the_broker_refuses_a_message_with_the_user_id_of_another_user(user, broker):
     runner, _ = user("runner")
-    _, somebody = user("somebody")
+    _, other = user("other")
     with pytest.raises(UnavailableError) as refused:
-        await publish(runner, runs.body(), user_id=somebody)
+        await publish(runner, runs.body(), user_id=other)
     assert "PRECONDITION_FAILED - user_id property set to" in str(refused.value)
     assert await emptied(broker, "closeout.run-completed") == []
     await runner.close()
@@ -50,8 +50,8 @@ async def test_messages_of_unlisted_publishers_are_parked_with_their_user_id(
         await eventually(engine, published_runs(), 1)
     assert [headers_of(message)["x-closeout-reason"] for message in found] == ["untrusted_publisher"] * 2
     assert {headers_of(message).get("x-closeout-user-id") for message in found} == {name, None}
-    told = {str(headers_of(message)["x-closeout-error"]) for message in found}
-    assert any(name in words for words in told)
+    errors = {str(headers_of(message)["x-closeout-error"]) for message in found}
+    assert any(name in words for words in errors)
     for connection in (runner, stranger):
         await connection.close()
 
@@ -85,7 +85,7 @@ async def test_replayed_messages_carry_the_operators_user_id_which_must_be_trust
 
 
 async def test_a_trusted_publisher_may_publish_runs_of_any_tenant(user, database_url, amqp_url, engine, broker):
-    """The setting says whose messages are taken, not for which tenants: that a runner names its own is the runner's."""
+    """The setting lists publishers, not their tenants: a runner is responsible for the tenant that it names."""
     runner, trusted = user("runner")
     async with worker(database_url, amqp_url, TRUSTED_PUBLISHERS=trusted):
         await publish(runner, runs.body(tenant_id="acme"), runs.body(tenant_id="globex"), user_id=trusted)

@@ -90,8 +90,8 @@ async def test_a_declared_topology_passes_every_check_without_publishing_a_messa
     assert events == []
     for queue in ("closeout.run-completed", "closeout.parked", "closeout.run-completed.retry"):
         channel = await place.broker.channel(confirms=False)
-        told = await channel.queue_declare(queue, passive=True)
-        assert (told.message_count, told.consumer_count) == (0, int(queue == "closeout.run-completed"))
+        output = await channel.queue_declare(queue, passive=True)
+        assert (output.message_count, output.consumer_count) == (0, int(queue == "closeout.run-completed"))
 
 
 async def test_an_unavailable_or_refusing_broker_is_the_only_problem_reported(place):
@@ -235,7 +235,7 @@ async def test_a_resource_alarm_is_a_problem(place):
 
     assert troubled(checks) == {"alarm": "problem"}
     assert "memory or disk alarm" in checks["alarm"].found
-    assert "publish" not in checks  # it cannot be seen, and is not said to be there
+    assert "publish" not in checks  # it cannot be checked, and is not reported as existing
 
 
 async def test_the_command_prints_one_line_per_check_and_exits_0_next_to_a_live_worker(database_url, amqp_url, broker):
@@ -243,18 +243,18 @@ async def test_the_command_prints_one_line_per_check_and_exits_0_next_to_a_live_
     async with worker(database_url, amqp_url) as service:
         await until(lambda: _consuming(broker))
         await until(lambda: service.http.port)
-        told = await closeout("doctor", **urls)
+        output = await closeout("doctor", **urls)
         plainly = await closeout("doctor", "--json", **urls)
 
-    assert told.returncode == plainly.returncode == 0, told.stdout
-    lines = [line.split() for line in told.stdout.splitlines() if not line.strip().startswith("to do:")]
+    assert output.returncode == plainly.returncode == 0, output.stdout
+    lines = [line.split() for line in output.stdout.splitlines() if not line.strip().startswith("to do:")]
     assert [tuple(line[:2]) for line in lines[:-1]] == [
         ("ok", "settings"), ("ok", "encryption"), ("ok", "encryption"), ("ok", "coordinator"),
         ("ok", "postgresql"), ("ok", "writable"), ("warning", "role"), ("ok", "clock"), ("ok", "connections"),
         ("ok", "schema"), ("ok", "rights"), ("ok", "outbox"), ("ok", "unfinished"),
         *(("ok", name) for name in ALL),
     ]  # fmt: skip
-    assert told.stdout.splitlines()[-1] == "0 problems, 1 warning, 20 ok"
+    assert output.stdout.splitlines()[-1] == "0 problems, 1 warning, 20 ok"
     found = json.loads(plainly.stdout)
     assert (found["problems"], found["warnings"], found["ok"]) == (0, 1, 20)
     assert found["checks"][0] == {"name": "settings", "state": "ok", "found": "all as they must be", "remedy": ""}
@@ -290,6 +290,6 @@ async def test_a_rollout_by_tenant_is_a_warning_that_names_the_tenants(database_
 
 async def _consuming(broker: BrokerConnection) -> bool:
     channel = await broker.channel(confirms=False)
-    told = await channel.queue_declare("closeout.run-completed", passive=True)
+    output = await channel.queue_declare("closeout.run-completed", passive=True)
     await channel.close()
-    return bool(told.consumer_count)
+    return bool(output.consumer_count)

@@ -280,16 +280,16 @@ async def _work_of_a_worker(engine: AsyncEngine, url: str, broker: BrokerConnect
     theirs = create_engine(url, pool_size=3, by_key=True)
     metrics = Metrics()
     try:
-        begun = runs.run()
+        started = runs.run()
         async with engine.begin() as conn:
             await conn.execute(
                 text(
                     "INSERT INTO governance.traces (tenant_id, trace_id, run_id, status, started_at) "
                     "VALUES ('acme', :trace, :run, 'running', now())"
                 ),
-                {"trace": begun.trace_id, "run": begun.run_id},
+                {"trace": started.trace_id, "run": started.run_id},
             )
-        made = [begun, runs.run(error_code="MANUAL_STOP")]
+        made = [started, runs.run(error_code="MANUAL_STOP")]
         coordinator = create_transaction_coordinator(engine=theirs)
         await coordinator.execute_many(made)
         await coordinator.execute_many(made)
@@ -297,7 +297,7 @@ async def _work_of_a_worker(engine: AsyncEngine, url: str, broker: BrokerConnect
         for run in (runs.run(), runs.run(error_code="MANUAL_STOP")):
             await legacy.execute(Arrival.of(run))
             await legacy.execute(Arrival.of(run))
-        key = RunKey("acme", begun.run_id)
+        key = RunKey("acme", started.run_id)
         phase = TransactionPhase.NOT_STARTED
         await record_rollbacks(theirs, [key], phase=phase, operations=[], error=ValueError("x"))
         publisher = EventPublisher(ConfirmedChannel(broker), metrics=metrics)

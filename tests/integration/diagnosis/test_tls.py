@@ -19,7 +19,7 @@ from consumer.postgres.engine import create_engine
 from consumer.postgres.readiness import probe
 from domains.migrations.upgrade import migrate
 from tests.support import run_messages as runs
-from tests.support.certificates import ENDED_TOLD, HERE, Authority
+from tests.support.certificates import EXPIRED_ON, HERE, Authority
 from tests.support.command_line import closeout
 from tests.support.fault_scenario import RunningWorker
 from tests.support.traffic import eventually, publish, published_runs, worker
@@ -30,7 +30,7 @@ ROLE = "closeout_worker"
 
 @dataclass
 class Office:
-    """An authority that everybody trusts, one that nobody does, and what each of them signed."""
+    """A trusted authority, an untrusted one, and the certificates that each signed."""
 
     ours: Authority
     strangers: Authority
@@ -120,9 +120,9 @@ async def test_a_postgresql_certificate_needs_the_right_host_dates_and_authority
     assert await words_of_database(checked) == f"{at} (db.example) is not for {HERE} but for db.example, mq.example"
     assert await words_of_database(host_unchecked) == ""
 
-    database.use_certificate(office.expired)
-    assert await words_of_database(checked) == f"{at} ({HERE}) expired on {ENDED_TOLD}"
-    assert await words_of_database(host_unchecked) == f"{at} ({HERE}) expired on {ENDED_TOLD}"
+    database.show(office.expired)
+    assert await words_of_database(checked) == f"{at} ({HERE}) expired on {EXPIRED_ON}"
+    assert await words_of_database(host_unchecked) == f"{at} ({HERE}) expired on {EXPIRED_ON}"
 
     database.use_certificate(office.strange)
     by_strangers = f"{at} ({HERE}) is signed by Strangers' CA, and not by"
@@ -155,7 +155,7 @@ async def test_postgresql_accepts_only_the_client_certificate_of_the_role(databa
 
     theirs = office.strangers.identity("stranger", user=ROLE)
     late = office.ours.identity("late", user=ROLE, expired=True)
-    somebody = office.ours.identity("somebody", user="somebody")
+    stranger = office.ours.identity("stranger", user="stranger")
     at = f"PostgreSQL is not available: {HERE}:{database.port}"
 
     assert await words_of_database(with_identity(*office.ours.identity("own", user=ROLE))) == ""
@@ -166,7 +166,7 @@ async def test_postgresql_accepts_only_the_client_certificate_of_the_role(databa
         await words_of_database(with_identity(*late))
         == f"{at} says that our certificate, sslcert={late[0]}, has expired"
     )
-    assert "certificate authentication failed" in await words_of_database(with_identity(*somebody))
+    assert "certificate authentication failed" in await words_of_database(with_identity(*stranger))
     none = database_url(database, ROLE, sslmode="verify-full", sslrootcert=office.ours.file)
     assert "requires a valid client certificate" in await words_of_database(none)
 
@@ -179,14 +179,14 @@ async def test_a_rabbitmq_certificate_needs_the_right_host_dates_and_authority(a
     assert await words_of_broker(url) == ""
     for shown, words in (
         (office.elsewhere, f"(db.example) is not for {HERE} but for db.example, mq.example"),
-        (office.expired, f"({HERE}) expired on {ENDED_TOLD}"),
+        (office.expired, f"({HERE}) expired on {EXPIRED_ON}"),
         (office.strange, f"({HERE}) is signed by Strangers' CA, and not by cafile={office.ours.file}"),
     ):
         listener.use_certificate(shown)
         assert await words_of_broker(url) == f"{at} {words}"
     machine_s = amqp_url(any_rabbit, listener.port)
-    told = f"{at} ({HERE}) is signed by Strangers' CA, and not by any authority that this machine trusts"
-    assert await words_of_broker(machine_s) == told
+    output = f"{at} ({HERE}) is signed by Strangers' CA, and not by any authority that this machine trusts"
+    assert await words_of_broker(machine_s) == output
 
     plain, here = amqp_url(any_rabbit, listener.port, scheme="amqp"), f"RabbitMQ is not available: {HERE}"
     assert await words_of_broker(plain) == f"{here}:{listener.port} speaks TLS, and amqp:// is without"
@@ -294,8 +294,8 @@ async def test_a_worker_uses_tls_with_its_client_certificate_for_all_connections
         found: object = None
         async with asyncio.timeout(15):  # the page does not wait for a console's line that is slow to come
             while found != expected:
-                told = await asyncio.to_thread(place.database.psql, sessions)
-                found = told.splitlines(), int(await asyncio.to_thread(place.rabbit.eval, lines))
+                output = await asyncio.to_thread(place.database.psql, sessions)
+                found = output.splitlines(), int(await asyncio.to_thread(place.rabbit.eval, lines))
     await engine.dispose()
 
 
@@ -308,16 +308,16 @@ async def test_a_worker_reports_an_expired_certificate_and_continues_once_it_is_
         await asyncio.to_thread(place.listener.show, office.expired)
         await place.close_lines()
         of_database, of_broker = f"the certificate of {HERE}:{place.database.port}", f"{HERE}:{place.listener.port}"
-        assert f"{of_database} ({HERE}) expired on {ENDED_TOLD}" in await reason(running, "expired")
+        assert f"{of_database} ({HERE}) expired on {EXPIRED_ON}" in await reason(running, "expired")
         await publish(place.plain, runs.body())
 
-        told = await closeout("doctor", DATABASE_URL=place.database_url, AMQP_URL=place.amqp_url)
-        assert told.returncode == 1
-        assert told.stdout.count(f"({HERE}) expired on {ENDED_TOLD}") == 2
-        assert told.stdout.count("to do: have the server's certificate renewed") == 2
+        output = await closeout("doctor", DATABASE_URL=place.database_url, AMQP_URL=place.amqp_url)
+        assert output.returncode == 1
+        assert output.stdout.count(f"({HERE}) expired on {EXPIRED_ON}") == 2
+        assert output.stdout.count("to do: have the server's certificate renewed") == 2
 
-        await asyncio.to_thread(place.database.use_certificate, office.good)
-        assert f"{of_broker} ({HERE}) expired on {ENDED_TOLD}" in await reason(running, of_broker)
+        await asyncio.to_thread(place.database.show, office.good)
+        assert f"{of_broker} ({HERE}) expired on {EXPIRED_ON}" in await reason(running, of_broker)
         await asyncio.to_thread(place.listener.show, office.good)
         await until(running.ready)
         await eventually(engine, published_runs(), 1)
@@ -333,9 +333,10 @@ async def test_a_client_certificate_renewed_on_disk_is_used_without_a_restart(pl
         await until(running.ready)
         key.unlink()
         await place.close_lines()
-        told = await reason(running, "cannot be read")
+        output = await reason(running, "cannot be read")
         assert (
-            told == f"PostgreSQL is not available: DATABASE_URL: sslkey={key} cannot be read: No such file or directory"
+            output
+            == f"PostgreSQL is not available: DATABASE_URL: sslkey={key} cannot be read: No such file or directory"
         )
         office.ours.identity("worker", user=ROLE)
         await until(running.ready)

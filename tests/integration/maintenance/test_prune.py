@@ -1,4 +1,4 @@
-"""``closeout prune``: old runs go whole, what must stay stays, and nobody waits for it."""
+"""``closeout prune``: old runs are deleted completely, others are kept, and nothing is blocked."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from consumer.postgres.engine import LOCK_TIMEOUT_SECONDS, create_engine
 from domains.policies.book import PolicyBook
 from domains.run import CompletedRun
 from tests.support import run_messages as runs
-from tests.support.broken_writes import break_writes_to, count, mend_writes
+from tests.support.broken_writes import break_writes_to, count, repair_writes
 from tests.support.command_line import closeout, on_a_terminal, plain
 
 TABLES = ("run_completions", "incidents", "prevention_records", "policy_evaluations", "traces", "rollbacks")
@@ -29,8 +29,10 @@ OLD = timedelta(days=90)
 DONE = {"status": "succeeded", "error_code": None}
 
 
-async def close_out(engine: AsyncEngine, number: int, *, days: int = 100, told: bool = True, **changes: Any) -> Any:
-    """Close out runs as of so many *days* ago; their events are out if *told*. Returns them."""
+async def close_out(
+    engine: AsyncEngine, number: int, *, days: int = 100, published: bool = True, **changes: Any
+) -> Any:
+    """Close out runs as of so many *days* ago; their events are published if *published*. Return them."""
     made = [runs.run(**{**DONE, **changes}) for _ in range(number)]
     await create_transaction_coordinator(engine=engine).execute_many(made)
     ids = {"ids": [str(run.run_id) for run in made], "days": days}
@@ -42,7 +44,7 @@ async def close_out(engine: AsyncEngine, number: int, *, days: int = 100, told: 
             ),
             ids,
         )
-        if told:
+        if published:
             await conn.execute(text(f"DELETE FROM governance.outbox_events {of_these}"), ids)
             await conn.execute(
                 text(f"UPDATE governance.run_completions SET phase = 'EVENTS_PUBLISHED', events_published_at = now() "
@@ -93,7 +95,7 @@ async def test_an_old_run_is_deleted_with_all_its_rows_and_a_recent_one_is_kept(
     twice_tried = runs.run(**DONE)
     with pytest.raises(TransactionFailed):
         await create_transaction_coordinator(engine=engine).execute(twice_tried)
-    await mend_writes(engine)
+    await repair_writes(engine)
     await close_out(engine, 1, run_id=str(twice_tried.run_id))
     young = await close_out(engine, 4, days=80)
 
@@ -109,13 +111,13 @@ async def test_an_old_run_is_deleted_with_all_its_rows_and_a_recent_one_is_kept(
 
 
 async def test_runs_that_must_be_kept_are_counted_by_reason(engine, database_url):
-    waiting = await close_out(engine, 2, told=False)
+    waiting = await close_out(engine, 2, published=False)
     is_open = await close_out(engine, 3, status="failed", error_code="AGENT_CRASH")
     await break_writes_to(engine, "traces")
     half_done = runs.run()
     with pytest.raises(TransactionFailed):
         await LegacyCloseOut(engine=engine, policies=PolicyBook()).execute(Arrival.of(half_done))
-    await mend_writes(engine)
+    await repair_writes(engine)
     async with engine.begin() as conn:
         await conn.execute(
             text("UPDATE governance.run_completions SET received_at = now() - interval '1 year' WHERE mode = 'legacy'")
@@ -124,9 +126,9 @@ async def test_runs_that_must_be_kept_are_counted_by_reason(engine, database_url
 
     done = await closeout("prune", "--older-than", "90d", "--json", DATABASE_URL=database_url)
 
-    told = json.loads(done.stdout)
-    assert (told["runs"], told["complete"], told["failure"]) == (5, True, None)
-    assert told["kept"] == {"open_incident": 3, "events_waiting": 2, "unfinished": 1, "in_use": 0}
+    document = json.loads(done.stdout)
+    assert (document["runs"], document["complete"], document["failure"]) == (5, True, None)
+    assert document["kept"] == {"open_incident": 3, "events_waiting": 2, "unfinished": 1, "in_use": 0}
     assert await stored(engine) == ids_of([*waiting, *is_open, half_done])
     assert await count(engine, "outbox_events") == 6
     assert (await reconcile_counts(engine)).keys() <= {"outbox-stale", "legacy-stale"}
@@ -144,7 +146,7 @@ async def test_runs_with_open_incidents_are_deleted_only_when_requested(engine, 
 
 
 async def test_a_run_with_unpublished_events_is_kept_whatever_its_phase(engine, database_url):
-    await close_out(engine, 1, told=False)
+    await close_out(engine, 1, published=False)
     async with engine.begin() as conn:
         await conn.execute(text("UPDATE governance.run_completions SET phase = 'EVENTS_PUBLISHED'"))
 
@@ -327,8 +329,8 @@ async def test_a_batch_uses_tid_range_and_key_lookups_only(engine, database_url)
             await conn.execute(text(next(sql for sql in kept if "set_config" in sql)))
             for sql, args in kept.items():
                 if "governance." in sql and "regclass" not in sql:
-                    told = await conn.exec_driver_sql(f"EXPLAIN {sql}", args)
-                    plans.append("\n".join(told.scalars()))
+                    explained = await conn.exec_driver_sql(f"EXPLAIN {sql}", args)
+                    plans.append("\n".join(explained.scalars()))
             await conn.execute(text("SELECT pg_stat_force_next_flush()"))
 
     assert report.runs > 20_000
@@ -384,7 +386,7 @@ async def reconcile_counts(engine: AsyncEngine) -> dict[str, int]:
 
 
 async def scans(engine: AsyncEngine) -> dict[str, int]:
-    """Return how often each table was scanned. This session's own scans are told first: PostgreSQL may take 10 s."""
+    """Return how often each table was scanned. This session's own scans are flushed first: PostgreSQL may take 10 s."""
     async with engine.connect() as conn:
         await conn.execute(text("SELECT pg_stat_force_next_flush()"))
         await conn.commit()

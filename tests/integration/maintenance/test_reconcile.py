@@ -1,4 +1,4 @@
-"""``closeout reconcile``: every invariant broken once on a real database, and none reported beside live writers."""
+"""``closeout reconcile``: every invariant broken once on a real database, and none reported next to live writers."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from consumer.maintenance.reconcile import Finding, reconcile
 from domains.policies.book import PolicyBook
 from domains.run import CompletedRun
 from tests.support import run_messages as runs
-from tests.support.broken_writes import break_writes_to, count, mend_writes
+from tests.support.broken_writes import break_writes_to, count, repair_writes
 from tests.support.command_line import closeout
 from tests.support.traffic import listen, received
 
@@ -32,7 +32,7 @@ PREVENTION = (
 )
 UNFINISH = "UPDATE governance.run_completions SET mode = 'legacy', committed_at = NULL"
 LATER = "created_at = created_at - interval '10 minutes'"
-# What is done to one healthy, committed run, and the only invariant that may notice; with a word of what it says.
+# What is done to one healthy, committed run, the only invariant that may report it, and a part of the report.
 BREAKS: dict[str, tuple[str, str, list[str]]] = {
     "incident gone": ("one-finding", "neither", [f"DELETE FROM governance.incidents {OF_VICTIM}"]),
     "incident and prevention": ("one-finding", "both", [PREVENTION]),
@@ -48,7 +48,7 @@ BREAKS: dict[str, tuple[str, str, list[str]]] = {
         "COMMITTED with 0 events",
         [f"DELETE FROM governance.outbox_events {OF_VICTIM}"],
     ),
-    "told published too early": (
+    "published too early": (
         "phase-and-outbox",
         "EVENTS_PUBLISHED with 3 events",
         [f"UPDATE governance.run_completions SET phase = 'EVENTS_PUBLISHED', events_published_at = now() {OF_VICTIM}"],
@@ -177,7 +177,7 @@ async def test_legitimate_states_are_not_reported(engine):
     await break_writes_to(engine, "traces")
     with pytest.raises(TransactionFailed):
         await close_out(engine, 1)
-    await mend_writes(engine)
+    await repair_writes(engine)
     await break_writes_to(engine, "policy_evaluations")
     with pytest.raises(TransactionFailed):  # half done, and not for long yet
         await LegacyCloseOut(engine=engine, policies=PolicyBook()).execute(Arrival.of(runs.run()))
@@ -264,8 +264,8 @@ async def test_repair_publishes_stale_events_only(engine, database_url, broker, 
     after = await closeout("reconcile", "--repair", "--json", AMQP_URL=amqp_url, DATABASE_URL=database_url)
 
     assert before.returncode == 1
-    told = {rule["name"]: rule for rule in json.loads(before.stdout)["invariants"] if rule["broken"]}
-    assert [run["run_id"] for run in told["outbox-stale"]["runs"]] == [str(stale.run_id)]
+    reported = {rule["name"]: rule for rule in json.loads(before.stdout)["invariants"] if rule["broken"]}
+    assert [run["run_id"] for run in reported["outbox-stale"]["runs"]] == [str(stale.run_id)]
     assert after.returncode == 0, after.stdout + after.stderr
     assert json.loads(after.stdout)["repaired"] == {"runs": 1, "failure": None}
     assert {event.header.properties.correlation_id for event in await received(events, 3)} == {str(stale.run_id)}

@@ -1,4 +1,4 @@
-"""The outbox gauges: true while the relay gets nothing out, and unknown while the database cannot be asked."""
+"""The outbox gauges: correct while the relay cannot publish, unknown while the database is unavailable."""
 
 import asyncio
 import math
@@ -20,7 +20,7 @@ from tests.support.waiting import until
 
 @pytest.fixture
 async def stopping():
-    """Ends what a test has begun."""
+    """Ends the tasks of a test."""
     event = asyncio.Event()
     yield event
     event.set()

@@ -1,4 +1,4 @@
-"""``closeout outbox``: what waits is counted and explained, and published at an operator's word, beside live relays."""
+"""``closeout outbox``: the backlog is counted, explained, and published on request, next to live relays."""
 
 import asyncio
 import json
@@ -77,11 +77,11 @@ async def test_the_age_of_the_oldest_event_decides_the_verdict_and_exit_status(
 ):
     await commit(engine, 1, age=age)
 
-    told = await closeout("outbox", "status", DATABASE_URL=database_url)
+    output = await closeout("outbox", "status", DATABASE_URL=database_url)
     plainly = await closeout("outbox", "status", "--json", DATABASE_URL=database_url)
 
-    assert told.returncode == plainly.returncode == status
-    assert words in told.stdout
+    assert output.returncode == plainly.returncode == status
+    assert words in output.stdout
     assert json.loads(plainly.stdout)["state"] == state
 
 
@@ -97,7 +97,7 @@ async def test_status_counts_by_tenant_and_type_with_the_oldest_first(engine, da
         )
 
     found = json.loads((await closeout("outbox", "status", "--json", DATABASE_URL=database_url)).stdout)
-    told = (await closeout("outbox", "status", DATABASE_URL=database_url)).stdout
+    output = (await closeout("outbox", "status", DATABASE_URL=database_url)).stdout
 
     assert (found["all"]["runs"], found["all"]["events"], found["complete"]) == (5, 14, True)
     assert 7200 <= found["all"]["oldest_seconds"] < 7300
@@ -108,8 +108,8 @@ async def test_status_counts_by_tenant_and_type_with_the_oldest_first(engine, da
     assert {name: share["events"] for name, share in found["by_type"].items()} == dict(
         zip(TYPES, (4, 5, 5), strict=True)
     )
-    assert "5 runs have 14 unpublished events, the oldest for 2 h" in told
-    rows = [line.split() for line in told.splitlines()]
+    assert "5 runs have 14 events waiting, the oldest for 2 h" in output
+    rows = [line.split() for line in output.splitlines()]
     assert ["young", "3", "9", "50", "min"] in rows
 
 
@@ -207,7 +207,7 @@ async def test_drain_without_a_broker_keeps_every_event_and_exits_1(engine, data
 
 
 async def test_drain_keeps_and_names_unroutable_events_and_publishes_the_rest(engine, database_url, broker, amqp_url):
-    await commit(engine, RUNS_A_SWEEP + 10, age="2 min", error_code="AGENT_CRASH")  # critical: nobody is bound
+    await commit(engine, RUNS_A_SWEEP + 10, age="2 min", error_code="AGENT_CRASH")  # critical: no queue is bound
     await commit(engine, 30, age="1 min")
     channel = await broker.channel(confirms=False)
     queue = (await channel.queue_declare("", exclusive=True)).queue or ""
@@ -220,9 +220,9 @@ async def test_drain_keeps_and_names_unroutable_events_and_publishes_the_rest(en
     )  # fmt: skip
 
     assert done.returncode == 1
-    assert "210 runs still have unpublished events: no queue is bound for incident.created.critical" in done.stderr
-    told = json.loads(done.stdout)
-    assert (told["runs"], told["left"]) == (30, 210)
+    assert "210 runs still have events waiting: no queue is bound for incident.created.critical" in done.stderr
+    output = json.loads(done.stdout)
+    assert (output["runs"], output["left"]) == (30, 210)
     assert await count(engine, "outbox_events") == 3 * 210
 
 
@@ -234,8 +234,8 @@ async def test_drain_skips_and_reports_events_locked_by_a_relay(engine, broker):
 
     assert len(held) == 4
     assert (report.runs, report.left, report.reasons) == (6, 4, [])
-    told = {e.header.properties.correlation_id for e in await received(events, 18)}
-    assert not {str(row.run_id) for row in held} & told
+    output = {e.header.properties.correlation_id for e in await received(events, 18)}
+    assert not {str(row.run_id) for row in held} & output
 
 
 async def test_concurrent_drains_and_a_worker_publish_every_event_once(

@@ -49,7 +49,7 @@ def closeout(amqp_url: str, *arguments: str, status: int = 0) -> tuple[str, str]
     return done.stdout, done.stderr
 
 
-async def said(amqp_url: str, *arguments: str, status: int = 0) -> str:
+async def printed(amqp_url: str, *arguments: str, status: int = 0) -> str:
     return (await asyncio.to_thread(closeout, amqp_url, *arguments, status=status))[0]
 
 
@@ -100,7 +100,7 @@ async def test_a_replay_closes_out_the_run_once_the_cause_is_fixed(
         async with engine.begin() as conn:
             await conn.execute(text("ALTER TABLE governance.incidents DROP CONSTRAINT no_b"))
         operators = as_user(amqp_url, OPERATOR_USER)
-        assert "1 replayed and confirmed: attempts_exhausted 1" in await said(operators, "replay", "--tenant", "b")
+        assert "1 sent back and confirmed: attempts_exhausted 1" in await printed(operators, "replay", "--tenant", "b")
         await eventually(engine, published_runs(), 1)
     assert await emptied(broker, "closeout.parked") == []
     await runner.close()
@@ -204,7 +204,7 @@ async def test_messages_of_untrusted_publishers_are_replayed_only_with_an_explic
     out, err = await asyncio.to_thread(closeout, amqp_url, "replay", status=1)
     assert "0 replayed" in out
     assert "--reason untrusted_publisher" in err
-    assert "1 replayed" in await said(amqp_url, "replay", "--reason", "untrusted_publisher")
+    assert "1 sent back" in await printed(amqp_url, "replay", "--reason", "untrusted_publisher")
 
 
 async def test_listing_thirty_times_loses_nothing_and_keeps_the_order(any_broker):
@@ -302,25 +302,25 @@ async def test_a_message_is_chosen_only_if_all_filters_match(broker):
 async def test_list_counts_by_reason_and_prints_json(amqp_url, broker):
     for number in range(3):
         await put(broker, runs.body(tenant_id="t"), reason="too_large" if number else "invalid_json")
-    told = await said(amqp_url, "list", "--limit", "1")
-    assert "and 2 more" in told
-    assert "3 parked: too_large 2, invalid_json 1" in told
-    found = json.loads(await said(amqp_url, "list", "--reason", "too_large", "--json"))
+    output = await printed(amqp_url, "list", "--limit", "1")
+    assert "and 2 more" in output
+    assert "3 parked: too_large 2, invalid_json 1" in output
+    found = json.loads(await printed(amqp_url, "list", "--reason", "too_large", "--json"))
     assert found["by_reason"] == {"too_large": 2}
     assert [m["position"] for m in found["messages"]] == [2, 3]
     assert found["messages"][0]["tenant_id"] == "t"
     for nonsense in ("soon", "5", "-1d", "999999d"):  # the last is before the year 1
         _, complaint = await asyncio.to_thread(closeout, amqp_url, "list", f"--older-than={nonsense}", status=2)
         assert "--older-than: found" in complaint
-    await said(amqp_url, "list", "--reason", "bad luck", status=2)
+    await printed(amqp_url, "list", "--reason", "bad luck", status=2)
 
 
 async def test_a_dry_run_changes_nothing(amqp_url, broker):
     bodies = [b"1", b"2", b"3"]
     for body in bodies:
         await put(broker, body)
-    assert "3 would be replayed" in await said(amqp_url, "replay", "--dry-run")
-    assert "2 would be discarded" in await said(amqp_url, "discard", "--all", "--limit", "2", "--dry-run")
+    assert "3 would be sent back" in await printed(amqp_url, "replay", "--dry-run")
+    assert "2 would be discarded" in await printed(amqp_url, "discard", "--all", "--limit", "2", "--dry-run")
     assert await bodies_in_order(broker) == bodies
     assert await emptied(broker, "closeout.run-completed") == []
 
@@ -335,10 +335,10 @@ async def test_discard_needs_a_filter_and_confirmation_and_dumps_what_it_removes
     )
     await put(broker, b"{}")
     file = tmp_path / "dump.jsonl"
-    await said(amqp_url, "discard", "--yes", status=2)
-    await said(amqp_url, "discard", "--all", status=2)
-    told = await said(amqp_url, "discard", "--reason", "invalid_json", "--yes", "--dump", str(file))
-    assert "1 discarded: invalid_json 1" in told
+    await printed(amqp_url, "discard", "--yes", status=2)
+    await printed(amqp_url, "discard", "--all", status=2)
+    output = await printed(amqp_url, "discard", "--reason", "invalid_json", "--yes", "--dump", str(file))
+    assert "1 discarded: invalid_json 1" in output
     (line,) = file.read_text().splitlines()
     dumped = json.loads(line)
     assert b64decode(dumped["body_base64"]) == b"\xff\x00"
@@ -346,7 +346,7 @@ async def test_discard_needs_a_filter_and_confirmation_and_dumps_what_it_removes
     assert dumped["headers"]["t"] == {"u": [1, None]}
     assert dumped["properties"]["message_id"] == "m"
     assert file.stat().st_mode & 0o077 == 0
-    await said(amqp_url, "discard", "--all", "--yes", "--dump", str(file), status=2)  # it would overwrite
+    await printed(amqp_url, "discard", "--all", "--yes", "--dump", str(file), status=2)  # it would overwrite
     assert await bodies_in_order(broker) == [b"{}"]
 
 
@@ -394,14 +394,18 @@ async def test_hostile_messages_are_shown_without_control_characters(amqp_url, b
             message_type=HOSTILE,
             headers={HOSTILE: HOSTILE, "deep": nested, "when": datetime.now(UTC), "raw": bytearray(b"\x1b\xff")},
         )
-    told = [await said(amqp_url, "list"), await said(amqp_url, "list", "--json"), await said(amqp_url, "show", HOSTILE)]
-    told += [await said(amqp_url, "show", str(position)) for position in range(1, len(bodies) + 1)]
-    told.append(await said(amqp_url, "show", "1", "--json"))
-    for words in told:
+    output = [
+        await printed(amqp_url, "list"),
+        await printed(amqp_url, "list", "--json"),
+        await printed(amqp_url, "show", HOSTILE),
+    ]
+    output += [await printed(amqp_url, "show", str(position)) for position in range(1, len(bodies) + 1)]
+    output.append(await printed(amqp_url, "show", "1", "--json"))
+    for words in output:
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", words)
-    assert "\\u001b[2J" in told[0]
-    assert "ff fe 1b 5b" in told[6]
-    (shown,) = json.loads(told[-1])
+    assert "\\u001b[2J" in output[0]
+    assert "ff fe 1b 5b" in output[6]
+    (shown,) = json.loads(output[-1])
     assert shown["headers"][HOSTILE] == HOSTILE
     assert b64decode(shown["body_base64"]) == bodies[0]
     assert await bodies_in_order(broker) == bodies
@@ -410,10 +414,10 @@ async def test_hostile_messages_are_shown_without_control_characters(amqp_url, b
 async def test_show_finds_a_run_and_reports_a_missing_one(amqp_url, broker):
     fields = runs.message(tenant_id="acme")
     await put(broker, runs.body(fields), error="because")
-    told = await said(amqp_url, "show", f"acme/{fields['run_id'].upper()}")
-    assert "because" in told
-    assert '\n  "tenant_id": "acme",\n' in told
-    await said(amqp_url, "show", "acme/nothing", status=1)
+    output = await printed(amqp_url, "show", f"acme/{fields['run_id'].upper()}")
+    assert "because" in output
+    assert '\n  "tenant_id": "acme",\n' in output
+    await printed(amqp_url, "show", "acme/nothing", status=1)
 
 
 async def test_a_message_dead_lettered_by_rabbitmq_is_listed_and_replayed(amqp_url, broker):
@@ -422,11 +426,11 @@ async def test_a_message_dead_lettered_by_rabbitmq_is_listed_and_replayed(amqp_u
     message = await channel.basic_get("closeout.run-completed")
     await channel.basic_reject(message.delivery_tag or 0, requeue=False)
     await until(lambda: has_length(broker, "closeout.parked", 1))
-    (found,) = json.loads(await said(amqp_url, "list", "--json"))["messages"]
+    (found,) = json.loads(await printed(amqp_url, "list", "--json"))["messages"]
     assert (found["reason"], found["message_id"]) == (None, "m")
     assert found["parked_at"]
     assert "rejected" in found["error"]
-    assert "1 replayed" in await said(amqp_url, "replay")
+    assert "1 sent back" in await printed(amqp_url, "replay")
     (message,) = await emptied(broker, "closeout.run-completed")
     assert senders_headers(message) == {}
 

@@ -1,4 +1,4 @@
-"""From one version of the schema to the next, with data in it and a worker of the older version beside it."""
+"""Migrations of a database with data, next to a worker of the older version."""
 
 import asyncio
 import re
@@ -178,13 +178,13 @@ async def test_the_expansion_can_be_undone(old):
 
 async def test_storage_parameters_match_the_table_definitions(engine):
     """Alembic does not compare these; of 0003 they are all that there is."""
-    said: dict[str, list[str]] = {}
+    parameters: dict[str, list[str]] = {}
     for table in metadata.tables.values():
         stored: list[Table | Index] = [table, *table.indexes]
         for each in stored:
             if settings := each.dialect_options["postgresql"]["with"]:
-                said[str(each.name)] = sorted(f"{name}={value}" for name, value in settings.items())
+                parameters[str(each.name)] = sorted(f"{name}={value}" for name, value in settings.items())
     async with engine.connect() as conn:
         found = await conn.execute(STORED)
-    assert {row.relname: sorted(row.reloptions) for row in found} == said
-    assert {"run_completions", "run_completions_received_at", "rollbacks_occurred_at"} == set(said)
+    assert {row.relname: sorted(row.reloptions) for row in found} == parameters
+    assert {"run_completions", "run_completions_received_at", "rollbacks_occurred_at"} == set(parameters)

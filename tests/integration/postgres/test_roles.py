@@ -15,7 +15,7 @@ from tests.support.roles import DEPLOY, OPERATOR, OWNER, READER, WORKER, WORKER_
 TABLES = [*sorted(table.name for table in metadata.tables.values()), "schema_version"]
 PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER", "MAINTAIN")
 BY_COLUMN = ("INSERT", "UPDATE", "REFERENCES")
-# Whatever the worker reads beside its tables: the schema's version, for closeout doctor.
+# What a worker reads in addition to its tables: the schema's version, for closeout doctor.
 OF_WORKER = {**WORKER_PRIVILEGES, "schema_version": "SELECT"}
 ALL_READ = dict.fromkeys(TABLES, "SELECT")
 OF_OPERATOR = ALL_READ | {
@@ -72,7 +72,7 @@ REFUSED_TO_THE_WORKER = {
 
 @pytest.fixture(scope="module")
 def place(postgres: PostgresServer) -> Iterator[str]:
-    """A migrated database in which roles.sql itself was run: what it says of the database is in no template."""
+    """A migrated database on which roles.sql was run: its database-level grants are not part of a template."""
     name = "roles"
     postgres.create_database(name, template="migrated")
     make_roles(postgres, name)
@@ -161,13 +161,13 @@ def test_a_command_without_privileges_reports_what_was_refused(postgres, place, 
     file.write_text("- {name: n, effect: flag, severity: LOW, condition: 'true'}\n")
     monkeypatch.setenv("DATABASE_URL", postgres.url(place, user=WORKER))
     monkeypatch.setenv("AMQP_URL", as_user(bare_amqp_url, WORKER_USER))
-    asked = {("policies", "apply", str(file)): "table policies", ("topology",): "exchange 'runs'"}
-    for words, named in asked.items():
-        told = CliRunner().invoke(app, list(words))
+    refused = {("policies", "apply", str(file)): "table policies", ("topology",): "exchange 'runs'"}
+    for words, named in refused.items():
+        result = CliRunner().invoke(app, list(words))
 
-        assert told.exit_code == 1
-        assert named in told.output
-        assert "refused for user 'closeout-worker'" in told.output or "deploy/README.md lists the role" in told.output
+        assert result.exit_code == 1
+        assert named in result.output
+        assert "refused for user 'closeout-worker'" in result.output or "README, Least privilege" in result.output
 
 
 def test_the_reader_role_is_enough_for_every_read_only_command(postgres, place, tmp_path, monkeypatch):
@@ -176,9 +176,9 @@ def test_the_reader_role_is_enough_for_every_read_only_command(postgres, place, 
     monkeypatch.setenv("DATABASE_URL", postgres.url(place, user=READER))
     looks = ["runs list", "policies list", "policies shadow", "outbox status", "reconcile", "migrate --check"]
     for words in [*looks, f"policies backtest {file} --since 1d"]:
-        told = CliRunner().invoke(app, words.split())
+        result = CliRunner().invoke(app, words.split())
 
-        assert told.exit_code == 0, f"{words}: {told.output}"
+        assert result.exit_code == 0, f"{words}: {result.output}"
 
 
 def test_a_database_owner_with_createrole_can_create_the_roles(postgres):

@@ -58,7 +58,7 @@ class Rotation:
             "HTTP_PORT": "0",
             "TRANSACTION_COORDINATOR_ENABLED": "true",
         }
-        self.told: list[str] = []
+        self.output: list[str] = []
 
     def _database_url(self, password: str) -> str:
         return self._postgres.url(self._database, user=self.role, password=password)
@@ -110,19 +110,19 @@ class Rotation:
             await running.find_port()
             yield running
             assert running.alive, "the worker ended by itself"
-            self.told += await asyncio.to_thread(_seen_from_outside, process.pid)
+            self.output += await asyncio.to_thread(_seen_from_outside, process.pid)
             assert await running.stop() == 0
         finally:
             if running.alive:
                 await running.kill()
-            self.told += running.lines()
+            self.output += running.lines()
 
     async def waits(self, running: RunningWorker, words: str) -> str:
         """Wait until /readyz gives a reason with *words* in it; return it."""
 
         async def named() -> str:
             found = (await running.get("/readyz"))[1]
-            self.told.append(found)
+            self.output.append(found)
             return found if words in found else ""
 
         return await until(named, what=f"a reason with {words!r}")
@@ -148,17 +148,22 @@ async def test_passwords_changed_on_the_servers_first_cause_an_outage_until_the_
         await rotation.consumes(running)
         await asyncio.to_thread(rotation.change_on_the_servers)
         await publish(broker, runs.body())
-        told = await rotation.waits(running, "password authentication failed")
-        assert f'password authentication failed for user \\"{rotation.role}\\"' in told
+        output = await rotation.waits(running, "password authentication failed")
+        assert f'password authentication failed for user \\"{rotation.role}\\"' in output
 
-        asked = await closeout("doctor", **rotation.environ)
-        rotation.told += [asked.stdout, asked.stderr, (await running.get("/"))[1], (await running.get("/metrics"))[1]]
-        assert asked.stdout.count("a worker reads DATABASE_URL_FILE again at each try") == 1
-        assert asked.stdout.count("a worker reads AMQP_URL_FILE again at each try") == 1
+        result = await closeout("doctor", **rotation.environ)
+        rotation.output += [
+            result.stdout,
+            result.stderr,
+            (await running.get("/"))[1],
+            (await running.get("/metrics"))[1],
+        ]
+        assert result.stdout.count("a worker reads DATABASE_URL_FILE again at each try") == 1
+        assert result.stdout.count("a worker reads AMQP_URL_FILE again at each try") == 1
 
         rotation.change_the_database_s_file()
-        told = await rotation.waits(running, "ACCESS_REFUSED")
-        assert f"(user {rotation.user})" in told
+        output = await rotation.waits(running, "ACCESS_REFUSED")
+        assert f"(user {rotation.user})" in output
         rotation.change_the_broker_s_file()
         await rotation.consumes(running)
         await eventually(engine, published_runs(), 1)
@@ -183,11 +188,11 @@ async def test_credentials_of_a_second_role_and_user_rotate_without_an_outage(ro
         await publish(broker, runs.body())
         await asyncio.to_thread(rotation.change_on_the_servers)
         await publish(broker, runs.body())
-        await eventually(engine, published_runs(), 2, within=25)
+        await eventually(engine, published_runs(), 2)
         await rotation.consumes(running)
         assert not set(before) & set(await value(engine, sessions))
 
-        said = len(running.lines())
+        logged = len(running.lines())
         role, user = await asyncio.to_thread(rotation.add_seconds)
         rotation.change_the_database_s_file(role)
         rotation.change_the_broker_s_file(user)
@@ -196,7 +201,7 @@ async def test_credentials_of_a_second_role_and_user_rotate_without_an_outage(ro
         await eventually(engine, published_runs(), 3)
         assert await value(engine, sessions) == []
         refused = ("password authentication failed", "ACCESS_REFUSED")
-        assert not any(words in line for line in running.lines()[said:] for words in refused)
+        assert not any(words in line for line in running.lines()[logged:] for words in refused)
     await nothing_else_happened(rotation, broker)
 
 
@@ -209,7 +214,7 @@ async def nothing_else_happened(rotation: Rotation, broker: BrokerConnection) ->
     """Nothing was parked or put off, and no password is in a log, an answer, an argument or the environment."""
     for queue in (PARKED_QUEUE, RETRY_QUEUE):
         assert await emptied(broker, queue) == []
-    everything = "\n".join(rotation.told)
+    everything = "\n".join(rotation.output)
     assert all(seen in everything for seen in ("consuming", '"ready":true', "DATABASE_URL_FILE", "worker"))
     assert OLD not in everything
     assert NEW not in everything

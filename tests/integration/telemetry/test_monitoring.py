@@ -146,9 +146,9 @@ def test_the_dashboard_image_has_every_panel_with_its_query_results(seen):
 
 def test_the_dashboards_variables_and_annotations_return_data(seen):
     for variable in DASHBOARD["templating"]["list"][1:]:
-        asked = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"])
-        assert asked
-        series, label = asked.groups()
+        match = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"])
+        assert match
+        series, label = match.groups()
         assert {row["metric"][label] for row in seen.rows(_filled_in(series))}
     assert seen.rows(DASHBOARD["annotations"]["list"][0]["expr"])
 
@@ -162,7 +162,7 @@ def test_every_rule_is_evaluated_without_an_error(seen):
     # A worker that was paused a moment ago is pending at the next evaluation.
     until_blocking(lambda: _states(seen)["CloseoutWorkerPaused"] != "inactive", what="the alert of a paused worker")
     states = _states(seen)
-    # What has just happened, and nothing else: no alert is up that a person would have to be told about by mistake.
+    # Only the alerts of what has just happened: a false alert would page a person.
     assert {name for name, state in states.items() if state == "firing"} == {
         "CloseoutMessagesParked",
         "CloseoutLegacyFallbacks",

@@ -39,9 +39,9 @@ SOURCE = "runs:run.completed:closeout.run-completed"
 
 def named(event: DeliveredMessage) -> TraceContext | None:
     """Return the trace that an event names in its text, which its headers must name too."""
-    said = context_in(json.loads(event.body))
-    assert context_in(headers_of(event)) == said
-    return said
+    context = context_in(json.loads(event.body))
+    assert context_in(headers_of(event)) == context
+    return context
 
 
 def arrival(trace: TraceContext | None, **changes: Any) -> Arrival:
@@ -177,7 +177,7 @@ async def test_a_batch_of_one_run_is_recorded_in_its_runners_trace(database_url,
     assert links_of(receive) == [SENDER.traceparent]
     assert links_of(process) == [SENDER.traceparent, context_of(receive)]
     assert links_of(send) == [context_of(process)]
-    # A subscriber's span joins the runner's trace below ours, with what the vendors said.
+    # A subscriber's span joins the runner's trace below ours, with what the vendors context.
     assert {named(event) for event in await received(events, 3)} == {TraceContext(context_of(process), "vendor=1")}
     assert process.attributes == {
         "messaging.system": "rabbitmq",

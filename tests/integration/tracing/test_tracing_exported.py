@@ -96,12 +96,12 @@ async def test_an_endpoint_setting_exports_all_spans_including_those_left_at_shu
     assert named["service.name"] == "closeout"
     spans = [span for resource in resources for scope in resource.scope_spans for span in scope.spans]
     assert {span.trace_id.hex() for span in spans} == {TRACE_ID}
-    said = {span.name.split()[0]: {a.key: a.value for a in span.attributes} for span in spans}
+    attributes = {span.name.split()[0]: {a.key: a.value for a in span.attributes} for span in spans}
     messaging, ours = ["receive", "process", "publish"], ["close", *PHASES]
-    assert set(said) == {*messaging, *ours}
+    assert set(attributes) == {*messaging, *ours}
     for name in messaging:
-        assert said[name]["server.address"].string_value == "127.0.0.1"
-        assert said[name]["server.port"].int_value == urlsplit(amqp_url).port
+        assert attributes[name]["server.address"].string_value == "127.0.0.1"
+        assert attributes[name]["server.port"].int_value == urlsplit(amqp_url).port
 
 
 @pytest.mark.parametrize("collector_is", ["away", "silent"])
@@ -120,9 +120,9 @@ async def test_an_unresponsive_collector_loses_no_run_and_delays_shutdown_only_b
             await eventually(engine, published_runs(), RUNS)
         assert made.returncode == 0
     assert await emptied(broker, PARKED_QUEUE) == []
-    said = [json.loads(line)["event"] for line in log if line.startswith("{")]
-    assert {"exporting spans", "Queue full, dropping Span.", "spans not exported in time", "stopped"} <= set(said)
-    assert not any("rror" in event and "Transient" not in event for event in said)
+    logged = [json.loads(line)["event"] for line in log if line.startswith("{")]
+    assert {"exporting spans", "Queue full, dropping Span.", "spans not exported in time", "stopped"} <= set(logged)
+    assert not any("rror" in event and "Transient" not in event for event in logged)
 
 
 async def test_without_opentelemetry_the_traceparent_is_propagated_and_a_warning_logged(

@@ -37,7 +37,7 @@ def test_event_frames_equal_those_of_the_client_library(
         message_type=kind,
         headers=trace and {**trace.headers},
     )
-    whole: list[Any] = [
+    frames: list[Any] = [
         spec.Basic.Publish(exchange="governance.events", routing_key=routing_key, mandatory=True),
         ContentHeader(body_size=len(body), properties=properties),
         *(ContentBody(body[start : start + body_max]) for start in range(0, len(body), body_max)),
@@ -53,4 +53,4 @@ def test_event_frames_equal_those_of_the_client_library(
         body=body,
         body_max=body_max,
         trace=trace,
-    ) == b"".join(frame.marshal(each, channel) for each in whole)
+    ) == b"".join(frame.marshal(each, channel) for each in frames)

@@ -41,7 +41,7 @@ LEAVES = st.one_of(
     st.just(b"V"),
     st.binary(max_size=40).map(lambda raw: b"S" + longstr(raw)),
     st.binary(max_size=40).map(lambda raw: b"x" + longstr(raw)),
-    st.binary(min_size=1, max_size=3),  # a tag that nobody knows, or a length that is not there
+    st.binary(min_size=1, max_size=3),  # an unknown tag, or a missing length
 )
 NAMES = st.binary(max_size=20) | st.sampled_from([b"x-closeout-attempts", b"CC", b"x-closeout-exchange"])
 

@@ -35,7 +35,7 @@ async def turns_of_the_loop_during(work) -> tuple[list[int], int]:
             turns += 1
 
     counting = asyncio.create_task(count())
-    await asyncio.sleep(0)  # it has begun
+    await asyncio.sleep(0)  # it has started
     done = await each(range(4), work)
     counting.cancel()
     return done, turns

@@ -36,5 +36,5 @@ def test_a_narrow_screen_truncates_no_number_and_no_word(monkeypatch, width):
 
     screen.print_policy(Tally(draft, Condition("true"), has_history=True, tenants=counts), limit=0)
 
-    said = " ".join(printed.getvalue().split())
-    assert "acme runs 1,234,567, would suppress 7, newly 0, no longer 0, errors 0, unknown 3 globex runs 2," in said
+    output = " ".join(printed.getvalue().split())
+    assert "acme runs 1,234,567, would suppress 7, newly 0, no longer 0, errors 0, unknown 3 globex runs 2," in output

@@ -1,4 +1,4 @@
-"""The command line as a whole: all that the contract names is there, and every command explains itself."""
+"""The complete command line: every command of the contract exists and has a useful --help."""
 
 import inspect
 import json
@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from consumer.cli import app
 from tests.support import run_messages as runs
 
-# The contract's section 7, and what came beside it.
+# The commands of the contract.
 CONTRACT = """
 worker | migrate | topology | publish | runs list | runs show | parked list | parked show | parked replay |
 parked discard | outbox status | outbox drain | policies list | policies apply |
@@ -48,14 +48,14 @@ def test_schema_prints_the_three_documents_of_the_contract():
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_command_help_has_an_example_and_fits_80_columns(name):
-    told = CliRunner().invoke(app, [*name.split(), "--help"], env={"NO_COLOR": "1", "COLUMNS": "80"})
+    result = CliRunner().invoke(app, [*name.split(), "--help"], env={"NO_COLOR": "1", "COLUMNS": "80"})
 
-    assert told.exit_code == 0
-    example = told.stdout.partition("Example: ")[2]
-    assert f"closeout {name}" in " ".join(example.split()), told.stdout
-    assert all(len(line) <= 80 for line in told.stdout.splitlines())
-    assert told.stdout.count("<bool>") <= 1  # of --help, which is typer's own
-    assert "--no-" not in told.stdout
+    assert result.exit_code == 0
+    example = result.stdout.partition("Example: ")[2]
+    assert f"closeout {name}" in " ".join(example.split()), result.stdout
+    assert all(len(line) <= 80 for line in result.stdout.splitlines())
+    assert "<bool>" not in result.stdout
+    assert "--no-" not in result.stdout
     # Where a terminal would break a line once more, a word is left alone on the next one.
     assert all(len(line) <= 78 for line in inspect.cleandoc(ALL[name].help).partition("\n\n")[2].splitlines())
 
@@ -80,33 +80,35 @@ def test_a_usage_error_exits_with_2():
 
 
 def test_a_run_id_of_another_tenant_than_the_option_is_a_usage_error():
-    told = CliRunner().invoke(app, ["runs", "show", "--tenant", "acme", f"globex/{uuid4()}"])
+    result = CliRunner().invoke(app, ["runs", "show", "--tenant", "acme", f"globex/{uuid4()}"])
 
-    assert told.exit_code == 2
-    assert told.stderr == "--tenant: found 'acme', but RUN names tenant 'globex'; expected the same\n"
+    assert result.exit_code == 2
+    assert (
+        result.stderr == "--tenant: found 'acme', and RUN_ID names 'globex'; expected one of them, or both the same\n"
+    )
 
 
 def test_publish_reports_an_early_end_in_json_and_names_an_unreadable_file(tmp_path):
-    nobody = {"AMQP_URL": "amqp://u:p@127.0.0.1:1/"}
+    unavailable = {"AMQP_URL": "amqp://u:p@127.0.0.1:1/"}
     good = tmp_path / "runs.jsonl"
     good.write_bytes(runs.body())
 
     # A file that can be opened and not read, even by root.
-    for file, why in (("/proc/self/mem", "FILE: read failed: "), (str(good), "RabbitMQ is not available: ")):
-        told = CliRunner().invoke(app, ["publish", file, "--json"], env=nobody)
-        assert told.exit_code == 1
-        document = json.loads(told.stdout)
+    for file, why in (("/proc/self/mem", "FILE: cannot be read on: "), (str(good), "RabbitMQ is not available: ")):
+        result = CliRunner().invoke(app, ["publish", file, "--json"], env=unavailable)
+        assert result.exit_code == 1
+        document = json.loads(result.stdout)
         assert (document["published"], document["refused"]) == (0, 0)
         assert document["failure"].startswith(why)
-        assert told.stderr.startswith(f"0 published and confirmed, then: {why}")
+        assert result.stderr.startswith(f"0 published and confirmed, then: {why}")
 
 
 def test_the_shells_completion_can_be_installed_and_names_every_command():
     runner = CliRunner()
     assert "--install-completion" in runner.invoke(app, ["--help"], env={"COLUMNS": "100"}).stdout
 
-    told = runner.invoke(
+    result = runner.invoke(
         app, [], prog_name="closeout",
         env={"_CLOSEOUT_COMPLETE": "complete_bash", "COMP_WORDS": "closeout outbox ", "COMP_CWORD": "2"},
     )  # fmt: skip
-    assert told.stdout.split() == ["status", "drain"]
+    assert result.stdout.split() == ["status", "drain"]

@@ -172,9 +172,9 @@ def test_a_healthy_service_has_no_notices():
 
 def test_an_unavailable_server_is_named_once_for_worker_and_console():
     away = "PostgreSQL is not available: connection refused"
-    ((level, told),) = words(reason=away, waiting=Reading(fault=away), runs=Reading(fault=away))
+    ((level, message),) = words(reason=away, waiting=Reading(fault=away), runs=Reading(fault=away))
     assert level == "bad"
-    assert told.endswith(f"since 11:00:00 UTC: {away}")
+    assert message.endswith(f"since 11:00:00 UTC: {away}")
     assert f"since {NOW - timedelta(days=2):%m-%d} 12:00 UTC" in words(reason=away, since=NOW - timedelta(days=2))[0][1]
 
 
@@ -192,16 +192,16 @@ def test_a_starting_worker_is_not_an_alarm():
 
 def test_events_older_than_the_relay_delay_are_an_alarm():
     assert words(waiting=Reading(Pending(3, 59.0), NOW)) == []
-    ((level, told),) = words(waiting=Reading(Pending(1_234, 300.0), NOW))
+    ((level, message),) = words(waiting=Reading(Pending(1_234, 300.0), NOW))
     assert level == "bad"
-    assert "1,234 committed runs" in told
-    assert "5 min" in told
+    assert "1,234 committed runs" in message
+    assert "5 min" in message
     assert "Events of 1 committed run are not" in words(waiting=Reading(Pending(1, 300.0), NOW))[0][1]
     assert (
         "Events of 10,000 committed runs or more are not" in words(waiting=Reading(Pending(10_000, 300.0), NOW))[0][1]
     )
-    # What is only the last known state of a server that is away is not told as news.
-    assert [told for _, told in words(waiting=Reading(Pending(1, 300.0), NOW, "away"))] == ["away"]
+    # The last known state of an unavailable server is not reported as new.
+    assert [message for _, message in words(waiting=Reading(Pending(1, 300.0), NOW, "away"))] == ["away"]
 
 
 def test_parked_messages_rollbacks_fallbacks_and_the_disabled_coordinator_are_notices():

@@ -11,7 +11,7 @@ from consumer.errors import UnavailableError
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """Seconds that pass when a test sets them."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -28,20 +28,20 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Server:
-    """Answers with how often it was asked, after *takes* seconds of the test's clock, or fails."""
+    """Returns the number of its reads after *takes* seconds of the test's clock, or fails."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock, self.asked, self.takes = clock, 0, 0.0
+        self.clock, self.reads, self.takes = clock, 0, 0.0
         self.error: Exception | None = None
 
     async def read(self) -> int:
-        self.asked += 1
+        self.reads += 1
         await asyncio.sleep(0)
         if isinstance(self.clock, Clock):
             self.clock.now += self.takes
         if self.error is not None:
             raise self.error
-        return self.asked
+        return self.reads
 
 
 async def test_concurrent_requests_share_one_read_and_a_fresh_result_is_reused(clock):
@@ -94,10 +94,10 @@ async def test_a_failed_read_keeps_the_last_result_and_reports_the_error(clock, 
 
 async def test_requests_do_not_wait_for_an_unresponsive_server_and_share_one_query(clock):
     silence = asyncio.Event()
-    asked: list[int] = []
+    reads: list[int] = []
 
     async def read() -> str:
-        asked.append(1)
+        reads.append(1)
         await silence.wait()
         return "at last"
 
@@ -113,4 +113,4 @@ async def test_requests_do_not_wait_for_an_unresponsive_server_and_share_one_que
     silence.set()
     await shared.settle(1)
     assert (await shared.latest()).value == "at last"
-    assert len(asked) == 1
+    assert len(reads) == 1

@@ -1,4 +1,4 @@
-"""Bytes and headers become a run, or a refusal that says what to mend."""
+"""Bytes and headers become a run, or a refusal that names what to fix."""
 
 import json
 import operator

@@ -116,8 +116,8 @@ def test_opentelemetry_accepts_every_accepted_traceparent_with_the_same_span(tex
 def test_a_stored_event_keeps_its_trace_for_a_later_publisher(trace: TraceContext | None):
     for event in _events(trace):
         assert event.trace == trace_in(event.body) == trace
-        said = json.loads(event.body)
-        assert {name: said.get(name) for name in ("traceparent", "tracestate") if name in said} == (
+        document = json.loads(event.body)
+        assert {name: document.get(name) for name in ("traceparent", "tracestate") if name in document} == (
             trace.headers if trace else {}
         )
 

@@ -1,4 +1,4 @@
-"""``closeout doctor`` says of each line who could listen to it, or stand in for the server."""
+"""``closeout doctor`` reports connections that can be intercepted or impersonated."""
 
 import pytest
 
