@@ -1,4 +1,4 @@
-"""What is shipped: a wheel, installed away from the checkout."""
+"""The wheel, installed outside the checkout."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ CHECKOUT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel and install it into a folder; its dependencies are this environment's."""
+    """Build the wheel and install it into a folder; its dependencies come from this environment."""
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],

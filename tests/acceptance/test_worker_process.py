@@ -36,7 +36,7 @@ def a_rabbit(request: pytest.FixtureRequest, folder: Path) -> Iterator[RabbitSer
 
 
 class Installation:
-    """One database, one vhost, and the command line over both, each command as the role and the user that are its own.
+    """One database, one vhost, and the command line over both, each command with its own role and user.
 
     They have only the privileges of ``deploy/``, so that every test here also shows that these are enough.
     """

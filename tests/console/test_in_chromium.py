@@ -1,4 +1,4 @@
-"""The console in a real browser: what is hostile is shown and not run, pages fit, and they keep themselves fresh."""
+"""The console in a real browser: hostile text is not executed, pages fit their window and update themselves."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @asynccontextmanager
 async def visit(browser: Browser, service: Service, path: str, **options: Any) -> AsyncIterator[Page]:
-    """Open *path*; afterwards nothing must have run that is not ours, and nothing been stopped or gone wrong."""
+    """Open *path*; afterwards assert that no foreign script ran and the page reported no error."""
     page = await browser.new_page(base_url=f"http://127.0.0.1:{service.http.port}", **options)
     wrong: list[str] = []
     page.on("dialog", lambda dialog: wrong.append(f"dialog: {dialog.message}"))
@@ -108,7 +108,7 @@ async def test_a_megabyte_message_is_truncated_and_a_thousand_steps_are_collapse
 
 
 async def test_the_browser_detects_an_injected_script(database_url, amqp_url, browser):
-    """The other tests lean on this: what an attacker would do is stopped, and is seen to have been stopped."""
+    """The other tests rely on this: an injected script is blocked, and the blocking is detected."""
     async with worker(database_url, amqp_url) as service:
         page = await browser.new_page(base_url=f"http://127.0.0.1:{service.http.port}")
         await page.add_init_script(WATCH)
@@ -252,7 +252,7 @@ async def test_the_pages_work_without_scripts_except_for_updates(database_url, a
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_every_text_has_enough_contrast(database_url, amqp_url, engine, broker, browser, scheme):
-    """4.5:1, as WCAG AA asks of text, on both pages."""
+    """4.5:1, as WCAG AA requires of text, on both pages."""
     body = runs.body(steps=[{"index": n, "skill": "s", "status": s, "error_code": "X", "duration_ms": 5}
                             for n, s in enumerate(("succeeded", "failed", "skipped"))])  # fmt: skip
     async with worker(database_url, amqp_url, TRANSACTION_COORDINATOR_ENABLED="false") as service:

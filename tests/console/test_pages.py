@@ -1,4 +1,4 @@
-"""What each address answers, to whom, and at what cost."""
+"""The response of each path, and its cost."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ RUN = "01890a5d-ac96-774b-bcce-b302099a8057"
 
 @pytest.fixture
 async def lines(postgres, rabbit) -> AsyncIterator[list[Proxy]]:
-    """Lines to PostgreSQL and to RabbitMQ."""
+    """Proxies to PostgreSQL and to RabbitMQ."""
     made = [await Proxy(server.port).accept() for server in (postgres, rabbit)]
     yield made
     for line in made:
@@ -257,7 +257,7 @@ async def test_console_sessions_are_read_only_and_time_out(database_url):
 
 
 async def test_the_latest_runs_and_the_tenants_of_an_id_are_read_without_a_scan(database_url, engine):
-    """With fresh statistics and with none, no query of the console reads a table from end to end."""
+    """No query of the console scans a table, with fresh statistics and without any."""
     await _fill(engine, 20_000)
     console = create_console_engine(database_url)
     plans: list[str] = []
@@ -291,7 +291,7 @@ PROMPT = 10.0
 
 @pytest.fixture
 def long_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let whatever waits for a server that does not respond wait for a minute."""
+    """Raise the timeouts for a server that does not respond to a minute."""
     for name in ("queries._CONNECT_SECONDS", "queries._COMMAND_SECONDS", "queue_depths._ANSWER_SECONDS"):
         monkeypatch.setattr(f"consumer.console.{name}", 60.0)
 

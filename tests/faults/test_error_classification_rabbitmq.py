@@ -208,7 +208,7 @@ async def test_a_connection_lost_after_any_response_is_a_transient_error_for_a_c
 
 
 async def test_a_listener_without_a_broker_behind_it_is_a_transient_error_in_a_worker(scenario: Scenario):
-    """A load balancer in front of a broker that is down. uvloop sees the end of the line before aiormq reads it."""
+    """A load balancer without a broker: uvloop sees the end of the connection before aiormq reads it."""
     scenario.broker_proxy.targets = [1]
 
     async def connect() -> list[BaseException]:

@@ -44,7 +44,7 @@ async def test_stopping_under_load_loses_no_run_and_redelivers_no_committed_run(
 
 
 async def test_a_rolling_replacement_of_workers_under_load_loses_nothing(scenario: Scenario, report):
-    """A rolling deployment, too fast."""
+    """A rolling deployment without pauses."""
     async with scenario.load(pause=0.005):
         workers = [await scenario.start()]
         for _ in range(4):

@@ -13,7 +13,7 @@ EXPIRED_ON = "2026-02-01 00:00:00Z"
 
 
 class Authority:
-    """An authority, and the folder of files that a worker's URLs name."""
+    """An authority, and the folder of the files that a worker's URLs name."""
 
     def __init__(self, folder: Path, name: str) -> None:
         folder.mkdir()
@@ -29,7 +29,7 @@ class Authority:
         return _as_files(made, (trusts or self).file.read_bytes())
 
     def identity(self, name: str, *, user: str, expired: bool = False) -> tuple[Path, Path]:
-        """Write a client's certificate and key for *user* to files of this *name*, over those that are there."""
+        """Write a client's certificate and key for *user* to files of this *name*, replacing existing ones."""
         made = self._authority.issue_cert(
             "worker.example", common_name=user, not_before=_from(expired), not_after=_until(expired)
         )

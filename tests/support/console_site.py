@@ -1,4 +1,4 @@
-"""The console as a client sees it, and runs that are worth looking at."""
+"""Pages of the console as a client receives them, and runs with hostile text."""
 
 import json
 from typing import Any
@@ -53,7 +53,7 @@ async def close_out(broker: BrokerConnection, engine: AsyncEngine, *bodies: byte
 
 
 def hostile_run(**changes: Any) -> bytes:
-    """Return a run with something hostile in every text that a runner may choose."""
+    """Return a run with hostile text in every field that a runner may choose."""
     steps = [
         {"index": n, "skill": words, "status": "failed", "duration_ms": 10, "error_code": "SKILL_ERROR"}
         for n, words in enumerate(HOSTILE.values())

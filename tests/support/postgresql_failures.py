@@ -1,4 +1,4 @@
-"""The ways in which a statement fails on a real PostgreSQL, each as a function that lets it happen."""
+"""The failures of a statement on a real PostgreSQL, each as a function that provokes it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""Messages in, rows and events out: what tests do to a worker and its servers from outside."""
+"""Messages, rows and events: access to a worker and its servers from outside."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -25,7 +25,7 @@ from tests.support.waiting import PATIENCE, until
 async def worker(
     database_url: str, amqp_url: str, spans: Spans | None = None, /, **environ: str
 ) -> AsyncIterator[Service]:
-    """Run a worker, as the role and the user that are a worker's where the URLs are an administrator's."""
+    """Run a worker; URLs of an administrator are replaced by those of the worker's role and user."""
     settings = load_settings(
         {
             "DATABASE_URL": as_role(database_url, WORKER),
@@ -57,7 +57,7 @@ async def publish(broker: BrokerConnection, *bodies: bytes, **properties: Any) -
 
 
 async def listen(broker: BrokerConnection) -> list[DeliveredMessage]:
-    """Subscribe to all events; the list grows as they come."""
+    """Subscribe to all events; the returned list grows as they arrive."""
     channel = await broker.channel(confirms=False)
     queue = (await channel.queue_declare("", exclusive=True)).queue or ""
     await channel.queue_bind(queue, EVENTS_EXCHANGE, routing_key="#")
@@ -71,7 +71,7 @@ async def listen(broker: BrokerConnection) -> list[DeliveredMessage]:
 
 
 async def received(events: list[DeliveredMessage], number: int) -> list[DeliveredMessage]:
-    """Wait until so many have come, and return them: what the broker confirmed may still be on its way to us."""
+    """Wait for *number* events and return them: a confirmed event may not have arrived yet."""
     await until(lambda: len(events) >= number, what=f"{number} events")
     return events
 

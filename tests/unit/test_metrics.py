@@ -1,4 +1,4 @@
-"""Metrics as they are before anything has happened."""
+"""Metrics in their initial state."""
 
 from datetime import UTC, datetime
 from typing import get_args
@@ -48,7 +48,7 @@ def test_every_metric_help_states_its_meaning_and_what_to_do():
 
 
 def test_every_label_value_starts_at_zero(metrics):
-    """A counter that begins with its first event begins at 1, and an increase of that is never seen."""
+    """A counter that is created by its first event starts at 1, and no increase is visible."""
     value = metrics.registry.get_sample_value
     for result in ("committed", "duplicate", "parked", "retried", "requeued"):
         assert value("closeout_deliveries_total", {"result": result}) == 0

@@ -1,4 +1,4 @@
-"""A close-out moves along one line, and an illegal move changes nothing."""
+"""The phases of a close-out: legal moves, and illegal ones that change nothing."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Counts as people read them."""
+"""Counts with their nouns."""
 
 from consumer.wording import counted
 

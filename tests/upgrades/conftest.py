@@ -21,7 +21,7 @@ RUN_OLDER = (sys.executable, "-P", "-c", "import consumer.cli; consumer.cli.main
 
 @pytest.fixture(scope="session")
 def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the older version's code; what it stands on is this environment's."""
+    """The folder of the older version's code; its dependencies come from this environment."""
     folder = tmp_path_factory.mktemp("older")
     with tarfile.open(OLDER_VERSION) as archive:
         archive.extractall(folder, filter="data")

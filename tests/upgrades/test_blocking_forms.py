@@ -1,4 +1,4 @@
-"""No migration may hold up a worker that is at work, or break one of the version before: squawk reads all of them."""
+"""No migration may block a running worker or break one of the previous version; squawk checks all of them."""
 
 import io
 import json

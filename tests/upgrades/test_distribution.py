@@ -85,7 +85,7 @@ async def keys_without_the_tenant(conn: AsyncConnection, tables: set[str]) -> li
 
 
 async def references_elsewhere(conn: AsyncConnection, noted: list[Any]) -> list[str]:
-    """Return the foreign keys that lead from a reference table to a distributed one, or to what is neither."""
+    """Return the foreign keys from a reference table to a distributed one, or to a local one."""
     everywhere = {row.name for row in noted} - distributed(noted)
     found = []
     for key in await conn.execute(REFERENCES):

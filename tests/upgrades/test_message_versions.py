@@ -1,4 +1,4 @@
-"""How version 2 of the message comes: workers that read both, then runners; what came too early is replayed."""
+"""The introduction of message version 2: workers that read both, then runners; early messages are replayed."""
 
 import json
 from contextlib import AsyncExitStack
@@ -22,13 +22,13 @@ PARKED = 'closeout_deliveries_total{result="parked"}'
 
 
 def version_2() -> bytes:
-    """Return a message that version 1 cannot say: the agent is an object. No serializer of ours writes such bytes."""
+    """Return a message that is invalid in version 1: the agent is an object."""
     fields = runs.message(schema_version=2, agent={"id": "agent-2", "release": "7"}, agent_id=...)
     return json.dumps(fields, indent=3).encode() + b"\r\n"
 
 
 def decode_both(body: bytes, **rest: Any) -> Decoded:
-    """Read versions 1 and 2, as the workers of tomorrow will."""
+    """Read versions 1 and 2, as a later worker will."""
     fields = json.loads(body)
     if fields["schema_version"] != 2:
         return decode(body, **rest)

@@ -1,4 +1,4 @@
-"""Workers behind a real PgBouncer in transaction mode, with the configuration that is shipped."""
+"""Workers behind a real PgBouncer in transaction mode, with the shipped configuration."""
 
 import re
 from collections.abc import AsyncIterator
@@ -52,7 +52,7 @@ async def sessions(scenario: Scenario) -> int:
 
 @pytest.fixture
 async def pooled(scenario: Scenario, folder: Path) -> AsyncIterator[PgBouncerServer]:
-    """PgBouncer before the scenario's database, reached through the proxy of the worker's line."""
+    """PgBouncer in front of the scenario's database, behind the worker's proxy."""
     place = folder / f"pgbouncer-{scenario.database}"
     place.mkdir()
     itself = await asyncpg.connect(scenario.environ["DATABASE_URL"])
@@ -96,7 +96,7 @@ async def test_two_workers_behind_pgbouncer_close_out_every_run_once_and_survive
 async def test_a_pgbouncer_without_prepared_statements_is_reported_and_no_run_processed(
     scenario: Scenario, pooled: PgBouncerServer
 ):
-    """As 1.20 and older, and max_prepared_statements = 0."""
+    """PgBouncer 1.20 and older, and max_prepared_statements = 0."""
     pooled.settings["max_prepared_statements"] = "0"
     await scenario.in_thread(pooled.restart)
     await scenario.publish(20)

@@ -23,7 +23,7 @@ DUPLICATE = 'closeout_deliveries_total{result="duplicate"}'
 async def both_know(scenario: Scenario, *workers: RunningWorker) -> None:
     """Publish closed-out runs again until each of *workers* has recognized one as a duplicate.
 
-    Were their digests different, what one had closed out the other would park as a conflict.
+    If their digests differed, one worker would park the other's runs as conflicts.
     """
     known = scenario.bodies[:10]
 

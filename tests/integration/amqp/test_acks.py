@@ -1,4 +1,4 @@
-"""Acks on a real quorum queue: as few as order permits, none lost when the channel closes right behind them."""
+"""Acks on a real quorum queue: as few as the order permits, none lost when the channel closes right after them."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ QUEUE = "closeout.run-completed"
 
 
 class Consumer:
-    """A channel of its own that was delivered *number* messages."""
+    """A separate channel with *number* deliveries."""
 
     def __init__(self, url: str) -> None:
         self.connection = BrokerConnection(url, name="acks")
@@ -35,7 +35,7 @@ class Consumer:
 
 
 async def left_after(amqp_url, broker, number, steps) -> list[int]:
-    """Do *steps* to the acks of a channel that got *number* messages, close it, and say what the queue then holds."""
+    """Run *steps* on the acks of a channel with *number* deliveries, close it, and return what the queue then holds."""
     await publish(broker, *[b"%d" % position for position in range(1, number + 1)])
     consumer = Consumer(amqp_url)
     await consumer.open(number)
@@ -108,7 +108,7 @@ async def test_an_unfinished_batch_holds_back_only_a_part_of_the_prefetch_count(
 
 
 async def test_concurrent_flushes_ack_no_tag_twice(amqp_url, broker):
-    """The second time the broker would not know it, and close the channel."""
+    """The broker closes the channel on an unknown delivery tag."""
 
     async def steps(acks: Acks) -> None:
         def flush(*tags: int) -> asyncio.Task[None]:

@@ -1,4 +1,4 @@
-"""RabbitMQ's users as ``deploy/rabbitmq/definitions.json`` makes them, on both majors: what each may, and no more."""
+"""RabbitMQ's users of ``deploy/rabbitmq/definitions.json``, on both majors: exactly their permissions."""
 
 import asyncio
 import itertools
@@ -36,11 +36,11 @@ _names = itertools.count()
 
 
 async def never(_message: object) -> None:
-    """Stand for a consumer that is never made."""
+    """A callback of a consumer that is never started."""
 
 
 def of_queue(queue: str) -> dict[str, Ask]:
-    """Return all that a client can ask for of *queue*."""
+    """Return every operation of a client on *queue*."""
     return {
         f"consume {queue}": lambda channel: channel.basic_consume(queue, never),
         f"get {queue}": lambda channel: channel.basic_get(queue),
@@ -53,7 +53,7 @@ def of_queue(queue: str) -> dict[str, Ask]:
 
 
 def of_exchange(exchange: str) -> dict[str, Ask]:
-    """Return all that a client can ask for of *exchange*; the default one can be neither deleted nor bound."""
+    """Return every operation of a client on *exchange*; the default one can be neither deleted nor bound."""
     requests: dict[str, Ask] = {}
     if exchange:
         requests[f"delete {exchange}"] = lambda channel: channel.exchange_delete(exchange)
@@ -69,7 +69,7 @@ def publishing(exchange: str, key: str) -> Ask:
 
 
 def everything() -> dict[str, Ask]:
-    """Return, by name, all that a client can ask for of every queue and exchange here."""
+    """Return, by name, every operation of a client on every queue and exchange here."""
     requests: dict[str, Ask] = {
         "declare a queue": lambda channel: channel.queue_declare("mine"),
         "declare a queue of no name": lambda channel: channel.queue_declare("", exclusive=True),
@@ -119,7 +119,7 @@ class Place:
         await admin.close()
 
     def import_definitions(self, folder: Path) -> None:
-        """Import the shipped definitions, with this vhost's name in the place of the one they have."""
+        """Import the shipped definitions under this vhost's name."""
         named = json.loads(json.dumps(roles.DEFINITIONS))
         for kind in named.values():
             for entry in kind:
@@ -139,7 +139,7 @@ class Place:
         return roles.as_user(self.url, user)
 
     def stands(self) -> list[str]:
-        """Return the exchanges, queues and bindings that stand, with all their properties, but the tests' own."""
+        """Return the existing exchanges, queues and bindings with all properties, except the tests' own."""
         names = "name, durable, auto_delete, arguments"
         output = self.server.eval(
             f'V = <<"{self.vhost}">>, All = rabbit_exchange:info_all(V, [{names}, type, internal])'
@@ -153,7 +153,7 @@ class Place:
         return [line for line in lines if "subscriber." not in line and "others" not in line]
 
     async def may(self, user: str, ask: Ask) -> bool:
-        """Say whether *user* is not refused; another objection of the broker's comes after the right was seen."""
+        """Return whether *user* is permitted; the broker checks permissions before anything else."""
         connection = BrokerConnection(self.url_of(user), name="tests")
         channel = await connection.channel(confirms=True)
         try:
@@ -169,7 +169,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def imported() -> dict[str, Place]:
-    """The vhosts that stand, by the version of their server: one import is enough for all tests here."""
+    """The vhosts by the version of their server: one import is enough for all tests here."""
     return {}
 
 
@@ -277,7 +277,7 @@ async def test_a_worker_needs_only_its_own_user_and_role(place, database_url, en
 
 @pytest.mark.parametrize("write", [r"^amq\.default$", r"^closeout\.internal$"])
 async def test_copies_are_published_by_the_route_that_the_permissions_allow(place, write):
-    """Rights and workers are not changed at one instant: rights of before have one way, those of now the other."""
+    """Permissions and workers do not change together: older permissions allow one route, newer ones the other."""
     url = place.server.add_user(f"changing{next(_names)}", "pw", "^$", write, "^$", place.vhost)
     other = r"^closeout\.internal$" if "amq" in write else r"^amq\.default$"
     connection = BrokerConnection(url, name="tests")

@@ -1,4 +1,4 @@
-"""A channel whose connection ends while something waits on it."""
+"""A channel whose connection ends while an operation waits on it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""No property or header that RabbitMQ lets through stops the worker: the run behind it is closed out or parked."""
+"""No property or header that RabbitMQ accepts stops the worker: the message is closed out or parked."""
 
 import asyncio
 import decimal
@@ -77,7 +77,7 @@ async def test_hostile_properties_neither_block_a_valid_run_nor_alter_a_parked_o
 
 
 async def test_headers_too_large_for_the_frame_are_omitted_and_named(rabbit, database_url, amqp_url, broker):
-    """An operator has lowered frame_max: the copy's frame would be refused, with its connection, again and again."""
+    """An operator lowered frame_max: the broker would close the connection for the copy's frame, repeatedly."""
     await publish(broker, b"{nonsense", headers={"large": "x" * 8_000, "small": "kept"})
     rabbit.eval("application:set_env(rabbit, frame_max, 8192)")
     try:

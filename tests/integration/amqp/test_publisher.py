@@ -1,4 +1,4 @@
-"""A batch of events on a real broker: written at once, each answered for itself."""
+"""A batch of events on a real broker: written together, each confirmed separately."""
 
 import asyncio
 from uuid import uuid4
@@ -112,7 +112,7 @@ async def test_a_connection_lost_during_a_batch_fails_the_batch(amqp_url, rabbit
 
 
 async def test_a_lost_connection_is_closed_before_a_new_one_is_opened(amqp_url, rabbit):
-    """Or the garbage collector would, in any thread, and warn of it among the worker's log lines."""
+    """Otherwise the garbage collector closes it, in any thread, with a warning in the worker's log."""
     made = BrokerConnection(amqp_url, name="lost")
     await made.channel(confirms=True)
     lost = made._connection
@@ -158,7 +158,7 @@ async def test_an_event_refused_by_permissions_names_the_missing_permission(rabb
 
 
 async def test_concurrent_copies_with_one_message_id_each_report_whether_they_were_routed(broker):
-    """The id is the sender's: two messages that are parked at once may have the same, and each is acked for its own."""
+    """The sender chooses the id: two messages parked concurrently may share it, and each has its own confirm."""
     channel = ConfirmedChannel(broker)
 
     async def send() -> None:

@@ -1,4 +1,4 @@
-"""What must stand before a worker can work: the database's schema and the broker's topology."""
+"""The database's schema and the broker's topology, which a worker needs."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""The non-atomic path, the flag that chooses it, and how the two paths meet."""
+"""The non-atomic path, the setting that chooses it, and the interaction of both paths."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A run that fails for a reason of its own is tried again later, a bounded number of times, then parked."""
+"""A run that fails for its own reason is retried later a bounded number of times, then parked."""
 
 import asyncio
 from datetime import UTC, datetime

@@ -1,6 +1,6 @@
 """Random crashes, duplicates and interleavings of coordinator and relay, on a real database and a real broker.
 
-Hypothesis chooses what happens next; after each step the database must tell one of the three truths of the promise.
+Hypothesis chooses the next step; after each one, every run must be in one of the three permitted states.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ TABLES = ("run_completions", "incidents", "policy_evaluations", "traces", "outbo
 
 
 class CloseOut(RuleBasedStateMachine):
-    """Runs arrive, are delivered again, fail, are published or not; several workers act at once."""
+    """Runs arrive, are redelivered, fail, are published or not; several workers act concurrently."""
 
     database_url = amqp_url = ""
     arrivals = Bundle("arrivals")
@@ -166,7 +166,7 @@ class CloseOut(RuleBasedStateMachine):
 
     @rule(arrival=consumes(arrivals))
     def a_run_is_never_heard_of_again(self, arrival: Arrival) -> None:
-        """Leave it as it is: whatever holds must hold without its redelivery."""
+        """Never redeliver it: the invariants must hold without a redelivery."""
 
     @invariant()
     def every_run_is_whole_or_absent_and_no_event_changes_its_id(self) -> None:
@@ -196,7 +196,7 @@ class CloseOut(RuleBasedStateMachine):
         assert {key for key in self.known if key not in inbox} == set()
 
     def _completely_published(self) -> set[str]:
-        """Return the runs of which all three events have come, each under one id however often."""
+        """Return the runs whose three events have arrived, each with one id however often."""
         ids_of: dict[str, dict[str, str]] = defaultdict(dict)
         for event in self.events:
             properties = event.header.properties

@@ -1,4 +1,4 @@
-"""A tenant cannot touch another's run: the same ids under two tenants are two runs everywhere they show.
+"""A tenant cannot access another's run: the same ids in two tenants are two runs everywhere.
 
 acme and globex each publish a run with the same run id and trace id, and with text of their own.
 """
@@ -40,7 +40,7 @@ OF_TENANT = ("run_completions", "policy_evaluations", "traces")
 
 @dataclass
 class Twins:
-    """Two messages that differ in whose they are, and in what they say."""
+    """Two messages that differ in tenant and text."""
 
     run_id: UUID
     trace_id: UUID

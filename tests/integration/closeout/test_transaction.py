@@ -306,7 +306,7 @@ async def test_cancelling_a_rollback_does_not_return_its_session_to_the_pool(dat
 
 
 async def test_a_commit_that_times_out_is_not_reported_as_rolled_back(database_url, engine):
-    """The driver gives up and asks the server to cancel; this one commits in spite of that."""
+    """The driver times out and requests a cancellation; this server commits in spite of it."""
     async with engine.begin() as conn:
         await conn.execute(
             text(
@@ -404,7 +404,7 @@ async def _until_waiting(engine: AsyncEngine) -> None:
 
 
 async def test_only_the_published_mark_commits_without_waiting_for_the_disk(database_url, engine, broker):
-    """Asked for where rows are written: what a commit waits for is the setting of its transaction."""
+    """Read where rows are written: synchronous_commit is a setting of the transaction."""
     async with engine.begin() as conn:
         await conn.execute(text("CREATE TABLE seen (at text, setting text)"))
         await conn.execute(

@@ -1,4 +1,4 @@
-"""Whatever is published is closed out or parked with a reason; the worker neither dies nor stalls nor leaks."""
+"""Every message is closed out or parked with a reason; the worker neither ends nor stalls nor leaks."""
 
 import asyncio
 import json

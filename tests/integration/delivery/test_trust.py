@@ -1,4 +1,4 @@
-"""TRUSTED_PUBLISHERS: whose messages are taken, as the broker itself vouches for it, and who answers for a replay."""
+"""TRUSTED_PUBLISHERS: accepted publishers, as verified by the broker, and the user id of a replay."""
 
 import pytest
 from servers import RabbitServer
@@ -17,7 +17,7 @@ UNTRUSTED = Filters(reason="untrusted_publisher")
 
 @pytest.fixture
 def user(rabbit: RabbitServer, amqp_url: str):
-    """Add a user of the vhost by a name of its own; return a connection as that user, and the name."""
+    """Add a user of the vhost with a unique name; return a connection as that user, and the name."""
     vhost = amqp_url.rpartition("/")[2]
 
     def add(name: str) -> tuple[BrokerConnection, str]:

@@ -1,4 +1,4 @@
-"""The worker's parts together, on both real servers, in the test's own loop."""
+"""A complete worker on both real servers, in the test's event loop."""
 
 import gc
 

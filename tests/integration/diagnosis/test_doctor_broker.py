@@ -1,4 +1,4 @@
-"""``closeout doctor`` on the broker: every check, with a real server of both majors in that state."""
+"""``closeout doctor`` on the broker: every check, with real servers of both majors in that state."""
 
 import asyncio
 import itertools
@@ -27,7 +27,7 @@ _names = itertools.count()
 
 
 class Place:
-    """A vhost on one server, in which the topology stands, and users with chosen rights in it."""
+    """A vhost with the topology declared, and users with chosen permissions in it."""
 
     def __init__(self, server: RabbitServer, vhost: str) -> None:
         self.server, self.vhost = server, vhost
@@ -60,7 +60,7 @@ def troubled(checks: dict[str, Check]) -> dict[str, str]:
 
 
 async def consume(place: Place, *, prefetch: int = 1) -> None:
-    """Stand for a worker at the queue, which holds what it was given."""
+    """Consume like a worker that never acks."""
     channel = await place.broker.channel(confirms=False)
     await channel.basic_qos(prefetch_count=prefetch)
 
@@ -107,7 +107,7 @@ async def test_an_unavailable_or_refusing_broker_is_the_only_problem_reported(pl
 
 @pytest.mark.parametrize(("version", "state"), [("3.9.13", "problem"), ("3.10.8", "ok"), ("4.0.5", "ok"), ("?", "ok")])
 def test_a_broker_older_than_required_is_a_problem(version, state):
-    """The private servers are newer; the rule is tried alone."""
+    """The private servers are newer; only the rule is tested."""
     assert version_check(version).state == state
 
 

@@ -60,7 +60,7 @@ async def _changed(engine: AsyncEngine, *statements: str) -> AsyncIterator[None]
 
 @pytest.fixture
 def role(database_url: str, postgres: PostgresServer) -> Iterator[str]:
-    """A role with exactly the rights that the doctor asks for; the name is the database's with a prefix."""
+    """A role with exactly the privileges that the doctor checks; its name is the database's with a prefix."""
     name = database_url.rsplit("/", 1)[1]
     made = f"doctor_{name}"
     postgres.psql(f"CREATE ROLE {made} LOGIN; GRANT USAGE ON SCHEMA governance TO {made}", name)
@@ -96,7 +96,7 @@ async def test_an_unavailable_database_is_the_only_problem_reported(database_url
 
 @pytest.mark.parametrize(("number", "state"), [(140_012, "problem"), (150_000, "ok"), (180_003, "ok")])
 def test_a_server_older_than_the_schema_needs_is_a_problem(number, state):
-    """The private servers are of one version; the rule is tried alone."""
+    """The private servers have one version; only the rule is tested."""
     assert version_check(number, "x").state == state
 
 
@@ -181,7 +181,7 @@ async def test_a_schema_of_a_newer_closeout_is_a_warning(engine, worker_url):
 
 
 async def test_a_schema_behind_this_version_is_a_problem(engine, worker_url, monkeypatch):
-    """It is this package that is made newer, whatever its newest version is."""
+    """The package's newest version is raised, whatever it is."""
     monkeypatch.setattr("consumer.diagnosis.database.newest", lambda: "9999")
 
     checks = await examined(worker_url)
@@ -276,7 +276,7 @@ async def test_unreadable_tables_do_not_end_the_other_checks(engine, worker_url,
 
 
 async def _work_of_a_worker(engine: AsyncEngine, url: str, broker: BrokerConnection) -> None:
-    """Do with the tables all that a worker does, on both paths; raises what is refused."""
+    """Execute every statement of a worker on both paths; raises what is refused."""
     theirs = create_engine(url, pool_size=3, by_key=True)
     metrics = Metrics()
     try:

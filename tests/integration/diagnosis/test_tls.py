@@ -1,4 +1,4 @@
-"""TLS to real servers, under a private authority made here: what is trusted, what is refused, and in which words."""
+"""TLS to real servers with a private authority: what is trusted, what is refused, and the messages."""
 
 import asyncio
 import ssl
@@ -65,8 +65,8 @@ async def _migrate(url: str) -> None:
 
 @pytest.fixture
 def database(tls_postgres: PostgresServer, office: Office) -> PostgresServer:
-    """A PostgreSQL that shows a good certificate, and lets the worker's role in only with one of ours."""
-    tls_postgres.use_certificate(office.good)
+    """A PostgreSQL with a valid certificate that requires a client certificate of the worker's role."""
+    tls_postgres.show(office.good)
     tls_postgres.admit(f"hostssl all {ROLE} 127.0.0.1/32 cert", f"host all {ROLE} 127.0.0.1/32 reject")
     tls_postgres.psql("TRUNCATE governance.run_completions, governance.incidents CASCADE", "closeout")
     return tls_postgres
@@ -85,7 +85,7 @@ def _query(parameters: dict[str, object]) -> str:
 
 
 async def words_of_database(url: str) -> str:
-    """Return why a worker would not use the database at *url*; nothing is wrong: an empty text."""
+    """Return why a worker would not use the database at *url*, or an empty text."""
     settings = load_settings({"DATABASE_URL": url}, need_amqp=False)
     engine = create_engine(settings.database_url_now, pool_size=1)
     try:
@@ -229,7 +229,7 @@ class Place:
     amqp_url: str
 
     async def close_lines(self) -> None:
-        """End the worker's sessions and connections, which outlive any certificate."""
+        """End the worker's sessions and connections, which outlive their certificates."""
         await asyncio.to_thread(
             self.database.psql, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{ROLE}'"
         )

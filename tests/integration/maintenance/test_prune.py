@@ -255,7 +255,7 @@ async def test_locked_rows_are_skipped_and_deleted_the_next_time(engine, databas
 
 
 async def test_a_concurrent_worker_is_not_blocked(engine, database_url):
-    """New runs, and the very runs that are being removed, delivered again: those come out new or as duplicates."""
+    """New runs, and redeliveries of runs that are being deleted, which are new or duplicates."""
     old = await close_out(engine, 4_000)
     coordinator = create_transaction_coordinator(engine=engine)
     slowest = took = 0.0

@@ -164,7 +164,7 @@ async def test_an_empty_database_is_healthy(engine):
 
 
 async def test_legitimate_states_are_not_reported(engine):
-    """A run without a trace, two runs that name one trace, a trace that is the runner's, and a rolled-back run."""
+    """A run without a trace, two runs that name one trace, a runner's own trace, and a rolled-back run."""
     await close_out(engine, 1, trace_id=None)
     (first,) = await close_out(engine, 1)
     await close_out(engine, 1, trace_id=str(first.trace_id))

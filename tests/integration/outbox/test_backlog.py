@@ -43,7 +43,7 @@ async def test_the_age_of_the_oldest_event_rises_while_the_relay_cannot_publish(
 
 
 async def test_an_outbox_that_cannot_be_queried_is_reported_as_unknown(postgres, empty_database_url, metrics, stopping):
-    """A number from before the outage would keep an alert up, or down."""
+    """An outdated number would keep an alert firing, or silent."""
     nowhere = create_engine(f"{empty_database_url}_gone", pool_size=1)
     metrics.outbox_oldest.set(130)
     watching = asyncio.create_task(watch_pending(stopping, engine=nowhere, metrics=metrics, every=0.05))

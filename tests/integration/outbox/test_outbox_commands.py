@@ -26,7 +26,7 @@ TYPES = ["incident.created", "policy.evaluated", "run.finalized"]
 
 
 async def commit(engine: AsyncEngine, number: int, *, age: str = "0 s", **changes: object) -> list[str]:
-    """Commit runs whose worker dies before it publishes, so long ago; return their ids."""
+    """Commit runs of a given age without publishing their events; return their ids."""
     made = [runs.run(**changes) for _ in range(number)]
     await create_transaction_coordinator(engine=engine).execute_many(made)
     ids = [str(run.run_id) for run in made]
@@ -49,7 +49,7 @@ async def drained(engine: AsyncEngine, broker: BrokerConnection, *, required: bo
 
 @asynccontextmanager
 async def held_by_a_relay(engine: AsyncEngine, number: int):
-    """Hold the oldest runs as a live relay does while it waits for confirms."""
+    """Lock the oldest runs as a live relay does while it waits for confirms."""
     async with engine.begin() as conn:
         yield list(await conn.execute(outbox.stale_runs(0, number)))
 

@@ -25,7 +25,7 @@ def relay(engine: AsyncEngine, broker: BrokerConnection, *, grace: float = 0.0, 
 
 
 async def commit_without_publishing(engine: AsyncEngine, number: int) -> list[str]:
-    """Commit runs whose worker dies before it publishes; return their event ids in order."""
+    """Commit runs without publishing their events; return their event ids in order."""
     await create_transaction_coordinator(engine=engine).execute_many([runs.run() for _ in range(number)])
     async with engine.connect() as conn:
         ids = await conn.execute(
@@ -88,7 +88,7 @@ async def test_unroutable_events_do_not_delay_later_ones(engine, broker):
 
 
 async def test_events_after_a_failed_one_of_the_same_run_are_published_again_after_it(engine, broker):
-    """A binding for the last event only: with subscribers required, the first two fail, so the third is kept too."""
+    """Only the last event has a binding: with subscribers required, the first two fail, so the third is kept, too."""
     await commit_without_publishing(engine, 1)
     channel = await broker.channel(confirms=False)
     queue = (await channel.queue_declare("", exclusive=True)).queue

@@ -1,4 +1,4 @@
-"""``closeout parked``: what was parked is seen, sent back or thrown away, and never lost by it."""
+"""``closeout parked``: parked messages are listed, replayed or discarded, and never lost."""
 
 import asyncio
 import itertools
@@ -54,7 +54,7 @@ async def printed(amqp_url: str, *arguments: str, status: int = 0) -> str:
 
 
 async def put(broker: BrokerConnection, body: bytes, *, ago: timedelta = timedelta(0), **more: Any) -> None:
-    """Park *body* as a worker would have, so long ago."""
+    """Park *body* as a worker does, with a given age."""
     headers = {
         "x-closeout-reason": more.pop("reason", "attempts_exhausted"),
         "x-closeout-error": more.pop("error", "it did not work"),
@@ -69,7 +69,7 @@ async def put(broker: BrokerConnection, body: bytes, *, ago: timedelta = timedel
 
 
 def senders_headers(message: Any) -> dict[str, Any]:
-    """Return the message's headers but the one that the broker adds when it delivers."""
+    """Return the message's headers without the one that the broker adds on delivery."""
     return {name: value for name, value in headers_of(message).items() if name != "x-delivery-count"}
 
 

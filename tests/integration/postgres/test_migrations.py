@@ -65,7 +65,7 @@ async def old(empty_database_url):
 
 @asynccontextmanager
 async def held(engine, *statements):
-    """A transaction that has done *statements* and stays open."""
+    """A transaction that has executed *statements* and stays open."""
     async with engine.connect() as conn:
         for statement in statements:
             await conn.execute(statement)
@@ -177,7 +177,7 @@ async def test_the_expansion_can_be_undone(old):
 
 
 async def test_storage_parameters_match_the_table_definitions(engine):
-    """Alembic does not compare these; of 0003 they are all that there is."""
+    """Alembic does not compare these; 0003 consists of them."""
     parameters: dict[str, list[str]] = {}
     for table in metadata.tables.values():
         stored: list[Table | Index] = [table, *table.indexes]

@@ -1,4 +1,4 @@
-"""What a batch costs the database: only lookups by key, however large the tables have grown."""
+"""The query plans of a batch: only lookups by key, whatever the size of the tables."""
 
 from sqlalchemy import text
 

@@ -1,4 +1,4 @@
-"""The database's roles as ``deploy/postgresql`` makes them: each may do what it is for, and is refused the rest."""
+"""The database's roles of ``deploy/postgresql``: each has exactly its privileges."""
 
 from collections.abc import Iterator
 
@@ -142,7 +142,7 @@ def test_a_reader_cannot_grant_its_privileges(postgres, place):
 
 
 def not_refused(postgres: PostgresServer, database: str, role: str, statements: dict[str, str]) -> list[str]:
-    """Return what *role* was not refused, each tried in a transaction that is given up."""
+    """Return the statements that *role* may execute, each tried in a transaction that is rolled back."""
     return [what for what, sql in statements.items() if not refused(postgres, database, role, sql)]
 
 
@@ -182,7 +182,7 @@ def test_the_reader_role_is_enough_for_every_read_only_command(postgres, place, 
 
 
 def test_a_database_owner_with_createrole_can_create_the_roles(postgres):
-    """What a managed PostgreSQL gives its customers; the roles under other names, for those of the tests are there."""
+    """As on a managed PostgreSQL; with other role names, because those of the tests exist."""
     made = (DEPLOY / "postgresql/roles.sql").read_text().replace("closeout_", "managed_")
     postgres.psql("CREATE ROLE customer LOGIN CREATEROLE")
     postgres.psql("CREATE DATABASE managed OWNER customer")

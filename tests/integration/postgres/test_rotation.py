@@ -1,4 +1,4 @@
-"""Passwords in mounted files are changed while a worker runs, in either order, as Kubernetes changes the files."""
+"""Rotation of passwords in mounted files under a running worker, in either order, as Kubernetes replaces files."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ OLD, NEW = "of-old-3f9c", "of-new-71ab"
 
 
 class MountedSecret:
-    """A file as kubelet mounts it: a link through ..data, which is replaced as one."""
+    """A file as kubelet mounts it: a link through ..data, which is replaced atomically."""
 
     def __init__(self, folder: Path, content: str) -> None:
         folder.mkdir()
@@ -43,7 +43,7 @@ class MountedSecret:
 
 
 class Rotation:
-    """A role and a user with a password each, the two files that a worker reads, and all that was to be read of it."""
+    """A role and a user with passwords, the two files that a worker reads, and all output of the worker."""
 
     def __init__(self, postgres: PostgresServer, rabbit: RabbitServer, database: str, vhost: str, folder: Path) -> None:
         self._postgres, self._rabbit, self._database, self._vhost = postgres, rabbit, database, vhost
@@ -76,7 +76,7 @@ class Rotation:
         self._rabbit.add_user(self.user, OLD, "^$", ".*", ".*", self._vhost)
 
     def change_on_the_servers(self) -> None:
-        """Change both passwords, and end what was opened with the old ones."""
+        """Change both passwords, and close the connections opened with the old ones."""
         self._postgres.psql(f"ALTER ROLE {self.role} PASSWORD '{NEW}'")
         self._postgres.psql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{self.role}'")
         self._rabbit.eval(
@@ -92,7 +92,7 @@ class Rotation:
         self.broker.write(self._amqp_url(NEW).replace(self.user, user or self.user))
 
     def add_seconds(self) -> tuple[str, str]:
-        """Add a second role and user with the rights of the first; return their names."""
+        """Add a second role and user with the privileges of the first; return their names."""
         role, user = f"second_{self.role}", f"second-{self.user}"
         self._postgres.psql(f"CREATE ROLE {role} LOGIN PASSWORD '{NEW}' IN ROLE {self.role}")
         self._postgres.admit(f"host all {self.role},{role} 127.0.0.1/32 scram-sha-256")
@@ -132,7 +132,7 @@ class Rotation:
 
 
 def _seen_from_outside(pid: int) -> list[str]:
-    """Return a process's arguments and environment, which others on the machine may read."""
+    """Return a process's arguments and environment, which other users may read."""
     return [Path(f"/proc/{pid}/{file}").read_text() for file in ("cmdline", "environ")]
 
 
@@ -211,7 +211,7 @@ async def value(engine: AsyncEngine, statement: TextClause) -> list[str]:
 
 
 async def nothing_else_happened(rotation: Rotation, broker: BrokerConnection) -> None:
-    """Nothing was parked or put off, and no password is in a log, an answer, an argument or the environment."""
+    """Nothing was parked or retried, and no password is in a log, a response, an argument or the environment."""
     for queue in (PARKED_QUEUE, RETRY_QUEUE):
         assert await emptied(broker, queue) == []
     everything = "\n".join(rotation.output)

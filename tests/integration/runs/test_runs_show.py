@@ -1,4 +1,4 @@
-"""``closeout runs``: a run explained, wherever it stopped; and what people see on a terminal of 80 columns."""
+"""``closeout runs``: a run report for every state, and the output on a terminal of 80 columns."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What a worker that has done every kind of thing shows: to promtool, to a real Prometheus, to alerts and dashboard."""
+"""The metrics of a worker that has processed every kind of message: promtool, Prometheus, alerts and dashboard."""
 
 import json
 import math
@@ -176,7 +176,7 @@ def _states(seen) -> dict[str, str]:
 
 
 def test_alerts_and_dashboard_use_only_existing_metrics_labels_and_values(seen):
-    """A misspelt name is no error to Prometheus: the alert never fires."""
+    """Prometheus does not report a misspelt name: the alert would never fire."""
     scraped = seen.scrape()[0]
     names = set(re.findall(r"^(\w+)", scraped, re.MULTILINE)) | {"up", "ALERTS"}
     pairs = set(re.findall(r'(\w+)="([^"]+)"', scraped))

@@ -1,4 +1,4 @@
-"""A runner's trace on its way through a close-out into its events; then, with OpenTelemetry, the spans."""
+"""The propagation of a runner's trace through a close-out into its events, and the spans with OpenTelemetry."""
 
 import json
 from typing import Any
@@ -38,7 +38,7 @@ SOURCE = "runs:run.completed:closeout.run-completed"
 
 
 def named(event: DeliveredMessage) -> TraceContext | None:
-    """Return the trace that an event names in its text, which its headers must name too."""
+    """Return the trace in an event's body, which must equal that in its headers."""
     context = context_in(json.loads(event.body))
     assert context_in(headers_of(event)) == context
     return context

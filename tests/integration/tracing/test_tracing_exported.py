@@ -1,4 +1,4 @@
-"""The worker as a process: with a collector, with one that is away, and where OpenTelemetry is not installed."""
+"""A worker process with a collector, with an unavailable one, and without OpenTelemetry."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ WITHOUT_OPENTELEMETRY = "import sys; sys.modules['opentelemetry'] = None; " + WO
 async def process(
     database_url: str, amqp_url: str, code: str = WORK, **environ: str
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, list[str]]]:
-    """Run a worker process and stop it in the end; its log is there from then on."""
+    """Run a worker process and stop it; its log is complete after that."""
     made = await asyncio.create_subprocess_exec(
         sys.executable, "-c", code, stderr=asyncio.subprocess.PIPE,
         env={

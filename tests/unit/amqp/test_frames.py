@@ -1,4 +1,4 @@
-"""The frames that are packed by hand are the client's own, byte for byte."""
+"""The frames that are packed by hand equal those of the client library, byte for byte."""
 
 from typing import Any
 

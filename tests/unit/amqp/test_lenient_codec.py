@@ -1,4 +1,4 @@
-"""Whatever bytes stand in a message's properties, they are read, and a parked copy of them can be written."""
+"""Any bytes in a message's properties can be read and written to a parked copy."""
 
 import struct
 from datetime import UTC, datetime

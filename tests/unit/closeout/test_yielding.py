@@ -1,4 +1,4 @@
-"""Long work leaves the event loop its turns."""
+"""Long work yields to the event loop."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from consumer.closeout.yielding import YIELD_AFTER_SECONDS, each
 
 @pytest.fixture
 def work_takes(monkeypatch: pytest.MonkeyPatch):
-    """Make work that takes so many seconds of a clock of its own: the machine's own may stand still meanwhile."""
+    """Return work that takes a given number of seconds of a fake clock."""
     now = 1_000.0
     monkeypatch.setattr(module, "perf_counter", lambda: now)
 

@@ -1,4 +1,4 @@
-"""What ``closeout policies backtest`` and ``shadow`` print, on a screen of 80 columns."""
+"""The output of ``closeout policies backtest`` and ``shadow`` on 80 columns."""
 
 import re
 from io import StringIO

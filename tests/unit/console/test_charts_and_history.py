@@ -1,4 +1,4 @@
-"""What the console makes of counters and rows: pure."""
+"""The console's charts, notices and timelines, computed from counters and rows."""
 
 import re
 from datetime import UTC, datetime, timedelta

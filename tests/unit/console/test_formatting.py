@@ -1,4 +1,4 @@
-"""What a page shows of a value, whatever a sender wrote there."""
+"""Values from senders as pages show them."""
 
 from datetime import UTC, datetime, timedelta
 from uuid import UUID

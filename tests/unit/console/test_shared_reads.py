@@ -1,4 +1,4 @@
-"""One reading for all viewers, and how often it is made."""
+"""One read for all viewers, and its frequency."""
 
 import asyncio
 from collections.abc import Callable

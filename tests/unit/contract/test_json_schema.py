@@ -1,4 +1,4 @@
-"""The printed documents say what the code does."""
+"""The printed documents match the code."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -50,7 +50,7 @@ def step(**changes: Any) -> dict[str, Any]:
 
 
 def with_metadata(raw: str) -> bytes:
-    """A valid message whose ``metadata.a`` is *raw* as it stands, JSON or not."""
+    """A valid message whose ``metadata.a`` is *raw* unmodified, JSON or not."""
     fields = runs.message(run_id=RUN_ID, trace_id=None, metadata={"a": "MARK"})
     return json.dumps(fields).replace('"MARK"', raw).encode("utf-8", "surrogatepass")
 

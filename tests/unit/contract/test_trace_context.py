@@ -1,4 +1,4 @@
-"""Which traceparent is believed, by W3C's rules, and that no other does any harm."""
+"""Valid traceparents by W3C's rules; invalid ones are ignored."""
 
 import json
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""What a batch is made of: what has arrived, bounded in messages and in bytes."""
+"""A batch: the messages that have arrived, bounded in number and in bytes."""
 
 from types import SimpleNamespace
 from typing import Any, cast

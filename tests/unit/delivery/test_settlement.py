@@ -1,4 +1,4 @@
-"""How a delivery is settled: from outcome, or from whose fault an error is."""
+"""The settlement of a delivery by its outcome or the classification of its error."""
 
 import asyncio
 from typing import Any, get_args

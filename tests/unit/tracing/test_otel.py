@@ -1,4 +1,4 @@
-"""What the standard OTEL_* variables ask for, and what is done where it cannot be had."""
+"""The standard OTEL_* variables, and the warnings where an exporter is missing."""
 
 import subprocess
 import sys
