@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import shlex
 from collections.abc import Iterator
 from typing import Any
@@ -112,3 +113,15 @@ def test_the_shells_completion_can_be_installed_and_names_every_command():
         env={"_CLOSEOUT_COMPLETE": "complete_bash", "COMP_WORDS": "closeout outbox ", "COMP_CWORD": "2"},
     )  # fmt: skip
     assert result.stdout.split() == ["status", "drain"]
+
+
+def test_logs_go_to_the_current_standard_error_after_a_command_replaced_it(capsys):
+    """Click's runner closes its own stream, which the handler must not keep."""
+    unavailable = {"DATABASE_URL": "postgresql://u:p@127.0.0.1:1/x"}
+    assert CliRunner().invoke(app, ["runs", "list"], env=unavailable).exit_code == 1
+
+    logging.getLogger("a library").error("the event")
+
+    written = capsys.readouterr().err
+    assert "the event" in written
+    assert "Logging error" not in written
