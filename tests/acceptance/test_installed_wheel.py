@@ -40,7 +40,7 @@ def closeout(installed: Path, *words: str, **environ: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=100,
     )
     assert done.returncode == 0, done.stderr
     first, _, rest = done.stdout.partition("\n")

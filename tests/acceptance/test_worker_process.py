@@ -25,7 +25,7 @@ from tests.support import roles
 from tests.support import run_messages as runs
 from tests.support.command_line import CLOSEOUT, run
 from tests.support.http import request_blocking
-from tests.support.waiting import until_blocking
+from tests.support.waiting import PATIENCE, until_blocking
 
 
 @pytest.fixture(scope="module", params=["3.10", "4"])
@@ -150,7 +150,7 @@ def test_a_worker_closes_out_runs_drops_duplicates_parks_invalid_ones_and_exits_
         parked = _take(operator, "closeout.parked", 2)
     finally:
         process.send_signal(signal.SIGTERM)
-        logs = process.communicate(timeout=30)[1].decode()
+        logs = process.communicate(timeout=PATIENCE)[1].decode()
 
     assert process.returncode == 0, logs
     assert {properties.headers["x-closeout-reason"]: body for properties, body in parked} == bad
@@ -179,7 +179,7 @@ def test_doctor_accepts_a_workers_role_and_user_next_to_a_live_worker(installati
         assert "0 problems, 0 warnings, 21 ok" in installation.run("doctor")
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE)
 
 
 def test_two_workers_given_the_same_runs_commit_each_once(installation, runner):
@@ -201,7 +201,7 @@ def test_two_workers_given_the_same_runs_commit_each_once(installation, runner):
     finally:
         for process in (first, second):
             process.send_signal(signal.SIGINT)
-        logs = [process.communicate(timeout=30)[1].decode() for process in (first, second)]
+        logs = [process.communicate(timeout=PATIENCE)[1].decode() for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], logs
     assert installation.sql("SELECT count(*) FROM governance.incidents") == "100"
     assert installation.sql("SELECT count(*) FROM governance.rollbacks") == "0"
@@ -241,7 +241,7 @@ def test_the_command_line_publishes_lists_and_applies_policies(installation, tmp
         )
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE)
     listed = json.loads(installation.run("runs", "list", "--json"))
     assert {run["policy"] for run in listed} == {"violation"}
     assert installation.run("migrate", "--check").strip() == "schema and tables agree"
@@ -260,7 +260,7 @@ def test_a_worker_without_the_coordinator_warns_and_uses_the_legacy_path(install
         assert "closeout_coordinator_enabled 0.0" in installation.http("/metrics")
     finally:
         process.terminate()
-        logs = process.communicate(timeout=30)[1].decode()
+        logs = process.communicate(timeout=PATIENCE)[1].decode()
     warnings = [json.loads(line) for line in logs.splitlines() if json.loads(line)["level"] == "warning"]
     assert "TRANSACTION_COORDINATOR_ENABLED IS FALSE" in warnings[0]["event"]
 

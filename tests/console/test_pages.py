@@ -30,20 +30,20 @@ RUN = "01890a5d-ac96-774b-bcce-b302099a8057"
 
 
 @pytest.fixture
-async def lines(postgres, rabbit) -> AsyncIterator[list[Proxy]]:
+async def proxies(postgres, rabbit) -> AsyncIterator[list[Proxy]]:
     """Proxies to PostgreSQL and to RabbitMQ."""
     made = [await Proxy(server.port).accept() for server in (postgres, rabbit)]
     yield made
-    for line in made:
-        line.close()
+    for proxy in made:
+        proxy.close()
 
 
 @pytest.fixture
-def urls(lines, postgres, rabbit, database_url, amqp_url) -> list[str]:
-    """The URLs of both servers, behind *lines*."""
+def urls(proxies, postgres, rabbit, database_url, amqp_url) -> list[str]:
+    """The URLs of both servers, behind *proxies*."""
     direct = ((database_url, postgres), (amqp_url, rabbit))
     return [
-        url.replace(f":{server.port}/", f":{line.port}/") for (url, server), line in zip(direct, lines, strict=True)
+        url.replace(f":{server.port}/", f":{proxy.port}/") for (url, server), proxy in zip(direct, proxies, strict=True)
     ]
 
 
@@ -297,39 +297,39 @@ def long_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("long_timeouts")
-async def test_the_page_responds_and_names_the_unavailable_server(lines, urls, engine, broker):
+async def test_the_page_responds_and_names_the_unavailable_server(proxies, urls, engine, broker):
     body = runs.body()
     async with worker(*urls) as service:
         await close_out(broker, engine, body)
         await until_shown(service, "/", path_of(body))
-        for line, name, other in ((lines[0], "PostgreSQL", "RabbitMQ"), (lines[1], "RabbitMQ", "PostgreSQL")):
-            line.refuse()
-            line.cut()
+        for proxy, name, other in ((proxies[0], "PostgreSQL", "RabbitMQ"), (proxies[1], "RabbitMQ", "PostgreSQL")):
+            proxy.refuse()
+            proxy.cut()
             page = await until_shown(service, "/", f"{name} is not available", within=PROMPT)
             assert f"{other} is not available" not in page.body
             assert path_of(body) in page.body  # the last known state is still shown
-            await line.accept()
+            await proxy.accept()
             await until_shown(service, "/", "All is well", within=PROMPT)
-            line.stall()
+            proxy.stall()
             await until_shown(service, "/", f"{name} has not answered for", within=PROMPT)
             if name == "PostgreSQL":
                 await until_shown(service, "/", "as of", within=PROMPT)
             gone = await request(service.http.port, f"/runs/acme/{uuid4()}")
             assert gone.status == (503 if name == "PostgreSQL" else 404)
-            line.cut()
-            line.flow()
+            proxy.cut()
+            proxy.flow()
             await until_shown(service, "/", "All is well", within=PROMPT)
 
 
 @pytest.mark.usefixtures("long_timeouts")
-async def test_closing_the_console_does_not_wait_for_unresponsive_servers(lines, urls):
+async def test_closing_the_console_does_not_wait_for_unresponsive_servers(proxies, urls):
     parked = ParkedLately()
     console = Console(
         database_url=urls[0], amqp_url=urls[1], metrics=Metrics(), health=Health(Metrics()), parked=parked
     )
     assert "ready in RabbitMQ" in await console._live_part()
-    for line in lines:
-        line.stall()
+    for proxy in proxies:
+        proxy.stall()
 
     async def shown() -> bool:
         return "has not answered" in await console._live_part()

@@ -70,5 +70,5 @@ async def test_killing_each_cluster_node_in_turn_under_load_loses_nothing(
         assert max(measured) <= RESUME_SECONDS
 
 
-def _through(line: Proxy, node: RabbitNode) -> str:
-    return node.url(VHOST).replace(f":{node.port}/", f":{line.port}/")
+def _through(proxy: Proxy, node: RabbitNode) -> str:
+    return node.url(VHOST).replace(f":{node.port}/", f":{proxy.port}/")

@@ -82,7 +82,7 @@ async def test_a_commit_with_a_lost_response_is_found_by_the_same_worker(scenari
             await scenario.publish(1)
             await scenario.until(lambda: waits_for_lock(scenario), what="the point")
             ports = await ports_waiting_for_locks(scenario)
-            doomed = [line for line in scenario.database_proxy.connections if line.port in ports]
+            doomed = [each for each in scenario.database_proxy.connections if each.port in ports]
             assert len(doomed) == 1
             doomed[0].drop_next_response = True
         await _closes_out(scenario, worker, committed=0, duplicate=1)

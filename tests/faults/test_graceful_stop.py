@@ -77,20 +77,20 @@ async def test_a_hanging_transaction_does_not_outlast_the_grace_period(scenario:
         assert await scenario.assert_invariants(second) == 0
 
 
-@pytest.mark.parametrize("line", ["database", "broker", "both"])
-async def test_a_stalled_connection_does_not_outlast_the_grace_period(scenario: Scenario, report, line: str):
+@pytest.mark.parametrize("stalled", ["database", "broker", "both"])
+async def test_a_stalled_connection_does_not_outlast_the_grace_period(scenario: Scenario, report, stalled: str):
     worker = await scenario.start(SHUTDOWN_GRACE_SECONDS="6")
-    stalled = {"database": [scenario.database_proxy], "broker": [scenario.broker_proxy]}
-    lines = stalled.get(line) or [scenario.database_proxy, scenario.broker_proxy]
+    proxies = {"database": [scenario.database_proxy], "broker": [scenario.broker_proxy]}
+    stalled_proxies = proxies.get(stalled) or [scenario.database_proxy, scenario.broker_proxy]
     async with lock_table(scenario, "run_completions"):
         await scenario.publish(5)
         await scenario.until(lambda: waits_for_lock(scenario), what="a transaction")
-        for each in lines:
+        for each in stalled_proxies:
             each.stall()
     started = monotonic()
     status = await worker.stop()
     took = monotonic() - started
-    for each in lines:
+    for each in stalled_proxies:
         each.cut()
         each.flow()
     report(f"ended after {took:.1f} s of 6, exit {status}")
@@ -118,18 +118,18 @@ async def test_a_second_signal_ends_the_worker_immediately(scenario: Scenario):
 
 @pytest.mark.parametrize("away", ["postgres", "rabbit"])
 async def test_a_worker_stops_promptly_while_a_server_is_unavailable(scenario: Scenario, report, away: str):
-    line = scenario.database_proxy if away == "postgres" else scenario.broker_proxy
+    proxy = scenario.database_proxy if away == "postgres" else scenario.broker_proxy
     worker = await scenario.start()
     await scenario.until(worker.ready, what="readiness")
-    line.refuse()
-    line.cut()
+    proxy.refuse()
+    proxy.cut()
     await scenario.publish(1)
     await scenario.until(lambda: _not_ready(worker), what="a pause")
     started = monotonic()
     assert await worker.stop() == 0
     report(f"ended after {monotonic() - started:.1f} s")
     assert not _logged(worker, NOT_DRAINED)
-    await line.accept()
+    await proxy.accept()
     async with scenario.worker() as second:
         await scenario.assert_invariants(second)
 

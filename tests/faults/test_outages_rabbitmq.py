@@ -97,5 +97,5 @@ async def test_a_rabbitmq_connection_lost_at_any_point_of_the_handshake_loses_no
         took = await scenario.until(all_broken, what="all breaks")
         # The last one may still be on its way.
         back = await scenario.all_closed_out()
-        report(f"{len(breaks)} lines broken in {took:.1f} s; all closed out {back:.1f} s later")
+        report(f"{len(breaks)} connections broken in {took:.1f} s; all closed out {back:.1f} s later")
         await scenario.assert_invariants(worker)

@@ -42,7 +42,7 @@ async def worker(
         yield service
     finally:
         service.worker.stop()
-        await asyncio.wait_for(running, 30)
+        await asyncio.wait_for(running, PATIENCE)
 
 
 async def publish(broker: BrokerConnection, *bodies: bytes, **properties: Any) -> None:

@@ -25,6 +25,7 @@ from tests.support import run_messages as runs
 from tests.support.broken_writes import break_writes_to, count, only_row, repair_writes
 from tests.support.proxy import Proxy
 from tests.support.traffic import eventually
+from tests.support.waiting import PATIENCE
 
 DOMAIN_TABLES = ("run_completions", "incidents", "prevention_records", "policy_evaluations", "traces", "outbox_events")
 
@@ -286,11 +287,11 @@ async def test_cancelling_a_rollback_does_not_return_its_session_to_the_pool(dat
             return await asyncio.Future()
 
     at_the_policies = asyncio.Event()
-    line = await Proxy(postgres.port).accept()
-    session = create_engine(database_url.replace(str(postgres.port), str(line.port)), pool_size=1, by_key=True)
+    proxy = await Proxy(postgres.port).accept()
+    session = create_engine(database_url.replace(str(postgres.port), str(proxy.port)), pool_size=1, by_key=True)
     task = asyncio.create_task(RunCompletionTransaction(engine=session, policies=Waits()).execute(runs.run()))
     await at_the_policies.wait()
-    line.stall(new_connections_too=False)
+    proxy.stall(new_connections_too=False)
     task.cancel()
     await asyncio.sleep(0.05)  # the rollback waits for its answer, or will
     task.cancel()
@@ -298,11 +299,11 @@ async def test_cancelling_a_rollback_does_not_return_its_session_to_the_pool(dat
         await task
 
     coordinator = create_transaction_coordinator(engine=session)
-    done = await asyncio.wait_for(coordinator.execute_many([runs.run(), runs.run()]), 10)
+    done = await asyncio.wait_for(coordinator.execute_many([runs.run(), runs.run()]), PATIENCE)
 
     assert [result.state for result in done] == ["committed"] * 2
     await session.dispose()
-    line.close()
+    proxy.close()
 
 
 async def test_a_commit_that_times_out_is_not_reported_as_rolled_back(database_url, engine):

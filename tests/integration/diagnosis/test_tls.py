@@ -228,7 +228,7 @@ class Place:
     database_url: str
     amqp_url: str
 
-    async def close_lines(self) -> None:
+    async def close_connections(self) -> None:
         """End the worker's sessions and connections, which outlive their certificates."""
         await asyncio.to_thread(
             self.database.psql, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{ROLE}'"
@@ -281,21 +281,23 @@ async def test_a_worker_uses_tls_with_its_client_certificate_for_all_connections
     async with worker(place.database_url, place.amqp_url) as service:
         await publish(place.plain, *[runs.body() for _ in range(20)])
         await eventually(engine, published_runs(), 20)
-        assert (await RunningWorker(service.http.port).get("/"))[0] == 200  # the console has lines of its own
+        assert (await RunningWorker(service.http.port).get("/"))[0] == 200  # the console has its own connections
         sessions = (
             "SELECT DISTINCT application_name, ssl, client_dn IS NOT NULL FROM pg_stat_ssl "
             f"JOIN pg_stat_activity USING (pid) WHERE usename = '{ROLE}' ORDER BY 1"
         )
-        lines = (
+        connections = (
             f"length([P || [{{port, {place.listener.port}}}, {{ssl, true}}, {{pid, P}}] <- "
             "rabbit_networking:connection_info_all([port, ssl, pid])])"
         )
-        expected = ["closeout\tt\tt", "closeout-console\tt\tt"], 3  # lines to consume, to publish, the console's
-        found: object = None
-        async with asyncio.timeout(15):  # the page does not wait for a console's line that is slow to come
-            while found != expected:
-                output = await asyncio.to_thread(place.database.psql, sessions)
-                found = output.splitlines(), int(await asyncio.to_thread(place.rabbit.eval, lines))
+        # Connections to consume, to publish, and the console's, for which a page does not wait.
+        expected = ["closeout\tt\tt", "closeout-console\tt\tt"], 3
+
+        async def all_with_tls() -> bool:
+            output = await asyncio.to_thread(place.database.psql, sessions)
+            return (output.splitlines(), int(await asyncio.to_thread(place.rabbit.eval, connections))) == expected
+
+        await until(all_with_tls)
     await engine.dispose()
 
 
@@ -306,7 +308,7 @@ async def test_a_worker_reports_an_expired_certificate_and_continues_once_it_is_
         await until(running.ready)
         await asyncio.to_thread(place.database.show, office.expired)
         await asyncio.to_thread(place.listener.show, office.expired)
-        await place.close_lines()
+        await place.close_connections()
         of_database, of_broker = f"the certificate of {HERE}:{place.database.port}", f"{HERE}:{place.listener.port}"
         assert f"{of_database} ({HERE}) expired on {EXPIRED_ON}" in await reason(running, "expired")
         await publish(place.plain, runs.body())
@@ -332,7 +334,7 @@ async def test_a_client_certificate_renewed_on_disk_is_used_without_a_restart(pl
         _, key = office.ours.identity("worker", user=ROLE)
         await until(running.ready)
         key.unlink()
-        await place.close_lines()
+        await place.close_connections()
         output = await reason(running, "cannot be read")
         assert (
             output

@@ -26,7 +26,7 @@ from tests.support import run_messages as runs
 from tests.support.command_line import closeout_blocking
 from tests.support.roles import OPERATOR_USER, as_user, permit
 from tests.support.traffic import emptied, eventually, has_length, parked, publish, published_runs, worker
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 EVERYTHING = Filters()
 _names = itertools.count()
@@ -262,7 +262,7 @@ async def test_concurrent_listings_report_the_messages_they_could_not_see(broker
         got.set()
 
     await channel.basic_consume("closeout.parked", hold)
-    await asyncio.wait_for(got.wait(), 10)
+    await asyncio.wait_for(got.wait(), PATIENCE)
     with pytest.raises(UnavailableError, match="another consumer"):
         await find(broker, EVERYTHING, rows=1)
     await channel.close()
