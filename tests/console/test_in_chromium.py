@@ -19,9 +19,9 @@ from tests.support.broken_writes import break_writes_to, repair_writes
 from tests.support.console_site import HOSTILE, close_out, hostile_run, path_of, until_shown
 from tests.support.traffic import publish, worker
 
-# Reports into the page itself what the content security policy had to stop; a listener of the page's own.
+# Records in the page what its content security policy blocked.
 WATCH = "window.stopped = []; addEventListener('securitypolicyviolation', e => stopped.push(e.violatedDirective))"
-# Things that reach beyond the window on the right, but for those in a box that scrolls by itself.
+# Elements that extend beyond the right edge of the window, except within a scrolling box.
 BEYOND = """() => [...document.querySelectorAll('body *')]
     .filter(e => e.getBoundingClientRect().right > innerWidth + 0.5 && !e.closest('pre, .c-run, svg'))
     .map(e => e.outerHTML.slice(0, 200))"""
@@ -156,7 +156,7 @@ async def test_changes_are_updated_in_place_without_reloading_the_page(database_
             await close_out(broker, engine, second)
             await expect(page.locator(f"a[href='{path_of(second)}']")).to_be_visible()
             assert await page.evaluate("window.same")
-            # The reader's place is kept, though the list around it is a new one.
+            # The focus is kept, although the list around it was replaced.
             assert await page.evaluate("document.activeElement.getAttribute('href')") == path_of(first)
 
 
@@ -175,7 +175,7 @@ async def test_the_page_polls_every_two_seconds_except_while_hidden_or_paused(da
             polls.clear()
             while len(polls) < times:
                 await page.clock.run_for(250)
-                await asyncio.sleep(0.02)  # for the answer, which takes real time
+                await asyncio.sleep(0.02)  # for the response, which takes real time
             return float(await page.evaluate("Date.now()") - started) / 1000
 
         async def polls_within_a_minute() -> int:
@@ -185,7 +185,7 @@ async def test_the_page_polls_every_two_seconds_except_while_hidden_or_paused(da
 
         assert await seconds_until_polled(5) >= 4 * 2
         await page.evaluate("window.away = true")
-        assert await polls_within_a_minute() <= 1  # the one that was on its way
+        assert await polls_within_a_minute() <= 1  # a request that was already sent
         assert await polls_within_a_minute() == 0
         await page.evaluate("window.away = false; document.dispatchEvent(new Event('visibilitychange'))")
         assert await seconds_until_polled(2) >= 2

@@ -80,7 +80,7 @@ async def test_a_run_page_shows_its_phases_incident_evaluation_steps_and_events(
         "to the last confirm",
     ):  # fmt: skip
         assert words in page.body, words
-    assert "data-live" not in page.body  # nothing of it will change any more
+    assert "data-live" not in page.body  # it will not change
 
 
 async def test_a_run_page_with_unpublished_events_shows_them_and_updates(database_url, amqp_url, engine, broker):
@@ -198,7 +198,7 @@ async def test_pages_are_not_cached_and_files_are_revalidated(database_url, amqp
 
 async def test_fifty_viewers_cause_no_more_queries_than_one(database_url, amqp_url, engine, broker, monkeypatch):
     now = 1_000.0
-    # Time passes when we say so: a busy machine may need longer for a hundred answers than a reading is fresh.
+    # A fake clock: a busy machine may need longer for a hundred responses than a read stays fresh.
     monkeypatch.setattr("consumer.console.shared_reads.monotonic", lambda: now)
     body = runs.body()
     async with worker(database_url, amqp_url) as service:
@@ -240,7 +240,7 @@ async def test_an_idle_console_queries_no_server_and_closes_its_connections(
         monkeypatch.setattr("consumer.console.app._IDLE_SECONDS", 1.0)
         await eventually(engine, sessions, 0)
         await until(lambda: not queues.is_open)
-        await until_shown(service, "/", "All is well")  # and the next viewer finds all there
+        await until_shown(service, "/", "All is well")  # the next viewer gets a complete page
 
 
 async def test_console_sessions_are_read_only_and_time_out(database_url):

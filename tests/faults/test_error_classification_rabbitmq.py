@@ -188,7 +188,7 @@ async def _ends(channel: Channel) -> None:
     await channel.closing
 
 
-# start, tune, open-ok; the channel's open-ok, qos-ok, consume-ok: behind each of them, and before the first.
+# start, tune, open-ok; the channel's open-ok, qos-ok, consume-ok: after each of them, and before the first.
 @pytest.mark.parametrize("how", ["closed", "reset"])
 @pytest.mark.parametrize("answers", range(6))
 async def test_a_connection_lost_after_any_response_is_a_transient_error_for_a_consumer(

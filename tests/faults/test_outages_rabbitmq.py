@@ -95,7 +95,7 @@ async def test_a_rabbitmq_connection_lost_at_any_point_of_the_handshake_loses_no
             return not scenario.broker_proxy.breaks
 
         took = await scenario.until(all_broken, what="all breaks")
-        # The last one may still be on its way.
+        # The last one may not be closed out yet.
         back = await scenario.all_closed_out()
         report(f"{len(breaks)} connections broken in {took:.1f} s; all closed out {back:.1f} s later")
         await scenario.assert_invariants(worker)

@@ -76,7 +76,7 @@ async def test_a_deleted_event_exchange_keeps_events_in_the_outbox_until_it_is_d
 async def test_a_revoked_publish_permission_keeps_events_in_the_outbox_until_it_is_granted(scenario: Scenario, report):
     async def changed(by: Callable[[], None]) -> None:
         await scenario.in_thread(by)
-        # A channel remembers for a while what it was allowed.
+        # A channel caches its permissions for a while.
         scenario.broker_proxy.cut()
 
     async with scenario.worker() as worker:

@@ -13,7 +13,7 @@ from tests.support.http import TIMEOUT, Response, request
 from tests.support.traffic import eventually, publish
 from tests.support.waiting import until
 
-# In every text that a runner may choose, one of these.
+# One of these is in every text that a runner may choose.
 HOSTILE = {
     "script": "<script>window.hacked = 1; alert(1)</script>",
     "attribute": '" autofocus onfocus="alert(2)" x=\'',

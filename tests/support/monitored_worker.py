@@ -31,12 +31,12 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "closeout.rules.yaml"
 SCRAPED_SECONDS = 2.0  # after which a scrape has come or failed: it may take one
 PREFETCH = int(Settings.model_fields["prefetch_count"].default)
-KEPT_BACK = 10  # runs whose events wait for an exchange
+KEPT_BACK = 10  # runs whose events are unpublished while the exchange is missing
 
 SUPPRESS = """\
 - {name: known trouble, effect: suppress_incident, severity: LOW, tenant_id: acme, condition: run.model == "suppressed"}
 """
-# Tables that refuse one tenant each: the phase before is what such a run's transaction reaches.
+# Tables that each refuse one tenant: such a run's transaction reaches the phase before.
 FAILING_TABLES = ("incidents", "policy_evaluations", "traces", "outbox_events")
 # Transactions of one more tenant fail on the atomic path alone.
 FAULTS = """
@@ -138,7 +138,7 @@ def monitored(postgres: PostgresServer, rabbit: RabbitServer, folder: Path, temp
                 worker.kill()
                 worker.wait()
             log.close()
-            # pytest shows it where a test fails, and nowhere else.
+            # pytest shows it only where a test fails.
             print(*(folder / "workers.log").read_text().splitlines()[-80:], sep="\n")  # noqa: T201
             for name in ("monitored", "bare"):
                 rabbit.delete_vhost(name)
@@ -147,7 +147,7 @@ def monitored(postgres: PostgresServer, rabbit: RabbitServer, folder: Path, temp
 
 async def _everything(seen: Monitored, postgres: PostgresServer, rabbit: RabbitServer, vhost: str) -> None:
     """Let the worker do everything that has a metric, each scraped by Prometheus before the next."""
-    await _seen(lambda: seen.query("closeout_consumer_paused").get(seen.worker) == 1)  # no queue is there yet
+    await _seen(lambda: seen.query("closeout_consumer_paused").get(seen.worker) == 1)  # the queue does not exist yet
     broker = BrokerConnection(vhost, name="runner")
     await declare(broker)
     conn = await asyncpg.connect(postgres.url("monitored"))
@@ -163,7 +163,7 @@ async def _everything(seen: Monitored, postgres: PostgresServer, rabbit: RabbitS
         await _seen(lambda: seen.value('closeout_parked_total{reason="attempts_exhausted"}') >= len(FAILING_TABLES))
         await _interrupted(seen, rabbit, broker, conn)
         await _seen(lambda: seen.value('closeout_deliveries_total{result="committed"}') >= 220 + 2 * PREFETCH)
-        # By Prometheus, which is behind, so that tests see the end and not the way there.
+        # As seen by Prometheus, which lags behind the worker, so that tests see the final state.
         await _seen(seen.is_at_rest)
     finally:
         await conn.close()
@@ -181,7 +181,7 @@ async def _runs_of_every_kind(broker: BrokerConnection) -> None:
     await publish(broker, runs.body(), user_id=USER, content_type="text/xml")
     await publish(broker, runs.body())  # without a user_id
     for table in FAILING_TABLES:
-        await publish(broker, runs.body(tenant_id=f"failing.{table}"), user_id=USER)  # tried again in ten seconds
+        await publish(broker, runs.body(tenant_id=f"failing.{table}"), user_id=USER)  # retried after ten seconds
         tried = {"x-closeout-attempts": 1}
         await publish(broker, runs.body(tenant_id=f"failing.{table}"), user_id=USER, headers=tried)
 

@@ -224,7 +224,7 @@ TRANSIENT: list[tuple[Errors, str | None]] = [
     (idle_in_transaction, None),
     (ended_between_statements, None),
     (ended_before_the_connection_is_seen_to_end, None),
-    (ended_in_a_statement, "08003"),  # asyncpg's own; the server's 57P01 comes with the end of the line
+    (ended_in_a_statement, "08003"),  # asyncpg's own; the server's 57P01 comes with the end of the connection
     (cancelled_by_an_operator, "57014"),
     (too_many_connections, "53300"),
     (read_only, "25006"),

@@ -10,7 +10,7 @@ from consumer.contract.refusals import ParkReason
 from consumer.health import Health
 from consumer.metrics import Metrics
 
-# Contract section 9, word for word.
+# The metrics of the contract, verbatim.
 CONTRACT = {
     "closeout_deliveries_total": ("result",),
     "closeout_transactions_total": ("mode", "result"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from consumer.phases import LEGAL_MOVES, IllegalMoveError, PhaseMachine, TransactionPhase, diagram
 
 P = TransactionPhase
-# Written out from the contract's section 2, not taken from the code.
+# Written out from the contract, not taken from the code.
 LINE = [
     P.NOT_STARTED,
     P.INCIDENT_CREATED,

@@ -16,7 +16,7 @@ from domains.migrations.upgrade import config
 
 SQUAWK = str(Path(sys.executable).with_name("squawk"))
 OLDEST_POSTGRESQL = "15"
-# As closeout migrate begins: it waits a second for a lock, and lets a statement take its time.
+# As closeout migrate starts: a second for a lock, no limit for a statement.
 AS_MIGRATE_BEGINS = "SET lock_timeout = '1s';\n"
 NOT_ASKED = (
     "require-statement-timeout",

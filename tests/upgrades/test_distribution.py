@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).parents[2] / "deploy/postgresql/citus.sql"
 FIRST = "governance.run_completions"
 STAYS = "governance.schema_version"
 
-# They take what Citus's own functions of these names take, and note it.
+# They take the arguments of Citus's functions of these names, and record them.
 RECORDERS = """
 CREATE TABLE public.noted (place serial, name text, by text, beside text);
 CREATE FUNCTION create_distributed_table(table_name regclass, distribution_column text, colocate_with text) RETURNS void
@@ -27,7 +27,7 @@ CREATE FUNCTION create_reference_table(table_name regclass) RETURNS void
 TABLES = text(
     "SELECT oid::regclass::text FROM pg_class WHERE relnamespace = 'governance'::regnamespace AND relkind IN ('r', 'p')"
 )
-# One row a column of each unique index, of those that are constraints and the others; an expression has no name.
+# One row per column of each unique index, constraints included; an expression has no name.
 KEYS = text(
     """
     SELECT i.indrelid::regclass::text AS table, i.indexrelid::regclass::text AS key,

@@ -131,7 +131,7 @@ async def test_a_migration_of_a_million_rows_does_not_block_writers(
 
     monkeypatch.setattr(domains.migrations.upgrade, "config", with_tomorrow)
     async with writers(large) as took:
-        # The second one waits for its turn, and must not be what the index waits for.
+        # The second one waits, and the index must not wait for it.
         done = await asyncio.gather(migrate(large), migrate(large))
     assert max(took) < LONGEST
     assert sorted(done) == [(latest, "9999"), ("9999", "9999")]

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(90)
 
 DEPLOY = Path(__file__).parents[2] / "deploy/pgbouncer"
 ROLE_SQL = DEPLOY / "worker-role.sql"
-# What is of one place only; the private server has its own.
+# Settings of one place only; the private server has its own.
 LOCAL = {"listen_addr", "listen_port", "auth_type", "auth_file"}
 FEW: dict[str, Any] = {"PREFETCH_COUNT": "10", "BATCH_MAX_RUNS": "10"}
 
@@ -86,7 +86,7 @@ async def test_two_workers_behind_pgbouncer_close_out_every_run_once_and_survive
             await scenario.in_thread(pooled.kill)
             await scenario.until(names_it, what="a pause")
 
-        # How a pause goes is watched in tests/faults.
+        # tests/faults watches the course of a pause.
         await endure(scenario, worker, kill, partial(scenario.in_thread, pooled.start), pauses=None)
         assert await sessions(scenario) == 2
     assert await other.metric('closeout_deliveries_total{result="committed"}') > 0

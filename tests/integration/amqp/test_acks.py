@@ -102,7 +102,7 @@ async def test_an_unfinished_batch_holds_back_only_a_part_of_the_prefetch_count(
         for tag in range(2, 103):
             acks.ack(tag)
         await acks.flush()
-        await asyncio.sleep(0.3)  # they went out one by one; see the module's docstring
+        await asyncio.sleep(0.3)  # they were sent one by one; see the module's docstring
 
     assert await left_after(amqp_url, broker, 102, steps) == [1]
 
@@ -121,6 +121,6 @@ async def test_concurrent_flushes_ack_no_tag_twice(amqp_url, broker):
             await asyncio.sleep(0)
         flushes += [flush(*range(201, 251)), flush(*range(1, 51))]
         await asyncio.gather(*flushes)
-        await acks._channel.basic_qos(prefetch_count=1)  # an answer, so it is open
+        await acks._channel.basic_qos(prefetch_count=1)  # a response, so the channel is open
 
     assert await left_after(amqp_url, broker, 250, steps) == []

@@ -82,7 +82,7 @@ def everything() -> dict[str, Ask]:
     return requests
 
 
-# What is allowed to whom; all else is refused. Whoever reads a queue may purge it: RabbitMQ knows no difference.
+# The permissions of each user; everything else is refused. RabbitMQ permits purging a queue with permission to read it.
 MAY = {
     roles.WORKER_USER: [
         *(f"{verb} {RUN_COMPLETED_QUEUE}" for verb in ("consume", "get", "purge")),
@@ -144,7 +144,7 @@ class Place:
         output = self.server.eval(
             f'V = <<"{self.vhost}">>, All = rabbit_exchange:info_all(V, [{names}, type, internal])'
             f" ++ rabbit_amqqueue:info_all(V, [{names}]) ++ rabbit_binding:list(V),"
-            # A client and an import write a table in another order, and a number as another of AMQP's types.
+            # A client and an import write tables in different orders, and numbers in different AMQP types.
             "Same = fun({arguments, T}) -> lists:sort([{Key, Value} || {Key, _, Value} <- T]); (Else) -> Else end,"
             "Plain = fun(One) when is_list(One) -> lists:map(Same, One); (One) -> One end,"
             'lists:flatten([io_lib:format("~0p|", [One]) || One <- lists:sort(lists:map(Plain, All))])'
@@ -259,7 +259,7 @@ async def test_a_policy_for_all_queues_does_not_apply_to_ours(place):
 async def test_a_worker_needs_only_its_own_user_and_role(place, database_url, engine):
     admin = BrokerConnection(place.url, name="tests")
     channel = await admin.channel(confirms=False)
-    for queue in QUEUES:  # what other tests here were allowed to publish
+    for queue in QUEUES:  # messages of other tests
         await channel.queue_purge(queue)
     events = await traffic.listen(admin)
     runner = BrokerConnection(place.url_of(roles.RUNNER_USER), name="runner")
@@ -285,7 +285,7 @@ async def test_copies_are_published_by_the_route_that_the_permissions_allow(plac
     channel = ConfirmedChannel(connection)
     for pattern in (write, other):
         place.server.permit(str(connection.user), place.vhost, "^$", pattern, "^$")
-        await (await channel.opened()).close()  # one that is open remembers what it was allowed
+        await (await channel.opened()).close()  # an open one caches its permissions
         for _ in range(2):
             await channel.send_to_queue(PARKED_QUEUE, body=b"{}", properties=spec.Basic.Properties())
     place.server.permit(str(connection.user), place.vhost, "^$", "^$", "^$")

@@ -23,7 +23,7 @@ async def test_a_missed_heartbeat_raises_a_transient_error_instead_of_a_cancella
     connection = BrokerConnection(bare_amqp_url, name="heartbeat")
     channel = await connection.channel(confirms=False)
     waiting = asyncio.create_task(call(connection, channel))
-    for _ in range(3):  # it is written, and the answer has not been read
+    for _ in range(3):  # the request is written, the response not read
         await asyncio.sleep(0)
     channel.connection._reader_task.cancel()  # type: ignore[attr-defined] # as the client does where nothing came
     with pytest.raises((*BROKER_ERRORS, UnavailableError)):

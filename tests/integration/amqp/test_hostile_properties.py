@@ -20,7 +20,7 @@ def nested(depth: int) -> dict[str, Any]:
     return table
 
 
-# What a careless runner sends, in a client that does not check: pika passes bytes and numbers on as they are.
+# Properties of a careless runner; pika writes bytes and numbers unchecked.
 HOSTILE: dict[str, dict[str, Any]] = {
     "a timestamp in microseconds": {"timestamp": 1_777_777_777_000_000},
     "a timestamp in nanoseconds": {"timestamp": 1_777_777_777_000_000_000},

@@ -97,7 +97,7 @@ async def test_a_connection_lost_during_a_batch_fails_the_batch(amqp_url, rabbit
     other = BrokerConnection(amqp_url.replace(f":{rabbit.port}/", f":{line.port}/"), name="ends")
     mine = publisher(other)
     await mine.publish([event()])
-    line.stall()  # or the broker might have confirmed all of it before it closes
+    line.stall()  # otherwise the broker might confirm all of it before it closes
     events = [event(body="x" * 1_000_000) for _ in range(5)]
     task = asyncio.create_task(mine.publish(events))
     await asyncio.to_thread(rabbit.eval, 'rabbit_networking:close_all_user_connections(<<"closeout">>, <<"test">>)')

@@ -76,7 +76,7 @@ class CloseOut(RuleBasedStateMachine):
             self.workers = [
                 RunCompletionTransaction(engine=self.engine, policies=book, publisher=publisher) for _ in "ab"
             ]
-            self.crashing = RunCompletionTransaction(engine=self.engine, policies=book)  # dies before it publishes
+            self.crashing = RunCompletionTransaction(engine=self.engine, policies=book)  # crashes before it publishes
             self.legacy = LegacyCloseOut(engine=self.engine, policies=book, publisher=publisher)
             self.relays = [
                 Relay(engine=self.engine, publisher=publisher, metrics=Metrics(), grace_seconds=0) for _ in "ab"
@@ -184,7 +184,7 @@ class CloseOut(RuleBasedStateMachine):
         for key, (row,) in inbox.items():
             left = [event.sequence for event in sorted(rows["outbox_events"][key], key=lambda event: event.sequence)]
             if row.committed_at is None:
-                assert (row.mode, left) == ("legacy", [])  # half done, visibly
+                assert (row.mode, left) == ("legacy", [])  # half done and reported
                 continue
             assert len(rows["incidents"][key]) == len(rows["policy_evaluations"][key]) == 1
             assert left == [1, 2, 3][3 - len(left) :]
@@ -214,7 +214,7 @@ class CloseOut(RuleBasedStateMachine):
                 committed = tables.run_completions.c.committed_at.is_not(None)
                 found = await conn.execute(select(tables.run_completions.c.run_id).where(committed))
                 finished = {str(run_id) for run_id in found.scalars()}
-            # What was confirmed may still be on its way to us.
+            # A confirmed event may not have arrived yet.
             await until(lambda: finished <= self._completely_published(), what="the events of every finished run")
             assert finished == self._completely_published()
             await self.broker.close()

@@ -83,7 +83,7 @@ async def test_the_same_run_id_in_two_tenants_is_two_runs_in_every_table_event_a
     for table in OF_TENANT:
         found = await rows(engine, table)
         assert [(row["tenant_id"], row["run_id"]) for row in found] == [(tenant, twins.run_id) for tenant in TENANTS]
-    # A policy of a tenant's own is in force for its runs alone; one without a tenant is in force for both.
+    # A tenant's policy applies to its runs only; a policy without a tenant applies to both.
     assert [row["tenant_id"] for row in await rows(engine, "incidents")] == ["acme"]
     assert [row["tenant_id"] for row in await rows(engine, "prevention_records")] == ["globex"]
     violated = [[each["name"] for each in row["violations"]] for row in await rows(engine, "policy_evaluations")]
@@ -118,7 +118,7 @@ async def test_a_conflict_reveals_nothing_about_another_tenants_run(twins, datab
     async with worker(database_url, amqp_url):
         await publish(broker, twins.body("globex"))
         await eventually(engine, published_runs(), 1)
-        # acme tries what it can think of: globex's run id and trace id, then another content for what it has claimed.
+        # acme publishes globex's run id and trace id, then other content for its own run.
         await publish(broker, twins.body("acme"))
         await eventually(engine, published_runs(), 2)
         await publish(broker, twins.body("acme", status="succeeded", error_code=None, error_message=None))
@@ -135,7 +135,7 @@ async def test_a_conflict_reveals_nothing_about_another_tenants_run(twins, datab
 
 
 async def test_a_trace_is_completed_only_by_a_run_of_the_same_tenant(twins, database_url, amqp_url, engine, broker):
-    async with engine.begin() as conn:  # both runners have opened theirs, and acme's run goes on
+    async with engine.begin() as conn:  # both runners have inserted theirs, and acme's run is still running
         await conn.execute(
             text(
                 "INSERT INTO governance.traces (tenant_id, trace_id, run_id, agent_id, status, started_at, steps) "
@@ -173,7 +173,7 @@ async def test_a_failure_of_one_tenant_is_rolled_back_and_reported_for_that_tena
         )
     one_at_once = {"DELIVERY_MAX_ATTEMPTS": "1", "MAX_CONCURRENT_TRANSACTIONS": "1"}
     async with worker(database_url, amqp_url, **one_at_once) as service:
-        async with engine.begin() as conn:  # another's run is held until both are there, so that they share a batch
+        async with engine.begin() as conn:  # another run is blocked until both have arrived, so that they share a batch
             await conn.execute(text("LOCK TABLE governance.run_completions IN ACCESS EXCLUSIVE MODE"))
             await publish(broker, runs.body(tenant_id="zeta"))
             await eventually(engine, WAITING, 1)
@@ -230,7 +230,7 @@ async def test_every_key_of_a_tenant_table_starts_with_the_tenant(engine):
     async with engine.connect() as conn:
         found = [tuple(row) for row in await conn.execute(keys)]
         assert len({of_table for of_table, _, _ in found}) == 9
-        # A policy's id is made here and looked up by nobody's wish; which runs it is for is its own column.
+        # A policy's id is not chosen by a tenant; its tenant is a separate column.
         assert {(t, key) for t, key, first in found if first != "tenant_id"} == {
             ("policies", "policies_pkey"),
             ("schema_version", "schema_version_pkc"),

@@ -293,7 +293,7 @@ async def test_cancelling_a_rollback_does_not_return_its_session_to_the_pool(dat
     await at_the_policies.wait()
     proxy.stall(new_connections_too=False)
     task.cancel()
-    await asyncio.sleep(0.05)  # the rollback waits for its answer, or will
+    await asyncio.sleep(0.05)  # the rollback waits for its response
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -17,7 +17,7 @@ from tests.support.traffic import emptied, publish, worker
 from tests.support.waiting import until
 
 SEED = 20261101
-# What JSON's own torture suites are made of: each must be refused, or be a valid JSON that is no message.
+# From JSON test suites: each is invalid JSON, or valid JSON that is not a message.
 TORTURE = [
     b"", b" ", b"{", b"}", b"[]", b"[1,]", b'{"a":}', b"{'a':1}", b'{"a":1,}', b'{"a":1}}', b"nul", b"NaN",
     b"-Infinity", b"01",

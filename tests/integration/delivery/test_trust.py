@@ -45,7 +45,7 @@ async def test_messages_of_unlisted_publishers_are_parked_with_their_user_id(
     async with worker(database_url, amqp_url, TRUSTED_PUBLISHERS=trusted):
         await publish(runner, runs.body(), user_id=trusted)
         await publish(stranger, runs.body(), user_id=name)
-        await publish(runner, runs.body())  # trusted, and does not say who it is
+        await publish(runner, runs.body())  # trusted, but without a user_id
         found = await parked(broker, 2)
         await eventually(engine, published_runs(), 1)
     assert [headers_of(message)["x-closeout-reason"] for message in found] == ["untrusted_publisher"] * 2
@@ -72,7 +72,7 @@ async def test_replayed_messages_carry_the_operators_user_id_which_must_be_trust
         await publish(stranger, again.body, user_id=name)
         await until(lambda: has_length(broker, PARKED_QUEUE, 1))
 
-        # The worker's own user is always taken: its copies come back from the retry queue.
+        # The worker's own user is always trusted: its copies return from the retry queue.
         assert (await replay(broker, UNTRUSTED, rows=1)).count == 1
         await eventually(engine, published_runs(), 1)
     async with worker(database_url, amqp_url, TRUSTED_PUBLISHERS=operator_name):

@@ -100,7 +100,7 @@ async def test_an_invalid_message_is_parked_unmodified_and_other_runs_continue(d
         assert headers["x-closeout-routing-key"] == "run.completed"
         assert headers["x-closeout-attempts"] == 0
         assert headers["x-closeout-error"]
-        # What would make the broker drop the copy or send it elsewhere is kept aside.
+        # Properties that would make the broker drop or reroute the copy are moved to headers.
         assert (properties.expiration, headers["x-closeout-expiration"]) == (None, "60000")
         assert headers["x-closeout-cc"] == ["closeout.run-completed"]
 
@@ -174,10 +174,10 @@ async def test_stopping_under_load_loses_nothing(database_url, amqp_url, engine,
     async with worker(database_url, amqp_url):
         await until(lambda: _closed_out(engine), every=0.01)
     done = await _closed_out(engine)
-    await length_without_consumers(broker, "closeout.run-completed")  # what the worker held is back
+    await length_without_consumers(broker, "closeout.run-completed")  # the worker's deliveries are requeued
     left = {str(runs.run_id_of(m.body)) for m in await emptied(broker, "closeout.run-completed")}
     assert len(done | left) == 300
-    assert done & left == set()  # nothing that was committed comes again
+    assert done & left == set()  # no committed run is redelivered
 
 
 async def test_a_worker_started_before_migration_and_topology_reports_what_it_waits_for(
@@ -212,7 +212,7 @@ async def test_an_unroutable_event_counts_as_published_unless_subscribers_are_re
         phase = select(tables.run_completions.c.phase)
         await eventually(engine, phase, "COMMITTED" if kept_back else "EVENTS_PUBLISHED")
         await until(lambda: _value(service, "closeout_events_unroutable_total", type="run.finalized") >= 1)
-    await eventually(engine, phase, "COMMITTED" if kept_back else "EVENTS_PUBLISHED")  # in the end, too
+    await eventually(engine, phase, "COMMITTED" if kept_back else "EVENTS_PUBLISHED")  # and stays so
 
 
 async def test_a_redelivery_publishes_the_events_left_by_a_crash_after_the_commit(

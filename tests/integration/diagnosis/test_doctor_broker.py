@@ -21,7 +21,7 @@ from tests.support.traffic import listen, publish, worker
 from tests.support.waiting import until
 
 ALL = ["rabbitmq", "topology", "consumers", "retries", "parked", "consume", "alarm", "publish"]
-# What README and deployments give a worker's user: it configures nothing.
+# The permissions of a worker's user in README and deployments: none to configure.
 WRITE, READ = r"^(governance\.events|closeout\.internal)$", r"^closeout\.run-completed$"
 _names = itertools.count()
 
@@ -133,7 +133,7 @@ async def test_a_missing_topology_does_not_end_the_other_checks(place):
     assert "NOT_FOUND" in checks["publish"].found
     assert "closeout topology" in checks["publish"].remedy
     channel = await vhost.broker.channel(confirms=False)
-    with pytest.raises(Exception, match="NOT_FOUND"):  # nothing was declared by looking
+    with pytest.raises(Exception, match="NOT_FOUND"):  # the check declares nothing
         await channel.queue_declare("closeout.parked", passive=True)
     await vhost.broker.close()
 

@@ -144,7 +144,7 @@ async def test_a_postgresql_without_tls_is_refused_where_tls_is_required(databas
     here = f"PostgreSQL is not available: {HERE}:{postgres.port}"
     url = database_url(postgres, sslmode="verify-full", sslrootcert=office.ours.file)
     assert await words_of_database(url) == f"{here} does not speak TLS, which sslmode=verify-full insists on"
-    # And the other way round, in PostgreSQL's own words.
+    # In the other direction, with PostgreSQL's message.
     assert "no encryption" in await words_of_database(database_url(database, ROLE, sslmode="disable"))
 
 

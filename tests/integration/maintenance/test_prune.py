@@ -292,7 +292,7 @@ async def test_a_concurrent_worker_is_not_blocked(engine, database_url):
 
 async def test_a_batch_uses_tid_range_and_key_lookups_only(engine, database_url):
     async with engine.begin() as conn:
-        # Autovacuum summarizes new page ranges of a BRIN index when it likes, and each counts as a scan of the table.
+        # Autovacuum summarizes new page ranges of a BRIN index at any time, and each counts as a scan of the table.
         for table, time in (("run_completions", "received_at"), ("rollbacks", "occurred_at")):
             await conn.execute(text(f"ALTER TABLE governance.{table} SET (autovacuum_enabled = off)"))
             await conn.execute(text(f"ALTER INDEX governance.{table}_{time} SET (autosummarize = off)"))

@@ -88,7 +88,7 @@ async def test_the_age_of_the_oldest_event_decides_the_verdict_and_exit_status(
 async def test_status_counts_by_tenant_and_type_with_the_oldest_first(engine, database_url):
     await commit(engine, 3, age="50 min", tenant_id="young")
     await commit(engine, 2, age="2 h", tenant_id="old")
-    async with engine.begin() as conn:  # of one run the first event went out
+    async with engine.begin() as conn:  # the first event of one run was published
         await conn.execute(
             text(
                 "DELETE FROM governance.outbox_events WHERE sequence = 1 AND run_id = "

@@ -81,8 +81,8 @@ async def test_unroutable_events_do_not_delay_later_ones(engine, broker):
         await sweeper.sweep()
     await listen(broker)
 
-    assert await sweeper.sweep() == 50  # behind the first 200
-    assert await sweeper.sweep() == 200  # and over again
+    assert await sweeper.sweep() == 50  # after the first 200
+    assert await sweeper.sweep() == 200  # and from the start again
     async with engine.connect() as conn:
         assert (await conn.execute(select(func.count()).select_from(tables.outbox_events))).scalar_one() == 0
 

@@ -84,7 +84,7 @@ async def test_a_replay_closes_out_the_run_once_the_cause_is_fixed(
 ):
     vhost = bare_amqp_url.rsplit("/", 1)[1]
     runner = BrokerConnection(rabbit.add_user(f"sender-{vhost}", "pw", "^$", ".*", ".*", vhost), name="runner")
-    # Who replays vouches for what is replayed, and must be believed.
+    # A replay carries the operator's user id, which must be trusted.
     trusted = f"sender-{vhost},{OPERATOR_USER}"
     async with engine.begin() as conn:
         await conn.execute(text("ALTER TABLE governance.incidents ADD CONSTRAINT no_b CHECK (tenant_id <> 'b')"))

@@ -26,7 +26,7 @@ from domains.tables import metadata
 from tests.support import roles
 from tests.support import run_messages as runs
 
-# As a worker of 0001 writes and reads.
+# Statements of a worker of 0001.
 OLD_EVALUATION = text(
     "INSERT INTO governance.policy_evaluations (tenant_id, run_id, policy_evaluation_id, outcome, policies_checked, "
     "violations, errors, evaluated_at) VALUES ('acme', gen_random_uuid(), gen_random_uuid(), 'no_violation', 1, "

@@ -28,7 +28,7 @@ OF_OPERATOR = ALL_READ | {
     "traces": "SELECT DELETE",
     "rollbacks": "SELECT DELETE",
 }
-# None of them any role's but the owner's or an administrator's.
+# Reserved to the owner or an administrator.
 REFUSED = {
     "drop a table": "DROP TABLE governance.incidents",
     "empty a table": "TRUNCATE governance.outbox_events",
@@ -62,7 +62,7 @@ REFUSED = {
     "write past the disk's rules": "SET session_replication_role = replica",
     "end another's session": "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'postgres'",
 }  # fmt: skip
-# The worker alone; the operator prunes and applies policies.
+# Only for the worker; the operator prunes and applies policies.
 REFUSED_TO_THE_WORKER = {
     "write policies": "INSERT INTO governance.policies SELECT * FROM governance.policies",
     "switch policies": "UPDATE governance.policies SET enabled = false",
@@ -150,9 +150,9 @@ def refused(postgres: PostgresServer, database: str, role: str, statement: str) 
     alone = statement.startswith(("CREATE DATABASE", "ALTER SYSTEM"))
     try:
         postgres.psql(statement if alone else f"BEGIN; {statement}; ROLLBACK", database, user=role)
-    except psycopg.Error as error:
-        # Another error would say nothing about the right.
-        return isinstance(error, psycopg.errors.InsufficientPrivilege)
+    except SqlError as error:
+        # Another error would not show the privilege.
+        return str(error).startswith("42501")
     return False
 
 

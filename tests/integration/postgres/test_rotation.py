@@ -184,7 +184,7 @@ async def test_credentials_of_a_second_role_and_user_rotate_without_an_outage(ro
         rotation.change_the_broker_s_file()
         await rotation.consumes(running)
         assert set(before) <= set(await value(engine, sessions))
-        # Whether this run finds a free session, or needs one that the server does not open yet, it is closed out.
+        # This run is closed out whether it gets an open session or needs a new one that is refused at first.
         await publish(broker, runs.body())
         await asyncio.to_thread(rotation.change_on_the_servers)
         await publish(broker, runs.body())
@@ -196,7 +196,7 @@ async def test_credentials_of_a_second_role_and_user_rotate_without_an_outage(ro
         role, user = await asyncio.to_thread(rotation.add_seconds)
         rotation.change_the_database_s_file(role)
         rotation.change_the_broker_s_file(user)
-        await asyncio.to_thread(rotation.change_on_the_servers)  # which ends what the first ones have open
+        await asyncio.to_thread(rotation.change_on_the_servers)  # which closes the connections of the first ones
         await publish(broker, runs.body())
         await eventually(engine, published_runs(), 3)
         assert await value(engine, sessions) == []

@@ -197,7 +197,7 @@ async def test_a_run_is_found_by_its_id_without_a_scan_and_an_ambiguous_one_need
         assert (await conn.execute(ONE_OF_THEM)).one() == (run_id, scans)
 
 
-# Of ten tenants, and t2 has a run of the same id as one of t1's.
+# Of ten tenants; one run id exists in both t1 and t2.
 MANY_RUNS = text(
     """
     INSERT INTO governance.run_completions (tenant_id, run_id, status, phase, mode, payload_digest, started_at,
@@ -240,7 +240,7 @@ async def test_output_on_80_columns_is_not_truncated_and_matches_200_columns(eng
         _, wide = await on_a_terminal(*arguments, columns=200, **urls)
 
         assert "Traceback" not in narrow
-        # No cell was so narrow that an id was cut, or that words were written down the page.
+        # No cell was so narrow that an id was truncated or a word wrapped letter by letter.
         assert "…" not in narrow, narrow
         assert not re.search(r"(?:^ *\S{1,4} *\n){2}", narrow, re.MULTILINE), narrow
         missing = sorted(word for word in set(_words(wide)) - set(_words(narrow)) if len(word) > 3 and word.isalpha())
@@ -261,7 +261,7 @@ async def test_output_on_40_columns_contains_each_step(engine, database_url):
     assert "0 search: succeeded, 120 ms, " in " ".join(narrow.split())
 
 
-# Of tables that have no heading where there is no room for it.
+# Headings that narrow tables omit.
 _HEADINGS = {
     "received",
     "code",

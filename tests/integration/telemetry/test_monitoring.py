@@ -27,7 +27,7 @@ from tests.unit.docs.test_readme import ON_CALL
 
 DASHBOARD = json.loads((DEPLOY / "grafana" / "closeout.json").read_text())
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
-# Counted only where a rollback's answer is lost with the line; and no policy is in shadow here.
+# Counted only where a rollback's response is lost with the connection; no policy is in shadow here.
 NEVER_HERE = {
     'closeout_transactions_total{mode="atomic",result="failed"}',
     'closeout_transactions_total{mode="legacy",result="failed"}',

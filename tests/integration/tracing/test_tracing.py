@@ -177,7 +177,7 @@ async def test_a_batch_of_one_run_is_recorded_in_its_runners_trace(database_url,
     assert links_of(receive) == [SENDER.traceparent]
     assert links_of(process) == [SENDER.traceparent, context_of(receive)]
     assert links_of(send) == [context_of(process)]
-    # A subscriber's span joins the runner's trace below ours, with what the vendors context.
+    # A subscriber's span joins the runner's trace below ours, with the vendors' tracestate.
     assert {named(event) for event in await received(events, 3)} == {TraceContext(context_of(process), "vendor=1")}
     assert process.attributes == {
         "messaging.system": "rabbitmq",

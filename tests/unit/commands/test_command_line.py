@@ -57,7 +57,7 @@ def test_every_command_help_has_an_example_and_fits_80_columns(name):
     assert all(len(line) <= 80 for line in result.stdout.splitlines())
     assert "<bool>" not in result.stdout
     assert "--no-" not in result.stdout
-    # Where a terminal would break a line once more, a word is left alone on the next one.
+    # Where a terminal would wrap a line again, the next one would hold a single word.
     assert all(len(line) <= 78 for line in inspect.cleandoc(ALL[name].help).partition("\n\n")[2].splitlines())
 
 

@@ -31,7 +31,7 @@ RUN = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
         ("a\u202eb", 'a<span class="odd">U+202E</span>b'),
         ("\x1b[31m", '<span class="odd">U+001B</span>[31m'),
         ("line one\n\tline two", "line one\n\tline two"),
-        ("שלום 👩‍🚀 naïve", "שלום 👩‍🚀 naïve"),  # what is written from right to left by nature stays as it is
+        ("שלום 👩‍🚀 naïve", "שלום 👩‍🚀 naïve"),  # right-to-left text is unmodified
         (True, "yes"),
         ({"a": "<b>"}, "{&#34;a&#34;: &#34;&lt;b&gt;&#34;}"),
     ],

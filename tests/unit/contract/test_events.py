@@ -17,7 +17,7 @@ from tests.support import run_messages as runs
 NOW = datetime(2026, 11, 1, 12, 1, 2, 345678, tzinfo=UTC)
 ABOUT = {"tenant_id", "run_id", "agent_id", "is_synthetic"}
 ENVELOPE = {"specversion", "id", "source", "type", "subject", "time", "datacontenttype", "data"}
-# The contract's section 4.
+# The events of the contract.
 FIELDS = {
     "incident.created": ABOUT | {"incident_id", "outcome", "severity", "category", "error_code"},
     "incident.suppressed": ABOUT | {"prevention_record_id", "policy_id", "error_code"},

@@ -91,7 +91,7 @@ def test_the_schema_rejects_every_shape_that_the_decoder_rejects(changes: dict[s
     with pytest.raises(MessageRefusedError):
         decode(json.dumps(fields).encode(), max_bytes=1_000_000)
     assert not _validator(run_completed_schema()).is_valid(fields)
-    # Many validators take a format for a remark.
+    # Many validators treat a format as an annotation.
     assert not Draft202012Validator(run_completed_schema()).is_valid(fields)
 
 

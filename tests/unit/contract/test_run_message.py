@@ -546,7 +546,7 @@ def test_flipped_inserted_and_lost_bytes_raise_only_refusals(edits: list[tuple[i
 def test_exchanged_values_raise_only_refusals(exchanges: list[tuple[tuple[Any, ...], Any]]):
     fields: Any = runs.message()
     for (*way, last), value in exchanges:
-        # An earlier exchange may have taken away what this one would change.
+        # An earlier exchange may have removed the value that this one would change.
         with suppress(KeyError, IndexError, TypeError):
             part = reduce(operator.getitem, way, fields)
             if value is ...:
