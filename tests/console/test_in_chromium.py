@@ -162,7 +162,7 @@ async def test_changes_are_updated_in_place_without_reloading_the_page(database_
 
 async def test_the_page_polls_every_two_seconds_except_while_hidden_or_paused(database_url, amqp_url, browser):
     hidden = "Object.defineProperty(document, 'hidden', {get: () => window.away === true})"
-    async with worker(database_url, amqp_url) as service, visit(browser, service, "/readyz") as page:
+    async with worker(database_url, amqp_url) as service, visit(browser, service, "/livez") as page:
         polls: list[Request] = []
         page.on("request", lambda request: polls.append(request) if request.url.endswith("/live") else None)
         await page.clock.install()

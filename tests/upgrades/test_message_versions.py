@@ -43,7 +43,7 @@ async def is_parked_whole(scenario: Scenario, body: bytes) -> None:
     headers = message.header.properties.headers
     assert headers is not None
     assert headers["x-closeout-reason"] == REASON
-    assert headers["x-closeout-error"] == "schema_version: found 2; this worker understands 1"
+    assert headers["x-closeout-error"] == "schema_version: found 2; expected 1"
     await channel.close()
     await scenario.until(partial(_waits, scenario, 1), what="its return")
 

@@ -103,9 +103,7 @@ async def test_a_pgbouncer_without_prepared_statements_is_reported_and_no_run_pr
     async with scenario.worker() as worker:
 
         async def named() -> bool:
-            return "a pooler that mixes prepared statements: use PgBouncer 1.21" in str(
-                (await worker.state())["reason"]
-            )
+            return "mixes prepared statements: use PgBouncer 1.21" in str((await worker.state())["reason"])
 
         await scenario.until(named, what="a pause with a reason")
         assert await scenario.count("run_completions") == 0
