@@ -21,8 +21,8 @@ from consumer.metrics import Metrics
 from tests.support import run_messages as runs
 from tests.support.broken_writes import break_writes_to, repair_writes
 from tests.support.console_site import close_out, path_of, until_shown
+from tests.support.faults.proxy import Proxy
 from tests.support.http import ready, request
-from tests.support.proxy import Proxy
 from tests.support.traffic import eventually, publish, worker
 from tests.support.waiting import until
 

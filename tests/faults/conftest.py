@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from servers import PostgresServer, RabbitServer
 
-from tests.support.fault_scenario import Scenario
+from tests.support.faults.scenario import Scenario
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ from servers.rabbitmq_cluster import RabbitCluster, RabbitNode
 from consumer.amqp.connection import BrokerConnection
 from consumer.amqp.topology import declare
 from consumer.contract.names import RUN_COMPLETED_QUEUE
-from tests.support.endurance import RESUME_SECONDS
-from tests.support.fault_scenario import Scenario
-from tests.support.proxy import Proxy
+from tests.support.faults.endurance import RESUME_SECONDS
+from tests.support.faults.invariants import assert_invariants
+from tests.support.faults.proxy import Proxy
+from tests.support.faults.scenario import Scenario
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -64,7 +65,7 @@ async def test_killing_each_cluster_node_in_turn_under_load_loses_nothing(
 
                 measured.append(await scenario.until(works, what="commits on two nodes"))
                 await scenario.in_thread(cluster.start)
-        again = await scenario.assert_invariants(worker)
+        again = await assert_invariants(scenario, worker)
         took = ", ".join(f"{seconds:.1f}" for seconds in measured)
         report(f"commits after {took} s; {len(scenario.bodies)} runs, {again} events repeated")
         assert max(measured) <= RESUME_SECONDS

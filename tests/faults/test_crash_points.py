@@ -13,8 +13,10 @@ from consumer.contract.run_message import decode
 from consumer.outbox.backlog import RELAYED_SECONDS
 from consumer.postgres.engine import create_engine
 from tests.support import run_messages as runs
-from tests.support.database_locks import hold_in_trigger, lock_table, ports_waiting_for_locks, waits_for_lock
-from tests.support.fault_scenario import RunningWorker, Scenario
+from tests.support.faults.database_locks import hold_in_trigger, lock_table, ports_waiting_for_locks, waits_for_lock
+from tests.support.faults.invariants import assert_invariants
+from tests.support.faults.running_worker import RunningWorker
+from tests.support.faults.scenario import Scenario
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -52,7 +54,7 @@ async def test_a_crash_before_the_commit_leaves_nothing_and_the_redelivery_is_ne
 
     async with scenario.worker() as second:
         await _closes_out(scenario, second, committed=RUNS, duplicate=0)
-        assert await scenario.assert_invariants(second) == 0
+        assert await assert_invariants(scenario, second) == 0
     assert await scenario.count("rollbacks") == 0
 
 
@@ -73,7 +75,7 @@ async def test_a_crash_during_the_commit_makes_the_redelivery_a_duplicate_and_pu
         # In one batch or in several: a run that the dead worker had not started is new to the second.
         await _closes_out(scenario, second, committed=RUNS - committed, duplicate=committed)
         scenario.must_be_published |= ids
-        assert await scenario.assert_invariants(second) == 0
+        assert await assert_invariants(scenario, second) == 0
 
 
 async def test_a_commit_with_a_lost_response_is_found_by_the_same_worker(scenario: Scenario):
@@ -86,7 +88,7 @@ async def test_a_commit_with_a_lost_response_is_found_by_the_same_worker(scenari
             assert len(doomed) == 1
             doomed[0].drop_next_response = True
         await _closes_out(scenario, worker, committed=0, duplicate=1)
-        assert await scenario.assert_invariants(worker) == 0
+        assert await assert_invariants(scenario, worker) == 0
         assert await scenario.sql("SELECT phase_reached FROM governance.rollbacks") == "TRACE_COMPLETED"
         unconfirmed = [r for r in worker.records() if r["event"] == "rolled back"]
         assert [r["confirmed"] for r in unconfirmed] == [False], "the rollback must not be reported as confirmed"
@@ -108,7 +110,7 @@ async def test_a_commit_with_a_lost_response_is_found_by_the_next_worker_after_a
     async with scenario.worker() as second:
         await _closes_out(scenario, second, committed=0, duplicate=1)
         scenario.must_be_published |= ids
-        assert await scenario.assert_invariants(second) == 0
+        assert await assert_invariants(scenario, second) == 0
 
 
 async def test_a_crash_between_commit_and_publish_is_repaired_by_the_redelivery(scenario: Scenario):
@@ -127,7 +129,7 @@ async def test_a_crash_between_commit_and_publish_is_repaired_by_the_redelivery(
     async with scenario.worker() as second:
         await _closes_out(scenario, second, committed=RUNS - committed, duplicate=committed)
         scenario.must_be_published |= ids
-        assert await scenario.assert_invariants(second) == 0
+        assert await assert_invariants(scenario, second) == 0
 
 
 async def test_a_crash_between_publish_and_mark_publishes_the_same_events_again(scenario: Scenario):
@@ -147,7 +149,7 @@ async def test_a_crash_between_publish_and_mark_publishes_the_same_events_again(
     async with scenario.worker() as second:
         await _closes_out(scenario, second, committed=0, duplicate=1)
         scenario.must_be_published |= ids
-        assert await scenario.assert_invariants(second) == 3, "published twice, with the same ids"
+        assert await assert_invariants(scenario, second) == 3, "published twice, with the same ids"
 
 
 async def test_a_crash_between_mark_and_ack_makes_the_redelivery_a_no_op(scenario: Scenario):
@@ -163,7 +165,7 @@ async def test_a_crash_between_mark_and_ack_makes_the_redelivery_a_no_op(scenari
 
     async with scenario.worker() as second:
         await _closes_out(scenario, second, committed=0, duplicate=1)
-        assert await scenario.assert_invariants(second) == 0
+        assert await assert_invariants(scenario, second) == 0
     assert {table: await _rows(scenario, table) for table in TABLES} == rows
 
 
@@ -178,7 +180,7 @@ async def test_another_workers_relay_publishes_a_dead_workers_events_without_a_r
 
     async with scenario.worker() as other:
         took = await scenario.all_closed_out()
-        assert await scenario.assert_invariants(other) == 0
+        assert await assert_invariants(scenario, other) == 0
     report(f"published after {took:.1f} s")
     assert took <= RELAYED_SECONDS + LATE_SECONDS
 

@@ -9,14 +9,14 @@ from consumer.closeout.retries import retry_transient
 from consumer.errors import Fault, fault_of, lies_in_data, sqlstate_of
 from consumer.postgres.engine import create_engine
 from consumer.postgres.readiness import probe
-from tests.support.fault_scenario import Scenario
-from tests.support.postgresql_failures import (
+from tests.support.faults.postgresql_failures import (
     TRANSIENT,
     connection_cut_between_statements,
     connection_cut_in_a_statement,
     ended_in_a_statement,
     execute,
 )
+from tests.support.faults.scenario import Scenario
 
 pytestmark = pytest.mark.timeout(100)
 

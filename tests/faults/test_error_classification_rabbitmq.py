@@ -13,7 +13,7 @@ from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BROKER_ERRORS, BrokerConnection
 from consumer.contract.names import EVENTS_EXCHANGE, RUN_COMPLETED_KEY, RUN_COMPLETED_QUEUE, RUNS_EXCHANGE
 from consumer.errors import Fault, UnavailableError, fault_of
-from tests.support.fault_scenario import Scenario
+from tests.support.faults.scenario import Scenario
 
 pytestmark = pytest.mark.timeout(100)
 

@@ -8,8 +8,10 @@ import pytest
 
 from consumer.contract.names import RUN_COMPLETED_QUEUE
 from tests.support import run_messages as runs
-from tests.support.database_locks import lock_table, waits_for_lock
-from tests.support.fault_scenario import RunningWorker, Scenario
+from tests.support.faults.database_locks import lock_table, waits_for_lock
+from tests.support.faults.invariants import assert_invariants
+from tests.support.faults.running_worker import RunningWorker
+from tests.support.faults.scenario import Scenario
 from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.timeout(180)
@@ -39,7 +41,7 @@ async def test_stopping_under_load_loses_no_run_and_redelivers_no_committed_run(
     assert worker.records()[-1]["event"] == "stopped"
 
     async with scenario.worker() as second:
-        assert await scenario.assert_invariants(second) == 0
+        assert await assert_invariants(scenario, second) == 0
         assert await second.metric('closeout_deliveries_total{result="duplicate"}') == 0
 
 
@@ -52,7 +54,7 @@ async def test_a_rolling_replacement_of_workers_under_load_loses_nothing(scenari
             assert await workers[-2].stop() == 0
     await scenario.all_closed_out()
     duplicates = await workers[-1].metric('closeout_deliveries_total{result="duplicate"}')
-    again = await scenario.assert_invariants(workers[-1])
+    again = await assert_invariants(scenario, workers[-1])
     assert await workers[-1].stop() == 0
     report(
         f"{len(scenario.bodies)} runs by five workers, {duplicates:.0f} duplicates at the last, {again} events repeated"
@@ -74,7 +76,7 @@ async def test_a_hanging_transaction_does_not_outlast_the_grace_period(scenario:
     assert took <= 4 + LATE
     assert _logged(worker, NOT_DRAINED)
     async with scenario.worker() as second:
-        assert await scenario.assert_invariants(second) == 0
+        assert await assert_invariants(scenario, second) == 0
 
 
 @pytest.mark.parametrize("stalled", ["database", "broker", "both"])
@@ -95,7 +97,7 @@ async def test_a_stalled_connection_does_not_outlast_the_grace_period(scenario: 
         each.flow()
     report(f"ended after {took:.1f} s of 6, exit {status}")
     async with scenario.worker() as second:
-        await scenario.assert_invariants(second)
+        await assert_invariants(scenario, second)
     assert status == 0
     assert took <= 6 + LATE
     assert _logged(worker, NOT_DRAINED)
@@ -113,7 +115,7 @@ async def test_a_second_signal_ends_the_worker_immediately(scenario: Scenario):
         # By the signal itself, where the end of the transaction would exit with 0.
         assert await asyncio.wait_for(worker.process.wait(), PATIENCE) == -signal.SIGTERM
     async with scenario.worker() as second:
-        assert await scenario.assert_invariants(second) == 0
+        assert await assert_invariants(scenario, second) == 0
 
 
 @pytest.mark.parametrize("away", ["postgres", "rabbit"])
@@ -131,7 +133,7 @@ async def test_a_worker_stops_promptly_while_a_server_is_unavailable(scenario: S
     assert not _logged(worker, NOT_DRAINED)
     await proxy.accept()
     async with scenario.worker() as second:
-        await scenario.assert_invariants(second)
+        await assert_invariants(scenario, second)
 
 
 async def _main_queue(scenario: Scenario) -> tuple[set[str], int]:

@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
-from tests.support.endurance import RESUME_SECONDS, endure
-from tests.support.fault_scenario import Scenario
+from tests.support.faults.endurance import RESUME_SECONDS, endure
+from tests.support.faults.invariants import assert_invariants
+from tests.support.faults.scenario import Scenario
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -98,4 +99,4 @@ async def test_a_rabbitmq_connection_lost_at_any_point_of_the_handshake_loses_no
         # The last one may not be closed out yet.
         back = await scenario.all_closed_out()
         report(f"{len(breaks)} connections broken in {took:.1f} s; all closed out {back:.1f} s later")
-        await scenario.assert_invariants(worker)
+        await assert_invariants(scenario, worker)

@@ -10,8 +10,10 @@ from consumer.amqp.confirmed_channel import CONFIRM_TIMEOUT_SECONDS
 from consumer.amqp.topology import declare
 from consumer.contract.names import EVENTS_EXCHANGE, RUN_COMPLETED_QUEUE
 from tests.support import run_messages as runs
-from tests.support.endurance import RESUME_SECONDS, endure
-from tests.support.fault_scenario import RunningWorker, Scenario
+from tests.support.faults.endurance import RESUME_SECONDS, endure
+from tests.support.faults.invariants import assert_invariants
+from tests.support.faults.running_worker import RunningWorker
+from tests.support.faults.scenario import Scenario
 from tests.support.roles import WORKER_USER, permit
 
 pytestmark = pytest.mark.timeout(180)
@@ -54,7 +56,7 @@ async def test_a_deleted_queue_pauses_the_worker_until_it_is_declared_again(scen
         back = await scenario.all_closed_out()
         report(f"paused after {paused:.1f} s; 20 runs closed out {back:.1f} s after the return")
         assert back <= RESUME_SECONDS
-        await scenario.assert_invariants(worker)
+        await assert_invariants(scenario, worker)
 
 
 async def test_a_deleted_event_exchange_keeps_events_in_the_outbox_until_it_is_declared_again(
@@ -114,7 +116,7 @@ async def test_a_memory_alarm_keeps_events_in_the_outbox_until_it_clears(scenari
             await alarm("0.6")
         back = await scenario.all_closed_out()
         report(f"30 commits after {done:.1f} s, acked {acked:.1f} s later; events out {back:.1f} s after the alarm")
-        await scenario.assert_invariants(worker)
+        await assert_invariants(scenario, worker)
 
 
 async def test_channels_closed_by_the_delivery_ack_timeout_are_opened_again(scenario: Scenario, report):
@@ -135,7 +137,7 @@ async def test_channels_closed_by_the_delivery_ack_timeout_are_opened_again(scen
             await lock()
             back = await scenario.all_closed_out()
             report(f"paused after {paused:.1f} s ({reason[:80]}); closed out {back:.1f} s after the return")
-            await scenario.assert_invariants(worker)
+            await assert_invariants(scenario, worker)
             assert back <= RESUME_SECONDS
     finally:
         await scenario.in_thread(
@@ -169,7 +171,7 @@ async def _events_stay_in_the_outbox_until(scenario: Scenario, worker: RunningWo
     )
     back = await scenario.all_closed_out()
     report(f"events of new runs after {new:.1f} s, of the 30 earlier ones {new + back:.1f} s after the return")
-    await scenario.assert_invariants(worker)
+    await assert_invariants(scenario, worker)
 
 
 async def _paused(worker: RunningWorker) -> bool:

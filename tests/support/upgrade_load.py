@@ -1,6 +1,7 @@
 """Two workers next to each other, each of which must be seen to process runs."""
 
-from tests.support.fault_scenario import RunningWorker, Scenario
+from tests.support.faults.running_worker import RunningWorker
+from tests.support.faults.scenario import Scenario
 
 # So few that neither of two workers receives everything.
 FEW = {"PREFETCH_COUNT": "5", "BATCH_MAX_RUNS": "5"}

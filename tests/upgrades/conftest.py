@@ -9,7 +9,7 @@ import pytest
 from servers import PostgresServer, RabbitServer
 
 from consumer.postgres.engine import create_engine
-from tests.support.fault_scenario import Scenario
+from tests.support.faults.scenario import Scenario
 from tests.support.schemas import bring_to
 
 # Code that knows schema 0001 only: `git archive` of consumer, domains and config at commit 9cf7bbd, the last one before

@@ -12,7 +12,9 @@ from consumer.contract.names import PARKED_QUEUE
 from consumer.contract.run_message import Decoded, decode
 from tests.support import run_messages as runs
 from tests.support.command_line import closeout
-from tests.support.fault_scenario import RunningWorker, Scenario
+from tests.support.faults.invariants import assert_invariants
+from tests.support.faults.running_worker import RunningWorker
+from tests.support.faults.scenario import Scenario
 from tests.support.upgrade_load import FEW, works
 
 pytestmark = pytest.mark.timeout(90)
@@ -99,4 +101,4 @@ async def test_version_2_messages_are_parked_unmodified_until_workers_support_bo
             await scenario.publish_body(in_time)
             await is_closed_out(scenario, in_time)
             await works(scenario, both)
-        await scenario.assert_invariants(both)
+        await assert_invariants(scenario, both)

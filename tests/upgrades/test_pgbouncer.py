@@ -23,8 +23,9 @@ from consumer.postgres.readiness import probe
 from domains.database.pooling import STATEMENT_PREFIX
 from domains.migrations.upgrade import PooledConnectionError, migrate
 from tests.support import run_messages as runs
-from tests.support.endurance import endure
-from tests.support.fault_scenario import Scenario
+from tests.support.faults.endurance import endure
+from tests.support.faults.invariants import assert_invariants
+from tests.support.faults.scenario import Scenario
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -110,7 +111,7 @@ async def test_a_pgbouncer_without_prepared_statements_is_reported_and_no_run_pr
         pooled.settings["max_prepared_statements"] = "200"
         await scenario.in_thread(pooled.restart)
         await scenario.until(worker.ready, what="work")
-        assert await scenario.assert_invariants(worker) == 0
+        assert await assert_invariants(scenario, worker) == 0
 
 
 async def test_session_mode_works_like_a_direct_connection(scenario: Scenario, pooled: PgBouncerServer):

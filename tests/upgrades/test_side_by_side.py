@@ -10,7 +10,9 @@ from consumer.postgres.engine import create_engine
 from consumer.postgres.readiness import probe
 from domains.migrations.compatibility import OLDEST_SCHEMA
 from domains.migrations.upgrade import Migrated, migrate, newest
-from tests.support.fault_scenario import RunningWorker, Scenario
+from tests.support.faults.invariants import assert_invariants
+from tests.support.faults.running_worker import RunningWorker
+from tests.support.faults.scenario import Scenario
 from tests.support.schemas import bring_to, revisions
 from tests.support.upgrade_load import COMMITTED, FEW, works
 from tests.upgrades.conftest import RUN_OLDER
@@ -71,7 +73,7 @@ async def test_an_upgrade_and_downgrade_under_load_lose_and_park_nothing(scenari
         await works(scenario, new, rolled_back)
         assert await new.stop() == 0
         await works(scenario, rolled_back)
-    assert await scenario.assert_invariants(rolled_back) == 0, "no event came twice"
+    assert await assert_invariants(scenario, rolled_back) == 0, "no event came twice"
     assert await rolled_back.stop() == 0
 
 

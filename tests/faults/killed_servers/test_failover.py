@@ -8,8 +8,8 @@ from consumer.errors import Fault, UnavailableError, fault_of
 from consumer.postgres.engine import create_engine
 from consumer.postgres.readiness import probe
 from tests.support import run_messages as runs
-from tests.support.endurance import endure
-from tests.support.fault_scenario import Scenario
+from tests.support.faults.endurance import endure
+from tests.support.faults.scenario import Scenario
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -4,8 +4,10 @@ import asyncio
 
 import pytest
 
-from tests.support.endurance import endure
-from tests.support.fault_scenario import RunningWorker, Scenario
+from tests.support.faults.endurance import endure
+from tests.support.faults.invariants import assert_invariants
+from tests.support.faults.running_worker import RunningWorker
+from tests.support.faults.scenario import Scenario
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -85,7 +87,7 @@ async def test_readyz_names_the_unavailable_server_and_no_further_run_is_started
             paused = await scenario.until(lambda: _paused(worker), what="a pause")
             reason = (await worker.state())["reason"]
             await scenario.database_proxy.accept()
-        await scenario.assert_invariants(worker)
+        await assert_invariants(scenario, worker)
     assert paused < 15, f"/readyz reported it {paused:.1f} s after the first batch was requeued"
     assert "PostgreSQL" in reason
 

@@ -6,8 +6,8 @@ INTERNAL_ERROR.
 
 import pytest
 
-from tests.support.endurance import endure
-from tests.support.fault_scenario import Scenario
+from tests.support.faults.endurance import endure
+from tests.support.faults.scenario import Scenario
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -14,7 +14,7 @@ from consumer.contract.names import EVENTS_EXCHANGE
 from consumer.errors import UnavailableError
 from consumer.metrics import Metrics
 from consumer.outbox.publisher import EventPublisher
-from tests.support.proxy import Proxy
+from tests.support.faults.proxy import Proxy
 from tests.support.traffic import listen, received
 from tests.support.waiting import until
 

@@ -23,7 +23,7 @@ from domains.policies.rules import PolicySet
 from domains.run import CompletedRun
 from tests.support import run_messages as runs
 from tests.support.broken_writes import break_writes_to, count, only_row, repair_writes
-from tests.support.proxy import Proxy
+from tests.support.faults.proxy import Proxy
 from tests.support.traffic import eventually
 from tests.support.waiting import PATIENCE
 

@@ -21,7 +21,7 @@ from domains.migrations.upgrade import migrate
 from tests.support import run_messages as runs
 from tests.support.certificates import EXPIRED_ON, HERE, Authority
 from tests.support.command_line import closeout
-from tests.support.fault_scenario import RunningWorker
+from tests.support.faults.running_worker import RunningWorker
 from tests.support.traffic import eventually, publish, published_runs, worker
 from tests.support.waiting import until
 

@@ -16,7 +16,7 @@ from consumer.amqp.connection import BrokerConnection
 from consumer.contract.names import PARKED_QUEUE, RETRY_QUEUE
 from tests.support import run_messages as runs
 from tests.support.command_line import CLOSEOUT, closeout
-from tests.support.fault_scenario import RunningWorker
+from tests.support.faults.running_worker import RunningWorker
 from tests.support.traffic import emptied, eventually, publish, published_runs
 from tests.support.waiting import until
 

@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from time import monotonic
 
-from tests.support.fault_scenario import RunningWorker, Scenario
+from tests.support.faults.invariants import assert_invariants
+from tests.support.faults.running_worker import RunningWorker
+from tests.support.faults.scenario import Scenario
 from tests.support.waiting import PATIENCE
 
 # Seconds from a server's return to the worker's next commit: one or two as a rule. A busy machine must not exceed it.
@@ -54,7 +56,7 @@ async def endure(
         back = await scenario.until(works, within=commit_within, what="the first commit after the recovery")
         ready = back + await scenario.until(worker.ready, what="readiness")
         measured.append(f"first commit after {back:.1f} s, ready after {ready:.1f} s")
-    again = await scenario.assert_invariants(worker)
+    again = await assert_invariants(scenario, worker)
     measured.append(f"{len(scenario.bodies)} runs, {again} events repeated")
     assert await worker.ready()
     return "; ".join(measured)

@@ -4,9 +4,6 @@ import asyncio
 import contextlib
 import json
 import os
-import re
-import signal
-from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,8 +17,6 @@ from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
 from consumer.contract.names import (
     EVENTS_EXCHANGE,
-    PARKED_QUEUE,
-    RETRY_QUEUE,
     RUN_COMPLETED_KEY,
     RUN_COMPLETED_QUEUE,
     RUNS_EXCHANGE,
@@ -31,78 +26,14 @@ from consumer.postgres.privileges import each_privilege
 from tests.support import run_messages as runs
 from tests.support import traffic
 from tests.support.command_line import CLOSEOUT
-from tests.support.http import request
-from tests.support.proxy import Proxy
+from tests.support.faults.proxy import Proxy
+from tests.support.faults.running_worker import RunningWorker
 from tests.support.roles import WORKER_USER, permit
 from tests.support.waiting import PATIENCE, until
 
 SUBSCRIBER = "subscriber"
-TYPES = ["incident.created", "policy.evaluated", "run.finalized"]
-_TICKS = os.sysconf("SC_CLK_TCK")
 # Lines of a worker's log that a test shows if it fails.
 LOG_LINES_PRINTED = 60
-
-
-class RunningWorker:
-    """A worker as seen from outside: its HTTP server, and its process where it has its own."""
-
-    def __init__(self, port: int, process: asyncio.subprocess.Process | None = None, log: Path | None = None) -> None:
-        self.port, self.process, self._log = port, process, log
-
-    @property
-    def alive(self) -> bool:
-        return self.process is None or self.process.returncode is None
-
-    def records(self) -> list[dict[str, Any]]:
-        """Return the records that the process has logged; a line that is not JSON raises."""
-        return [json.loads(line) for line in self.lines() if line.endswith("\n")]
-
-    def lines(self) -> list[str]:
-        assert self._log is not None
-        return self._log.read_text().splitlines(keepends=True)
-
-    def cpu_seconds(self) -> float:
-        assert self.process is not None
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
-
-    async def find_port(self) -> None:
-        """Wait until the process has logged where it serves HTTP."""
-        assert self.process is not None
-
-        def started() -> list[dict[str, Any]]:
-            assert self.alive, self.lines()
-            return self.records()
-
-        self.port = int((await until(started, what="the first log line"))[0]["http"].rpartition(":")[2])
-
-    async def get(self, path: str) -> tuple[int, str]:
-        response = await request(self.port, path)
-        return response.status, response.body
-
-    async def ready(self) -> bool:
-        return (await self.get("/readyz"))[0] == 200
-
-    async def state(self) -> dict[str, Any]:
-        return dict(json.loads((await self.get("/readyz"))[1]))
-
-    async def metric(self, series: str) -> float:
-        """Return the value of *series*, written as in the exposition; 0 where it does not exist yet."""
-        body = (await self.get("/metrics"))[1]
-        found = re.search(rf"^{re.escape(series)} (\S+)$", body, re.MULTILINE)
-        return float(found[1]) if found else 0.0
-
-    async def kill(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGKILL)
-        await self.process.wait()
-
-    async def stop(self) -> int:
-        """Send SIGTERM, wait for the end and return the exit status."""
-        assert self.process is not None
-        if self.alive:
-            self.process.send_signal(signal.SIGTERM)
-        return await asyncio.wait_for(self.process.wait(), PATIENCE)
 
 
 class Scenario:
@@ -296,46 +227,3 @@ class Scenario:
             return await self.phase_count() >= expected
 
         return await self.until(done, within=within, what=f"closing out {expected} runs")
-
-    async def assert_invariants(self, worker: RunningWorker | None = None) -> int:
-        """Assert that each run is once in every domain, its events have one id each, and no queue holds anything.
-
-        Returns the number of events that were published more than once.
-        """
-        await self.all_closed_out()
-        expected = {str(runs.run_id_of(body)) for body in self.bodies}
-
-        async def nothing_left() -> bool:
-            return await self.count("outbox_events") == 0 and await self.unacked() == 0
-
-        await self.until(nothing_left, what="an empty outbox and nothing unacked")
-        for table in ("run_completions", "incidents", "policy_evaluations", "traces"):
-            ids = await self.sql(f"SELECT run_id FROM governance.{table}")
-            assert sorted(ids.split()) == sorted(expected), table
-        assert await self.count("run_completions", "mode <> 'atomic' OR committed_at IS NULL") == 0
-        events = await self.events()
-        ids_of: dict[str, dict[str, str]] = defaultdict(dict)
-        for run_id, kind, event_id in events:
-            # The first of each type gives the order; a repetition must be the same event.
-            assert ids_of[run_id].setdefault(kind, event_id) == event_id, f"{kind} of {run_id} changed its id"
-        assert self.must_be_published <= {event_id for _, _, event_id in events}
-        unpublished = expected - set(ids_of)
-        assert not unpublished, await self._describe_unpublished(unpublished, worker)
-        assert [list(kinds) for kinds in ids_of.values()] == [TYPES] * len(expected)
-        for queue in (PARKED_QUEUE, RETRY_QUEUE, RUN_COMPLETED_QUEUE):
-            assert await self.length(queue) == 0, queue
-        if worker is not None:
-            for result in ("parked", "retried"):
-                assert await worker.metric(f'closeout_deliveries_total{{result="{result}"}}') == 0, result
-        return len(events) - 3 * len(expected)
-
-    async def _describe_unpublished(self, unpublished: set[str], worker: RunningWorker | None) -> str:
-        """Distinguish runs lost by the worker from those whose events the broker confirmed and lost, or returned."""
-        names = ", ".join(f"'{run_id}'" for run_id in unpublished)
-        rows = await self.sql(
-            "SELECT now(), run_id, received_at, committed_at, events_published_at "
-            f"FROM governance.run_completions WHERE run_id IN ({names})"
-        )
-        series = [f'closeout_events_unroutable_total{{type="{kind}"}}' for kind in TYPES]
-        returned = [await worker.metric(name) for name in series] if worker is not None else "unknown"
-        return f"no events of {len(unpublished)} runs; the broker returned {returned}\n{rows}\n{self.rabbit.log_tail()}"

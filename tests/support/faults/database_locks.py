@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import asyncpg
 
-from tests.support.fault_scenario import Scenario
+from tests.support.faults.scenario import Scenario
 
 _KEY = 4711
 

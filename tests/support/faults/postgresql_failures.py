@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from consumer.postgres.engine import create_engine
-from tests.support.fault_scenario import Scenario
+from tests.support.faults.scenario import Scenario
 
 Errors = Callable[[AsyncEngine, Scenario], Awaitable[None]]
 
