@@ -30,6 +30,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "unit" in item.path.parts)
 
 
+@pytest.fixture(autouse=True)
+def _no_log_handler_is_left() -> Iterator[None]:
+    """Remove the log handler of a command that ran in this process: it writes to a stream that is closed by now."""
+    yield
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        if type(handler).__module__ == configure_logs.__module__:
+            root.removeHandler(handler)
+            root.setLevel(logging.WARNING)
+
+
+def session_rabbitmq_version() -> Version:
+    """Return the RabbitMQ version of tests that do not name one: CLOSEOUT_RABBITMQ, else 4."""
+    return cast("Version", os.environ.get("CLOSEOUT_RABBITMQ", DEFAULT_VERSION))
+
+
 @pytest.fixture(scope="session")
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="closeout-tests-", ignore_cleanup_errors=True) as name:
@@ -37,10 +53,10 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def start_servers(folder: Path) -> tuple[PostgresServer, RabbitServer]:
+def start_servers(folder: Path, version: Version) -> tuple[PostgresServer, RabbitServer]:
     """Start both servers in *folder*, with a migrated template database and every user of the definitions."""
     postgres = PostgresServer(folder / "pg")
-    rabbit = RabbitServer(folder / "mq", version=session_rabbitmq_version())
+    rabbit = RabbitServer(folder / "mq", version=version)
     start_all(postgres, rabbit)
     postgres.create_database(_TEMPLATE)
     asyncio.run(migrated_by_the_owner(postgres, _TEMPLATE))
@@ -50,7 +66,7 @@ def start_servers(folder: Path) -> tuple[PostgresServer, RabbitServer]:
 
 @pytest.fixture(scope="session")
 def servers(folder: Path) -> Iterator[tuple[PostgresServer, RabbitServer]]:
-    postgres, rabbit = start_servers(folder)
+    postgres, rabbit = start_servers(folder, session_rabbitmq_version())
     yield postgres, rabbit
     rabbit.stop()
     postgres.stop()
@@ -77,8 +93,10 @@ def other_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitSer
 
 @pytest.fixture(params=["4", "3.10"])
 def any_rabbit(request: pytest.FixtureRequest) -> RabbitServer:
-    # Not in an async fixture: setting up the session's servers runs an event loop.
-    server: RabbitServer = request.getfixturevalue("rabbit" if request.param == "3.10" else "rabbit_4")
+    # Not an async fixture: the fixtures that it requests may start the servers, which runs another event loop.
+    server: RabbitServer = request.getfixturevalue(
+        "rabbit" if request.param == session_rabbitmq_version() else "other_rabbit"
+    )
     return server
 
 

@@ -34,10 +34,10 @@ def cluster(folder: Path) -> Iterator[RabbitCluster]:
 async def scenario(
     cluster: RabbitCluster, postgres: PostgresServer, database_url: str, tmp_path: Path
 ) -> AsyncIterator[Scenario]:
-    await asyncio.to_thread(cluster.one.create_vhost, VHOST)
-    made = Scenario(postgres, cluster.one, database_url.rsplit("/", 1)[1], VHOST, tmp_path)
+    await asyncio.to_thread(cluster.any_running.create_vhost, VHOST)
+    made = Scenario(postgres, cluster.any_running, database_url.rsplit("/", 1)[1], VHOST, tmp_path)
     made.broker_proxy = await Proxy(*cluster.ports).accept()
-    made.broker = BrokerConnection(_through(made.broker_proxy, cluster.one), name="runner")
+    made.broker = BrokerConnection(_through(made.broker_proxy, cluster.any_running), name="runner")
     await declare(made.broker)
     await made.set_up()
     try:

@@ -63,7 +63,7 @@ async def has_parked(scenario: Scenario, worker: RunningWorker, number: int) -> 
 
 async def replay(scenario: Scenario) -> None:
     done = await closeout("parked", "replay", "--reason", REASON, AMQP_URL=scenario.rabbit.url(scenario.vhost))
-    assert f"1 sent back and confirmed: {REASON} 1" in done.stdout, done.stderr
+    assert f"1 replayed and confirmed: {REASON} 1" in done.stdout, done.stderr
 
 
 async def is_closed_out(scenario: Scenario, body: bytes) -> None:

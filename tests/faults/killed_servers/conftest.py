@@ -5,16 +5,24 @@ from pathlib import Path
 
 import pytest
 from servers import PostgresServer, RabbitServer
+from servers.binaries.rabbitmq import Version
 
-from tests.conftest import start_servers
+from tests.conftest import session_rabbitmq_version, start_servers
 
 
 @pytest.fixture(scope="module")
-def servers(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[PostgresServer, RabbitServer]]:
-    place = folder / request.module.__name__
+def rabbitmq_version() -> Version:
+    return session_rabbitmq_version()
+
+
+@pytest.fixture(scope="module")
+def servers(
+    folder: Path, request: pytest.FixtureRequest, rabbitmq_version: Version
+) -> Iterator[tuple[PostgresServer, RabbitServer]]:
+    place = folder / f"{request.module.__name__}-{rabbitmq_version}"
     place.mkdir()
     place.chmod(0o755)
-    postgres, rabbit = start_servers(place)
+    postgres, rabbit = start_servers(place, rabbitmq_version)
     yield postgres, rabbit
     rabbit.kill()
     postgres.kill()

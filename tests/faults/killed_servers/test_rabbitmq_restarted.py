@@ -12,6 +12,11 @@ from tests.support.faults.scenario import Scenario
 pytestmark = pytest.mark.timeout(120)
 
 
+@pytest.fixture(scope="module", params=["4", "3.10"])
+def rabbitmq_version(request):
+    return request.param
+
+
 async def test_a_graceful_restart_of_rabbitmq_loses_nothing(scenario: Scenario, report):
     async def inject() -> None:
         await scenario.in_thread(scenario.rabbit.sync)

@@ -66,7 +66,7 @@ async def _migrate(url: str) -> None:
 @pytest.fixture
 def database(tls_postgres: PostgresServer, office: Office) -> PostgresServer:
     """A PostgreSQL with a valid certificate that requires a client certificate of the worker's role."""
-    tls_postgres.show(office.good)
+    tls_postgres.use_certificate(office.good)
     tls_postgres.admit(f"hostssl all {ROLE} 127.0.0.1/32 cert", f"host all {ROLE} 127.0.0.1/32 reject")
     tls_postgres.psql("TRUNCATE governance.run_completions, governance.incidents CASCADE", "closeout")
     return tls_postgres
@@ -120,7 +120,7 @@ async def test_a_postgresql_certificate_needs_the_right_host_dates_and_authority
     assert await words_of_database(checked) == f"{at} (db.example) is not for {HERE} but for db.example, mq.example"
     assert await words_of_database(host_unchecked) == ""
 
-    database.show(office.expired)
+    database.use_certificate(office.expired)
     assert await words_of_database(checked) == f"{at} ({HERE}) expired on {EXPIRED_ON}"
     assert await words_of_database(host_unchecked) == f"{at} ({HERE}) expired on {EXPIRED_ON}"
 
@@ -306,8 +306,8 @@ async def test_a_worker_reports_an_expired_certificate_and_continues_once_it_is_
     async with worker(place.database_url, place.amqp_url) as service:
         running = RunningWorker(service.http.port)
         await until(running.ready)
-        await asyncio.to_thread(place.database.show, office.expired)
-        await asyncio.to_thread(place.listener.show, office.expired)
+        await asyncio.to_thread(place.database.use_certificate, office.expired)
+        await asyncio.to_thread(place.listener.use_certificate, office.expired)
         await place.close_connections()
         of_database, of_broker = f"the certificate of {HERE}:{place.database.port}", f"{HERE}:{place.listener.port}"
         assert f"{of_database} ({HERE}) expired on {EXPIRED_ON}" in await reason(running, "expired")
@@ -318,9 +318,9 @@ async def test_a_worker_reports_an_expired_certificate_and_continues_once_it_is_
         assert output.stdout.count(f"({HERE}) expired on {EXPIRED_ON}") == 2
         assert output.stdout.count("to do: have the server's certificate renewed") == 2
 
-        await asyncio.to_thread(place.database.show, office.good)
+        await asyncio.to_thread(place.database.use_certificate, office.good)
         assert f"{of_broker} ({HERE}) expired on {EXPIRED_ON}" in await reason(running, of_broker)
-        await asyncio.to_thread(place.listener.show, office.good)
+        await asyncio.to_thread(place.listener.use_certificate, office.good)
         await until(running.ready)
         await eventually(engine, published_runs(), 1)
     await engine.dispose()

@@ -108,7 +108,7 @@ async def test_status_counts_by_tenant_and_type_with_the_oldest_first(engine, da
     assert {name: share["events"] for name, share in found["by_type"].items()} == dict(
         zip(TYPES, (4, 5, 5), strict=True)
     )
-    assert "5 runs have 14 events waiting, the oldest for 2 h" in output
+    assert "5 runs have 14 unpublished events, the oldest for 2 h" in output
     rows = [line.split() for line in output.splitlines()]
     assert ["young", "3", "9", "50", "min"] in rows
 
@@ -220,7 +220,7 @@ async def test_drain_keeps_and_names_unroutable_events_and_publishes_the_rest(en
     )  # fmt: skip
 
     assert done.returncode == 1
-    assert "210 runs still have events waiting: no queue is bound for incident.created.critical" in done.stderr
+    assert "210 runs still have unpublished events: no queue is bound for incident.created.critical" in done.stderr
     output = json.loads(done.stdout)
     assert (output["runs"], output["left"]) == (30, 210)
     assert await count(engine, "outbox_events") == 3 * 210

@@ -100,7 +100,7 @@ async def test_a_replay_closes_out_the_run_once_the_cause_is_fixed(
         async with engine.begin() as conn:
             await conn.execute(text("ALTER TABLE governance.incidents DROP CONSTRAINT no_b"))
         operators = as_user(amqp_url, OPERATOR_USER)
-        assert "1 sent back and confirmed: attempts_exhausted 1" in await printed(operators, "replay", "--tenant", "b")
+        assert "1 replayed and confirmed: attempts_exhausted 1" in await printed(operators, "replay", "--tenant", "b")
         await eventually(engine, published_runs(), 1)
     assert await emptied(broker, "closeout.parked") == []
     await runner.close()
@@ -204,7 +204,7 @@ async def test_messages_of_untrusted_publishers_are_replayed_only_with_an_explic
     out, err = await asyncio.to_thread(closeout, amqp_url, "replay", status=1)
     assert "0 replayed" in out
     assert "--reason untrusted_publisher" in err
-    assert "1 sent back" in await printed(amqp_url, "replay", "--reason", "untrusted_publisher")
+    assert "1 replayed" in await printed(amqp_url, "replay", "--reason", "untrusted_publisher")
 
 
 async def test_listing_thirty_times_loses_nothing_and_keeps_the_order(any_broker):
@@ -235,7 +235,7 @@ async def test_a_listing_that_crashes_returns_every_message(any_broker):
         raise SystemError(seen, total)
 
     with pytest.raises(SystemError):
-        await look(any_broker, EVERYTHING, rows=1, progress=dies)
+        await find(any_broker, EVERYTHING, rows=1, progress=dies)
     await until(lambda: has_length(any_broker, "closeout.parked", 40))
     assert len(await bodies_in_order(any_broker)) == 40
 
@@ -319,7 +319,7 @@ async def test_a_dry_run_changes_nothing(amqp_url, broker):
     bodies = [b"1", b"2", b"3"]
     for body in bodies:
         await put(broker, body)
-    assert "3 would be sent back" in await printed(amqp_url, "replay", "--dry-run")
+    assert "3 would be replayed" in await printed(amqp_url, "replay", "--dry-run")
     assert "2 would be discarded" in await printed(amqp_url, "discard", "--all", "--limit", "2", "--dry-run")
     assert await bodies_in_order(broker) == bodies
     assert await emptied(broker, "closeout.run-completed") == []
@@ -430,7 +430,7 @@ async def test_a_message_dead_lettered_by_rabbitmq_is_listed_and_replayed(amqp_u
     assert (found["reason"], found["message_id"]) == (None, "m")
     assert found["parked_at"]
     assert "rejected" in found["error"]
-    assert "1 sent back" in await printed(amqp_url, "replay")
+    assert "1 replayed" in await printed(amqp_url, "replay")
     (message,) = await emptied(broker, "closeout.run-completed")
     assert senders_headers(message) == {}
 
@@ -443,11 +443,11 @@ async def test_a_missing_queue_and_an_unavailable_broker_are_reported(bare_amqp_
 
 
 def test_long_bodies_are_truncated_and_escapes_are_readable():
-    assert body_in_words(b'{"a":1.000000000000000000001}') == '{\n  "a": 1.000000000000000000001\n}'
-    assert body_in_words(b"x" * 30_000).endswith("… and 10,000 more characters (--json has all)")
+    assert format_body(b'{"a":1.000000000000000000001}') == '{\n  "a": 1.000000000000000000001\n}'
+    assert format_body(b"x" * 30_000).endswith("… and 10,000 more characters (--json has all)")
     assert printable("tab\t\U000e0001") == "tab\\u0009\\U000e0001"
 
 
 async def _look_repeatedly(broker: BrokerConnection) -> None:
     for _ in range(5):
-        assert (await look(broker, EVERYTHING, rows=1)).count >= 200
+        assert (await find(broker, EVERYTHING, rows=1)).count >= 200

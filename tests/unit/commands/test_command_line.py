@@ -55,7 +55,7 @@ def test_every_command_help_has_an_example_and_fits_80_columns(name):
     example = result.stdout.partition("Example: ")[2]
     assert f"closeout {name}" in " ".join(example.split()), result.stdout
     assert all(len(line) <= 80 for line in result.stdout.splitlines())
-    assert "<bool>" not in result.stdout
+    assert result.stdout.count("<bool>") <= 1  # of --help, which is typer's own
     assert "--no-" not in result.stdout
     # Where a terminal would wrap a line again, the next one would hold a single word.
     assert all(len(line) <= 78 for line in inspect.cleandoc(ALL[name].help).partition("\n\n")[2].splitlines())
@@ -84,9 +84,7 @@ def test_a_run_id_of_another_tenant_than_the_option_is_a_usage_error():
     result = CliRunner().invoke(app, ["runs", "show", "--tenant", "acme", f"globex/{uuid4()}"])
 
     assert result.exit_code == 2
-    assert (
-        result.stderr == "--tenant: found 'acme', and RUN_ID names 'globex'; expected one of them, or both the same\n"
-    )
+    assert result.stderr == "--tenant: found 'acme', but RUN names tenant 'globex'; expected the same\n"
 
 
 def test_publish_reports_an_early_end_in_json_and_names_an_unreadable_file(tmp_path):
@@ -95,7 +93,7 @@ def test_publish_reports_an_early_end_in_json_and_names_an_unreadable_file(tmp_p
     good.write_bytes(runs.body())
 
     # A file that can be opened and not read, even by root.
-    for file, why in (("/proc/self/mem", "FILE: cannot be read on: "), (str(good), "RabbitMQ is not available: ")):
+    for file, why in (("/proc/self/mem", "FILE: read failed: "), (str(good), "RabbitMQ is not available: ")):
         result = CliRunner().invoke(app, ["publish", file, "--json"], env=unavailable)
         assert result.exit_code == 1
         document = json.loads(result.stdout)
