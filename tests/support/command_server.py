@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 # Seconds. Ends a test whose command hangs; a busy machine must not exceed it.
 TIMEOUT = 100.0
@@ -25,6 +26,7 @@ TIMEOUT = 100.0
 _NOT_PRELOADED = ("consumer.cli", "consumer.commands")
 _LIBRARIES = ("alembic.command", "aio_pika", "rich.table", "rich.progress", "sqlalchemy.dialects.postgresql.asyncpg")
 _STARTING = threading.Lock()
+_ROOT = Path(__file__).parents[2]
 
 
 class Fork:
@@ -57,12 +59,13 @@ class Fork:
 @functools.cache
 def _start() -> str:
     process = subprocess.Popen(
-        [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", __name__], cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout
-    address = "\0" + process.stdout.readline().strip()
+    name = process.stdout.readline().strip()
+    assert name, "the process that forks commands did not start"
     atexit.register(process.communicate)
-    return address
+    return f"\0{name}"
 
 
 def _serve() -> None:
