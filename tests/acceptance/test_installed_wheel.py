@@ -60,6 +60,12 @@ def test_the_installed_wheel_prints_its_documents_and_its_version(installed):
     assert closeout(installed, "--version").strip()
 
 
+def test_the_installed_wheel_is_described_by_the_readme_and_contains_no_guide(installed):
+    (metadata,) = installed.glob("closeout-*.dist-info/METADATA")
+    assert metadata.read_text().endswith((CHECKOUT / "README.md").read_text())
+    assert list(installed.rglob("README.md")) == []
+
+
 def test_the_installed_wheel_has_the_consoles_templates_and_files(installed):
     program = (
         "import asyncio; from consumer.console import rendering, responses\n"

@@ -59,7 +59,7 @@ class Installation:
         }
 
     def run(self, *arguments: str, status: int = 0, stdin: str = "") -> str:
-        done = run(*arguments, env=self.environ | self.urls(part_of(arguments)), stdin=stdin)
+        done = run(*arguments, env=self.environ | self.urls(identity_for(arguments)), stdin=stdin)
         assert done.returncode == status, done.stdout + done.stderr
         return str(done.stdout + done.stderr)
 
@@ -71,9 +71,9 @@ class Installation:
         return subprocess.Popen([CLOSEOUT, "worker"], env=environ, stderr=subprocess.PIPE)
 
     @contextmanager
-    def channel(self, part: Part) -> Iterator[Any]:
-        """A channel of *part*'s user, from pika."""
-        connection = pika.BlockingConnection(pika.URLParameters(self.urls(part)["AMQP_URL"]))
+    def channel(self, identity: Identity) -> Iterator[Any]:
+        """A channel of *identity*'s user, from pika."""
+        connection = pika.BlockingConnection(pika.URLParameters(self.urls(identity)["AMQP_URL"]))
         channel = connection.channel()
         channel.confirm_delivery()
         yield channel

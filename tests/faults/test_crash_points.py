@@ -1,4 +1,4 @@
-"""SIGKILL at every point of a message's way; a second worker finds what README's crash table says.
+"""SIGKILL at every point of a message's way; a second worker finds what tests/README.md says.
 
 The worker is held at each point by a lock, or by a trigger that waits for one, until it is dead.
 """

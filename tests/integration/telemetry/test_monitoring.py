@@ -23,7 +23,7 @@ from consumer.version import installed_version
 from tests.conftest import _TEMPLATE
 from tests.support.monitored_worker import DEPLOY, KEPT_BACK, PREFETCH, RULES, Monitored, monitored
 from tests.support.waiting import until_blocking
-from tests.unit.docs.test_readme import ON_CALL
+from tests.unit.docs.test_runbooks import ON_CALL
 
 DASHBOARD = json.loads((DEPLOY / "grafana" / "closeout.json").read_text())
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
