@@ -123,6 +123,10 @@ def _as_text(value: object) -> str:
 class _Handler(logging.StreamHandler[TextIO]):
     """Formats library records even if their arguments do not fit; logging would print them raw."""
 
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr  # not the one of configure_logs: a caller may have replaced and closed it since
+        super().emit(record)
+
     def format(self, record: logging.LogRecord) -> str:
         if hasattr(record, "_logger"):  # structlog's: its message is the complete record
             return super().format(record)

@@ -25,6 +25,11 @@ _numbers = itertools.count(1)
 _TEMPLATE = "migrated"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Move the unit tests to the end, so that a parallel run does not end with one long file."""
+    items.sort(key=lambda item: "unit" in item.path.parts)
+
+
 @pytest.fixture(autouse=True)
 def _no_log_handler_is_left() -> Iterator[None]:
     """Remove the log handler of a command that ran in this process: it writes to a stream that is closed by now."""
@@ -48,14 +53,20 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.fixture(scope="session")
-def servers(folder: Path) -> Iterator[tuple[PostgresServer, RabbitServer]]:
+def start_servers(folder: Path, version: Version) -> tuple[PostgresServer, RabbitServer]:
+    """Start both servers in *folder*, with a migrated template database and every user of the definitions."""
     postgres = PostgresServer(folder / "pg")
-    rabbit = RabbitServer(folder / "mq", version=session_rabbitmq_version())
+    rabbit = RabbitServer(folder / "mq", version=version)
     start_all(postgres, rabbit)
     postgres.create_database(_TEMPLATE)
     asyncio.run(migrated_by_the_owner(postgres, _TEMPLATE))
     add_users(rabbit)
+    return postgres, rabbit
+
+
+@pytest.fixture(scope="session")
+def servers(folder: Path) -> Iterator[tuple[PostgresServer, RabbitServer]]:
+    postgres, rabbit = start_servers(folder, session_rabbitmq_version())
     yield postgres, rabbit
     rabbit.stop()
     postgres.stop()
@@ -128,7 +139,7 @@ def bare_amqp_url(rabbit: RabbitServer) -> Iterator[str]:
 
 @pytest.fixture
 async def broker(bare_amqp_url: str) -> AsyncIterator[BrokerConnection]:
-    """A connection to a vhost with the topology."""
+    """A connection to a vhost with the topology declared."""
     made = BrokerConnection(bare_amqp_url, name="tests")
     await declare(made)
     yield made
@@ -137,7 +148,7 @@ async def broker(bare_amqp_url: str) -> AsyncIterator[BrokerConnection]:
 
 @pytest.fixture
 def amqp_url(bare_amqp_url: str, broker: BrokerConnection) -> str:
-    """The URL of a vhost with the topology."""
+    """The URL of a vhost with the topology declared."""
     return bare_amqp_url
 
 

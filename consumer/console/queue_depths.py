@@ -15,7 +15,7 @@ from consumer.contract.names import PARKED_QUEUE, RETRY_QUEUE, RUN_COMPLETED_QUE
 from consumer.errors import UnavailableError, one_line
 
 # Seconds for one answer; the broker gives it in a millisecond.
-_ANSWER_SECONDS = 2.0
+_ANSWER_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)

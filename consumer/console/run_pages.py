@@ -21,6 +21,9 @@ from consumer.runs.lookup import TENANTS_AT_MOST, RunFile
 
 # Runs that are kept for a second, for all who look at them; one may hold a megabyte.
 _KEPT = 8
+# Seconds that a viewer waits for a run. Before it was first read there is nothing to show in its place, unlike on the
+# overview, and on a busy machine a run of a megabyte takes longer than the overview's patience.
+_PATIENCE_SECONDS = 5.0
 _A_TENANT = "1 to 128 characters of A-Z a-z 0-9 . _ -"
 _A_RUN = "a UUID such as 01890a5d-ac96-774b-bcce-b302099a8057"
 
@@ -106,7 +109,7 @@ class RunPages:
         """Return what *read* finds, asked once for all who look at the same at once."""
         self._seen()
         key = (tenant_id, run_id)
-        shared = self._shared.setdefault(key, Shared("PostgreSQL", read))
+        shared = self._shared.setdefault(key, Shared("PostgreSQL", read, patience_seconds=_PATIENCE_SECONDS))
         self._shared.move_to_end(key)
         while len(self._shared) > _KEPT:
             self._shared.popitem(last=False)

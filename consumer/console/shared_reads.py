@@ -32,7 +32,7 @@ _SELDOM_SECONDS = 20.0
 # Seconds that a viewer waits for a new reading before the last known one is shown instead: the page answers within one.
 PATIENCE_SECONDS = 0.6
 # Seconds of silence after which a server counts as away: a first connection over TLS takes longer than the patience.
-_AWAY_SECONDS = 2.0
+_AWAY_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,12 @@ class Shared(Generic[T]):
     inside a database call can leak its connection; it must bound its own waits.
     """
 
-    def __init__(self, what: str, read: Callable[[], Awaitable[T]]) -> None:
+    def __init__(
+        self, what: str, read: Callable[[], Awaitable[T]], *, patience_seconds: float = PATIENCE_SECONDS
+    ) -> None:
         self._what = what
         self._read = read
+        self._patience_seconds = patience_seconds
         self._known: Reading[T] = Reading()
         self._task: asyncio.Task[None] | None = None
         self._started = self._due = float("-inf")
@@ -66,7 +69,7 @@ class Shared(Generic[T]):
             self._task = asyncio.create_task(self._renew())
         task = self._task
         if task is not None:
-            await asyncio.wait({task}, timeout=max(0.0, self._started + PATIENCE_SECONDS - monotonic()))
+            await asyncio.wait({task}, timeout=max(0.0, self._started + self._patience_seconds - monotonic()))
             if not task.done():
                 waited = monotonic() - self._started
                 if self._known.fault is None:

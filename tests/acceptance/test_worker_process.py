@@ -1,4 +1,4 @@
-"""The installed ``closeout`` command as a process, between a RabbitMQ client that is not ours and a real database.
+"""The installed ``closeout`` command as a process, between another RabbitMQ client and a real database.
 
 Runs on both majors of RabbitMQ.
 """
@@ -7,11 +7,10 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,9 @@ from tests.acceptance import roles_of_commands as identities
 from tests.acceptance.roles_of_commands import Identity, identity_for
 from tests.support import roles
 from tests.support import run_messages as runs
-
-CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
+from tests.support.command_line import CLOSEOUT, run
+from tests.support.http import request_blocking
+from tests.support.waiting import PATIENCE, until_blocking
 
 
 @pytest.fixture(scope="module", params=["3.10", "4"])
@@ -36,9 +36,9 @@ def a_rabbit(request: pytest.FixtureRequest, folder: Path) -> Iterator[RabbitSer
 
 
 class Installation:
-    """One database, one vhost, and the command line over both, each command as the role and the user that are its own.
+    """One database, one vhost, and the command line over both, each command with its own role and user.
 
-    They may do what ``deploy/`` grants them and no more, so that every test here also says that it is enough.
+    They have only the privileges of ``deploy/``, so that every test here also shows that these are enough.
     """
 
     def __init__(self, postgres: PostgresServer, database: str, rabbit: RabbitServer, vhost: str) -> None:
@@ -58,16 +58,8 @@ class Installation:
             "COLUMNS": "200",
         }
 
-    def run(self, *arguments: str, status: int = 0, **more: Any) -> str:
-        done = subprocess.run(
-            [CLOSEOUT, *arguments],
-            env=self.environ | self.urls(identity_for(arguments)),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            **more,
-        )
+    def run(self, *arguments: str, status: int = 0, stdin: str = "") -> str:
+        done = run(*arguments, env=self.environ | self.urls(identity_for(arguments)), stdin=stdin)
         assert done.returncode == status, done.stdout + done.stderr
         return str(done.stdout + done.stderr)
 
@@ -80,7 +72,7 @@ class Installation:
 
     @contextmanager
     def channel(self, identity: Identity) -> Iterator[Any]:
-        """A channel of *identity*'s user, from a client that is not ours."""
+        """A channel of *identity*'s user, from pika."""
         connection = pika.BlockingConnection(pika.URLParameters(self.urls(identity)["AMQP_URL"]))
         channel = connection.channel()
         channel.confirm_delivery()
@@ -88,16 +80,18 @@ class Installation:
         connection.close()
 
     def another_port(self) -> int:
-        """Return one for a second worker; both stay ours, where a free one may be anybody's a moment later."""
+        """Reserve and return a port for a second worker."""
         self._ports.append(Port())
         return self._ports[-1].number
 
     def sql(self, statement: str) -> str:
         return str(self.postgres.psql(statement, self.database)).strip()
 
-    def http(self, path: str, port: object = None) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port or self.port}{path}", timeout=5) as answer:
-            return str(answer.read().decode())
+    def http(self, path: str, port: int = 0) -> str:
+        return request_blocking(port or self.port, path).body
+
+    def ready(self, port: int = 0) -> bool:
+        return bool(json.loads(self.http("/readyz", port))["ready"])
 
 
 @pytest.fixture
@@ -131,7 +125,7 @@ def operator(installation: Installation) -> Iterator[Any]:
         yield channel
 
 
-def test_messages_in_rows_and_events_out_duplicates_harmless_bad_ones_parked_and_sigterm_exits_0(
+def test_a_worker_closes_out_runs_drops_duplicates_parks_invalid_ones_and_exits_0(
     installation, runner, subscriber, operator
 ):
     queue = subscriber.queue_declare("subscriber.everything", exclusive=True).method.queue
@@ -144,19 +138,19 @@ def test_messages_in_rows_and_events_out_duplicates_harmless_bad_ones_parked_and
             runner.basic_publish(
                 "runs", "run.completed", body, pika.BasicProperties(content_type="application/json"), mandatory=True
             )
-        _until(
+        until_blocking(
             lambda: (
                 installation.sql("SELECT count(*) FROM governance.run_completions WHERE phase = 'EVENTS_PUBLISHED'")
                 == "50"
             )
         )
-        _until(lambda: json.loads(installation.http("/readyz"))["ready"])
-        _until(lambda: 'closeout_deliveries_total{result="duplicate"} 50.0' in installation.http("/metrics"))
+        until_blocking(installation.ready)
+        until_blocking(lambda: 'closeout_deliveries_total{result="duplicate"} 50.0' in installation.http("/metrics"))
         events = _take(subscriber, queue, 150)
         parked = _take(operator, "closeout.parked", 2)
     finally:
         process.send_signal(signal.SIGTERM)
-        logs = process.communicate(timeout=30)[1].decode()
+        logs = process.communicate(timeout=PATIENCE)[1].decode()
 
     assert process.returncode == 0, logs
     assert {properties.headers["x-closeout-reason"]: body for properties, body in parked} == bad
@@ -178,27 +172,27 @@ def test_messages_in_rows_and_events_out_duplicates_harmless_bad_ones_parked_and
     assert "EXECUTION_TIMEOUT" in shown
 
 
-def test_doctor_finds_a_workers_role_and_user_in_order_beside_a_live_worker(installation):
+def test_doctor_accepts_a_workers_role_and_user_next_to_a_live_worker(installation):
     process = installation.worker()
     try:
-        _until(lambda: json.loads(installation.http("/readyz"))["ready"])
+        until_blocking(installation.ready)
         assert "0 problems, 0 warnings, 21 ok" in installation.run("doctor")
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE)
 
 
-def test_two_workers_given_the_same_runs_at_the_same_instant_commit_each_once(installation, runner):
+def test_two_workers_given_the_same_runs_commit_each_once(installation, runner):
     bodies = [runs.body() for _ in range(100)]
     first = installation.worker()
     installation.environ["HTTP_PORT"] = str(installation.another_port())
     second = installation.worker()
     try:
-        for port in (installation.port, installation.environ["HTTP_PORT"]):
-            _until(lambda port=port: json.loads(installation.http("/readyz", port))["ready"])
+        for port in (installation.port, int(installation.environ["HTTP_PORT"])):
+            until_blocking(partial(installation.ready, port))
         for body in bodies * 2:
             runner.basic_publish("runs", "run.completed", body, pika.BasicProperties(content_type="application/json"))
-        _until(
+        until_blocking(
             lambda: (
                 installation.sql("SELECT count(*) FROM governance.run_completions WHERE phase = 'EVENTS_PUBLISHED'")
                 == "100"
@@ -207,7 +201,7 @@ def test_two_workers_given_the_same_runs_at_the_same_instant_commit_each_once(in
     finally:
         for process in (first, second):
             process.send_signal(signal.SIGINT)
-        logs = [process.communicate(timeout=30)[1].decode() for process in (first, second)]
+        logs = [process.communicate(timeout=PATIENCE)[1].decode() for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], logs
     assert installation.sql("SELECT count(*) FROM governance.incidents") == "100"
     assert installation.sql("SELECT count(*) FROM governance.rollbacks") == "0"
@@ -217,11 +211,11 @@ def test_the_command_line_publishes_lists_and_applies_policies(installation, tmp
     lines = [runs.body(), b"{broken", runs.body(tenant_id="not allowed"), runs.body()]
     file = tmp_path / "runs.jsonl"
     file.write_bytes(b"\n".join(lines))
-    said = installation.run("publish", str(file), status=1)
-    assert "line 2: invalid_json" in said
-    assert "line 3: schema_violation: tenant_id" in said
-    assert "2 published and confirmed, 2 refused" in said
-    assert json.loads(installation.run("publish", "-", "--json", input=lines[0].decode())) == {
+    output = installation.run("publish", str(file), status=1)
+    assert "line 2: invalid_json" in output
+    assert "line 3: schema_violation: tenant_id" in output
+    assert "2 published and confirmed, 2 refused" in output
+    assert json.loads(installation.run("publish", "-", "--json", stdin=lines[0].decode())) == {
         "published": 1,
         "refused": 0,
         "failure": None,
@@ -239,7 +233,7 @@ def test_the_command_line_publishes_lists_and_applies_policies(installation, tmp
     assert "run.usage.cost_usd > 0.01" in installation.run("policies", "list")
     process = installation.worker()
     try:
-        _until(
+        until_blocking(
             lambda: (
                 installation.sql("SELECT count(*) FROM governance.run_completions WHERE phase = 'EVENTS_PUBLISHED'")
                 == "2"
@@ -247,26 +241,26 @@ def test_the_command_line_publishes_lists_and_applies_policies(installation, tmp
         )
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE)
     listed = json.loads(installation.run("runs", "list", "--json"))
     assert {run["policy"] for run in listed} == {"violation"}
     assert installation.run("migrate", "--check").strip() == "schema and tables agree"
 
 
-def test_a_worker_with_the_flag_off_warns_loudly_and_closes_out_on_the_legacy_path(installation, runner):
+def test_a_worker_without_the_coordinator_warns_and_uses_the_legacy_path(installation, runner):
     del installation.environ["TRANSACTION_COORDINATOR_ENABLED"]
     process = installation.worker()
     try:
         runner.basic_publish(
             "runs", "run.completed", runs.body(), pika.BasicProperties(content_type="application/json")
         )
-        _until(
+        until_blocking(
             lambda: installation.sql("SELECT mode || phase FROM governance.run_completions") == "legacyEVENTS_PUBLISHED"
         )
         assert "closeout_coordinator_enabled 0.0" in installation.http("/metrics")
     finally:
         process.terminate()
-        logs = process.communicate(timeout=30)[1].decode()
+        logs = process.communicate(timeout=PATIENCE)[1].decode()
     warnings = [json.loads(line) for line in logs.splitlines() if json.loads(line)["level"] == "warning"]
     assert "TRANSACTION_COORDINATOR_ENABLED IS FALSE" in warnings[0]["event"]
 
@@ -280,17 +274,5 @@ def _take(channel: Any, queue: str, number: int) -> list[tuple[Any, bytes]]:
             found.append((properties, body))
         return len(found) == number
 
-    _until(more, pause=0.0)
+    until_blocking(more, every=0.01, what=f"{number} messages in {queue}")
     return found
-
-
-def _until(condition: Any, *, within: float = 30, pause: float = 0.05) -> None:
-    deadline = time.monotonic() + within
-    while True:
-        try:
-            if condition():
-                return
-        except OSError:
-            pass  # not listening yet
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(pause)

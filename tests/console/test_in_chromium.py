@@ -1,4 +1,4 @@
-"""The console in a real browser: what is hostile is shown and not run, pages fit, and they keep themselves fresh."""
+"""The console in a real browser: hostile text is not executed, pages fit their window and update themselves."""
 
 import asyncio
 import json
@@ -15,16 +15,20 @@ from consumer.assembly import Service
 from domains.policies.apply import apply_policies
 from domains.policies.files import PolicyDraft
 from tests.support import run_messages as runs
-from tests.support.broken_writes import break_writes_to, mend_writes
-from tests.support.console_site import HOSTILE, ask, close_out, hostile_run, path_of
+from tests.support.broken_writes import break_writes_to, repair_writes
+from tests.support.console_site import HOSTILE, close_out, hostile_run, path_of, until_shown
 from tests.support.traffic import publish, worker
 
-# Reports into the page itself what the content security policy had to stop; a listener of the page's own.
+# Records in the page what its content security policy blocked.
 WATCH = "window.stopped = []; addEventListener('securitypolicyviolation', e => stopped.push(e.violatedDirective))"
-# Things that reach beyond the window on the right, but for those in a box that scrolls by itself.
+# Elements that extend beyond the right edge of the window, except within a scrolling box.
 BEYOND = """() => [...document.querySelectorAll('body *')]
     .filter(e => e.getBoundingClientRect().right > innerWidth + 0.5 && !e.closest('pre, .c-run, svg'))
     .map(e => e.outerHTML.slice(0, 200))"""
+
+
+# Milliseconds: the deadline of a failed expectation; a busy machine must not exceed it.
+expect.set_options(timeout=30_000)
 
 
 @pytest.fixture
@@ -37,7 +41,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @asynccontextmanager
 async def visit(browser: Browser, service: Service, path: str, **options: Any) -> AsyncIterator[Page]:
-    """Open *path*; afterwards nothing must have run that is not ours, and nothing been stopped or gone wrong."""
+    """Open *path*; afterwards assert that no foreign script ran and the page reported no error."""
     page = await browser.new_page(base_url=f"http://127.0.0.1:{service.http.port}", **options)
     wrong: list[str] = []
     page.on("dialog", lambda dialog: wrong.append(f"dialog: {dialog.message}"))
@@ -52,7 +56,7 @@ async def visit(browser: Browser, service: Service, path: str, **options: Any) -
     await page.close()
 
 
-async def test_hostile_words_in_every_field_are_shown_and_not_run(database_url, amqp_url, engine, broker, browser):
+async def test_hostile_text_in_every_field_is_shown_and_not_executed(database_url, amqp_url, engine, broker, browser):
     names = list(HOSTILE.values())
     drafts = [
         PolicyDraft(name=name, effect="flag", severity="HIGH", condition=condition, tenant_id=None, enabled=True)
@@ -66,8 +70,8 @@ async def test_hostile_words_in_every_field_are_shown_and_not_run(database_url, 
         await close_out(broker, engine, body, message_id=HOSTILE["script"])
         await break_writes_to(engine, "traces", HOSTILE["image"])
         await publish(broker, unlucky, *parked, message_id=HOSTILE["style"])
-        await _until(service, "/", f"{len(parked) + 1} messages are parked")
-        await mend_writes(engine)
+        await until_shown(service, "/", f"{len(parked) + 1} messages are parked")
+        await repair_writes(engine)
         for path, least in (("/", 2), (path_of(body), 9), ("/runs?q=" + "%22%3E%3Cscript%3Ealert(9)%3C/script%3E", 0)):
             async with visit(browser, service, path) as page:
                 assert await page.locator("script").count() == 1
@@ -88,7 +92,7 @@ async def test_hostile_words_in_every_field_are_shown_and_not_run(database_url, 
                     assert await page.locator("input").input_value() == '"><script>alert(9)</script>'
 
 
-async def test_a_message_of_a_megabyte_is_cut_with_a_note_and_a_thousand_steps_are_folded(
+async def test_a_megabyte_message_is_truncated_and_a_thousand_steps_are_collapsed(
     database_url, amqp_url, engine, broker, browser
 ):
     steps = [{"index": n, "skill": f"step-{n}", "status": "succeeded", "duration_ms": n} for n in range(1_000)]
@@ -103,8 +107,8 @@ async def test_a_message_of_a_megabyte_is_cut_with_a_note_and_a_thousand_steps_a
             assert await page.evaluate(BEYOND) == []
 
 
-async def test_the_browser_s_own_check_would_have_found_an_injected_script(database_url, amqp_url, browser):
-    """The other tests lean on this: what an attacker would do is stopped, and is seen to have been stopped."""
+async def test_the_browser_detects_an_injected_script(database_url, amqp_url, browser):
+    """The other tests rely on this: an injected script is blocked, and the blocking is detected."""
     async with worker(database_url, amqp_url) as service:
         page = await browser.new_page(base_url=f"http://127.0.0.1:{service.http.port}")
         await page.add_init_script(WATCH)
@@ -118,9 +122,7 @@ async def test_the_browser_s_own_check_would_have_found_an_injected_script(datab
         assert await page.evaluate("[window.stopped.length > 0, window.hacked]") == [True, None]
 
 
-async def test_no_page_is_wider_than_its_window_whatever_its_words_are_like(
-    database_url, amqp_url, engine, broker, browser
-):
+async def test_no_page_is_wider_than_its_window_with_long_text(database_url, amqp_url, engine, broker, browser):
     long = "W" * 400
     body = runs.body(
         tenant_id="t" * 128, agent_id=long, model=long, error_message=long, error_code="E" * 64,
@@ -133,8 +135,8 @@ async def test_no_page_is_wider_than_its_window_whatever_its_words_are_like(
         await close_out(broker, engine, body, message_id="M" * 200)
         await break_writes_to(engine, "incidents", long)
         await publish(broker, runs.body(tenant_id="u" * 128), json.dumps({"schema_version": long}).encode())
-        await _until(service, "/", "2 messages are parked")
-        await mend_writes(engine)
+        await until_shown(service, "/", "2 messages are parked")
+        await repair_writes(engine)
         for path in ("/", path_of(body), f"/runs/{'v' * 128}/{uuid4()}", "/runs?q=" + "w" * 300):
             async with visit(browser, service, path) as page:
                 for width in (320, 360, 768, 1200):
@@ -143,102 +145,102 @@ async def test_no_page_is_wider_than_its_window_whatever_its_words_are_like(
                     assert await page.evaluate(BEYOND) == [], path
 
 
-async def test_what_changes_is_put_in_by_itself_and_the_rest_of_the_page_stays(
-    database_url, amqp_url, engine, broker, browser
-):
+async def test_changes_are_updated_in_place_without_reloading_the_page(database_url, amqp_url, engine, broker, browser):
     first, second = runs.body(), runs.body()
     async with worker(database_url, amqp_url) as service:
         await close_out(broker, engine, first)
-        await _until(service, "/", path_of(first))
+        await until_shown(service, "/", path_of(first))
         async with visit(browser, service, "/") as page:
             await page.evaluate("window.same = true")
             await page.locator(f"a[href='{path_of(first)}']").focus()
             await close_out(broker, engine, second)
-            await expect(page.locator(f"a[href='{path_of(second)}']")).to_be_visible(timeout=30_000)
+            await expect(page.locator(f"a[href='{path_of(second)}']")).to_be_visible()
             assert await page.evaluate("window.same")
-            # The reader's place is kept, though the list around it is a new one.
+            # The focus is kept, although the list around it was replaced.
             assert await page.evaluate("document.activeElement.getAttribute('href')") == path_of(first)
 
 
-async def test_it_asks_every_two_seconds_but_not_while_it_is_out_of_sight_or_paused(database_url, amqp_url, browser):
+async def test_the_page_polls_every_two_seconds_except_while_hidden_or_paused(database_url, amqp_url, browser):
     hidden = "Object.defineProperty(document, 'hidden', {get: () => window.away === true})"
-    async with worker(database_url, amqp_url) as service, visit(browser, service, "/readyz") as page:
-        asked: list[Request] = []
-        page.on("request", lambda request: asked.append(request) if request.url.endswith("/live") else None)
+    async with worker(database_url, amqp_url) as service, visit(browser, service, "/livez") as page:
+        polls: list[Request] = []
+        page.on("request", lambda request: polls.append(request) if request.url.endswith("/live") else None)
         await page.clock.install()
         await page.add_init_script(hidden)
         await page.goto("/")
 
-        async def seconds_until_asked(times: int) -> float:
-            """By the page's own clock, on which the seconds pass too that all this takes."""
-            began = await page.evaluate("Date.now()")
-            asked.clear()
-            while len(asked) < times:
+        async def seconds_until_polled(times: int) -> float:
+            """By the page's clock, which also advances with real time."""
+            started = await page.evaluate("Date.now()")
+            polls.clear()
+            while len(polls) < times:
                 await page.clock.run_for(250)
-                await asyncio.sleep(0.02)  # for the answer, which takes real time
-            return float(await page.evaluate("Date.now()") - began) / 1000
+                await asyncio.sleep(0.02)  # for the response, which takes real time
+            return float(await page.evaluate("Date.now()") - started) / 1000
 
-        async def asked_within_a_minute() -> int:
-            asked.clear()
+        async def polls_within_a_minute() -> int:
+            polls.clear()
             await page.clock.run_for(60_000)
-            return len(asked)
+            return len(polls)
 
-        assert await seconds_until_asked(5) >= 4 * 2
+        assert await seconds_until_polled(5) >= 4 * 2
         await page.evaluate("window.away = true")
-        assert await asked_within_a_minute() <= 1  # the one that was on its way
-        assert await asked_within_a_minute() == 0
+        assert await polls_within_a_minute() <= 1  # a request that was already sent
+        assert await polls_within_a_minute() == 0
         await page.evaluate("window.away = false; document.dispatchEvent(new Event('visibilitychange'))")
-        assert await seconds_until_asked(2) >= 2
+        assert await seconds_until_polled(2) >= 2
         await page.get_by_role("button", name="Live").click()
         await expect(page.get_by_role("button", name="Paused")).to_be_visible()
-        assert await asked_within_a_minute() == 0
+        assert await polls_within_a_minute() == 0
         await page.get_by_role("button", name="Paused").click()
-        assert await seconds_until_asked(2) >= 2
+        assert await seconds_until_polled(2) >= 2
         await expect(page.get_by_role("button", name="Live")).to_be_visible()
 
 
-async def test_what_somebody_is_selecting_is_not_taken_from_under_them(database_url, amqp_url, engine, broker, browser):
+async def test_an_update_does_not_replace_selected_text(database_url, amqp_url, engine, broker, browser):
     first, second = runs.body(), runs.body()
     async with worker(database_url, amqp_url) as service:
         await close_out(broker, engine, first)
-        await _until(service, "/", path_of(first))
+        await until_shown(service, "/", path_of(first))
         async with visit(browser, service, "/") as page:
             link = page.locator(f"a[href='{path_of(first)}']")
             await link.select_text()
             before = await page.locator("[data-part=as-of]").inner_text()
             await close_out(broker, engine, second)
-            await _until(service, "/live", path_of(second))
-            await expect(page.locator("[data-part=as-of]")).not_to_have_text(before, timeout=30_000)
+            await until_shown(service, "/live", path_of(second))
+            await expect(page.locator("[data-part=as-of]")).not_to_have_text(
+                before,
+            )
             assert await page.evaluate("getSelection().toString()") == path_of(first).removeprefix("/runs/")
             await page.evaluate("getSelection().removeAllRanges()")
-            await expect(page.locator(f"a[href='{path_of(second)}']")).to_be_visible(timeout=30_000)
+            await expect(page.locator(f"a[href='{path_of(second)}']")).to_be_visible()
 
 
-async def test_a_worker_that_is_gone_is_said_to_be_and_one_that_is_back_is_live_again(database_url, amqp_url, browser):
+async def test_the_page_shows_when_the_worker_stops_and_resumes_responding(database_url, amqp_url, browser):
     async with worker(database_url, amqp_url) as service:
         page = await browser.new_page(base_url=f"http://127.0.0.1:{service.http.port}")
         await page.goto("/")
         await page.route("**/live", lambda route: route.abort())
-        await expect(page.get_by_role("button", name="No answer since")).to_be_visible(timeout=30_000)
+        await expect(page.get_by_role("button", name="No answer since")).to_be_visible()
         await page.unroute("**/live")
-        await expect(page.get_by_role("button", name="Live")).to_be_visible(timeout=30_000)
+        await expect(page.get_by_role("button", name="Live")).to_be_visible()
 
 
-async def test_the_page_of_a_run_that_is_not_there_yet_turns_into_the_run_s_page(
+async def test_the_page_of_an_unknown_run_becomes_the_runs_page_once_it_is_stored(
     database_url, amqp_url, engine, broker, browser
 ):
     body = runs.body()
     async with worker(database_url, amqp_url) as service, visit(browser, service, path_of(body)) as page:
         await expect(page.get_by_role("heading", name="Not known here")).to_be_visible()
         await close_out(broker, engine, body)
-        await expect(page.get_by_role("heading", name=str(runs.run_id_of(body)))).to_be_visible(timeout=30_000)
+        await expect(page.get_by_role("heading", name=str(runs.run_id_of(body)))).to_be_visible()
 
 
-async def test_without_scripts_everything_is_there_but_the_refreshing(database_url, amqp_url, engine, broker, browser):
+async def test_the_pages_work_without_scripts_except_for_updates(database_url, amqp_url, engine, broker, browser):
     body = runs.body()
     async with worker(database_url, amqp_url) as service:
         await close_out(broker, engine, body)
-        await _until(service, "/", path_of(body))
+        await until_shown(service, "/", path_of(body))
         async with visit(browser, service, "/", java_script_enabled=False) as page:
             await expect(page.get_by_role("link", name="Refresh")).to_be_visible()
             await expect(page.get_by_text("All is well")).to_be_visible()
@@ -249,14 +251,14 @@ async def test_without_scripts_everything_is_there_but_the_refreshing(database_u
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_every_word_can_be_read_against_its_ground(database_url, amqp_url, engine, broker, browser, scheme):
-    """4.5:1, as WCAG AA asks of text, on both pages."""
+async def test_every_text_has_enough_contrast(database_url, amqp_url, engine, broker, browser, scheme):
+    """4.5:1, as WCAG AA requires of text, on both pages."""
     body = runs.body(steps=[{"index": n, "skill": "s", "status": s, "error_code": "X", "duration_ms": 5}
                             for n, s in enumerate(("succeeded", "failed", "skipped"))])  # fmt: skip
     async with worker(database_url, amqp_url, TRANSACTION_COORDINATOR_ENABLED="false") as service:
         await close_out(broker, engine, body)
         await publish(broker, b"{nonsense")
-        await _until(service, "/", "1 message is parked")
+        await until_shown(service, "/", "1 message is parked")
         for path in ("/", path_of(body)):
             async with visit(browser, service, path, color_scheme=scheme) as page:
                 assert await page.evaluate(TOO_FAINT) == []
@@ -281,9 +283,3 @@ TOO_FAINT = """() => {
         })
         .filter(([ratio]) => ratio < 4.5);
 }"""
-
-
-async def _until(service: Service, path: str, words: str) -> None:
-    async with asyncio.timeout(30):
-        while words not in (await ask(service, path)).body:
-            await asyncio.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Looking at tables, and letting writes to one fail from the database's side."""
+"""Reading tables, and making the database refuse writes to one."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ async def only_row(engine: AsyncEngine, table: str) -> dict[str, Any]:
 
 
 async def break_writes_to(engine: AsyncEngine, table: str, message: str = "injected") -> None:
-    """Let every insert into *table* fail, from the database's side."""
+    """Make the database refuse every insert into *table*."""
     async with engine.begin() as conn:
         await conn.execute(
             text(
@@ -35,6 +35,6 @@ async def break_writes_to(engine: AsyncEngine, table: str, message: str = "injec
         )
 
 
-async def mend_writes(engine: AsyncEngine) -> None:
+async def repair_writes(engine: AsyncEngine) -> None:
     async with engine.begin() as conn:
         await conn.execute(text("DROP FUNCTION governance.refuse CASCADE"))

@@ -1,4 +1,4 @@
-"""Private authorities, and certificates that are right, expired, somebody else's; made anew for each test session."""
+"""Private authorities and certificates, valid, expired and of strangers; created in each test session."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,13 +7,13 @@ import trustme
 from servers.rabbitmq_tls import Certificate
 
 HERE = "127.0.0.1"
-BEGAN, ENDED = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)
-# How ENDED is told.
-ENDED_TOLD = "2026-02-01 00:00:00Z"
+STARTED, ENDED = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)
+# ENDED as messages print it.
+EXPIRED_ON = "2026-02-01 00:00:00Z"
 
 
 class Authority:
-    """An authority, and the folder of files that a worker's URLs name."""
+    """An authority, and the folder of the files that a worker's URLs name."""
 
     def __init__(self, folder: Path, name: str) -> None:
         folder.mkdir()
@@ -29,7 +29,7 @@ class Authority:
         return _as_files(made, (trusts or self).file.read_bytes())
 
     def identity(self, name: str, *, user: str, expired: bool = False) -> tuple[Path, Path]:
-        """Write a client's certificate and key for *user* to files of this *name*, over those that are there."""
+        """Write a client's certificate and key for *user* to files of this *name*, replacing existing ones."""
         made = self._authority.issue_cert(
             "worker.example", common_name=user, not_before=_from(expired), not_after=_until(expired)
         )
@@ -46,7 +46,7 @@ def _as_files(made: trustme.LeafCert, authority: bytes) -> Certificate:
 
 
 def _from(expired: bool) -> datetime | None:  # noqa: FBT001 - None is trustme's own choice
-    return BEGAN if expired else None
+    return STARTED if expired else None
 
 
 def _until(expired: bool) -> datetime | None:  # noqa: FBT001 - as above

@@ -1,6 +1,6 @@
 """The installed ``closeout`` as a process: in a pipe, as scripts see it, and on a terminal, as people do.
 
-Where a test's URLs are an administrator's it runs as an operator, whose rights must do for what operators do.
+URLs of an administrator are replaced by those of an operator, so that tests also show that its rights are enough.
 """
 
 import asyncio
@@ -11,9 +11,11 @@ import re
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 from pathlib import Path
 
+from tests.support.command_server import TIMEOUT, Fork
 from tests.support.roles import OPERATOR, OPERATOR_USER, as_role, as_user
 
 CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
@@ -22,7 +24,7 @@ Done = subprocess.CompletedProcess[str]
 
 
 def _environment(command: str, environ: dict[str, str]) -> dict[str, str]:
-    if command != "doctor":  # which says what it finds of an administrator, too
+    if command != "doctor":  # it also reports on an administrator's rights
         environ = environ | {
             name: change(environ[name], who)
             for name, change, who in (("DATABASE_URL", as_role, OPERATOR), ("AMQP_URL", as_user, OPERATOR_USER))
@@ -32,22 +34,32 @@ def _environment(command: str, environ: dict[str, str]) -> dict[str, str]:
     return {**kept, "NO_COLOR": "1", "LOG_LEVEL": "ERROR", **environ}
 
 
-async def closeout(*arguments: str, **environ: str) -> Done:
-    """Run the command in a pipe and return what it said; the loop goes on meanwhile."""
-    return await asyncio.to_thread(
-        subprocess.run,
-        [CLOSEOUT, *arguments],
-        env=_environment(arguments[0], environ),
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-        stdin=subprocess.DEVNULL,
+def run(*arguments: str, env: dict[str, str], stdin: str = "") -> Done:
+    """Run the installed command in a pipe with *env* as its only environment, and return its output."""
+    return subprocess.run(
+        [CLOSEOUT, *arguments], env=env, input=stdin, capture_output=True, text=True, timeout=TIMEOUT, check=False
     )
 
 
+def closeout_blocking(*arguments: str, **environ: str) -> Done:
+    """Do what :func:`closeout` does, for a test without an event loop."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, Path(os.devnull).open() as nothing:
+        streams = (nothing.fileno(), out.fileno(), err.fileno())
+        status = Fork(arguments, env=_environment(arguments[0], environ), streams=streams).wait()
+        written = []
+        for file in (out, err):
+            file.seek(0)
+            written.append(file.read().decode())
+    return Done(["closeout", *arguments], status, *written)
+
+
+async def closeout(*arguments: str, **environ: str) -> Done:
+    """Run the command in a pipe, without blocking the event loop, and return its output."""
+    return await asyncio.to_thread(closeout_blocking, *arguments, **environ)
+
+
 async def on_a_terminal(*arguments: str, columns: int = 80, colour: bool = False, **environ: str) -> tuple[int, str]:
-    """Run the command on a terminal so wide; return its status and all that it wrote there."""
+    """Run the command on a terminal of *columns*; return its exit status and output."""
     return await asyncio.to_thread(_on_a_terminal, arguments, columns, colour=colour, environ=environ)
 
 
@@ -60,9 +72,7 @@ def _on_a_terminal(
         del environment["NO_COLOR"]
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-    process = subprocess.Popen(
-        [CLOSEOUT, *arguments], env=environment, stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True
-    )
+    process = Fork(arguments, env=environment, streams=(theirs, theirs, theirs))
     os.close(theirs)
     written = b""
     while True:
@@ -74,9 +84,9 @@ def _on_a_terminal(
             break
         written += part
     os.close(ours)
-    return process.wait(30), written.decode().replace("\r\n", "\n")
+    return process.wait(), written.decode().replace("\r\n", "\n")
 
 
 def plain(written: str) -> str:
-    """Return what was *written* without a terminal's escapes."""
+    """Return *written* without a terminal's escape sequences."""
     return _ESCAPES.sub("", written)

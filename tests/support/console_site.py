@@ -1,8 +1,7 @@
-"""The console as a client sees it, and runs that are worth looking at."""
+"""Pages of the console as a client receives them, and runs with hostile text."""
 
-import asyncio
 import json
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -10,9 +9,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from consumer.amqp.connection import BrokerConnection
 from consumer.assembly import Service
 from tests.support import run_messages as runs
+from tests.support.http import TIMEOUT, Response, request
 from tests.support.traffic import eventually, publish
+from tests.support.waiting import until
 
-# In every text that a runner may choose, one of these.
+# One of these is in every text that a runner may choose.
 HOSTILE = {
     "script": "<script>window.hacked = 1; alert(1)</script>",
     "attribute": '" autofocus onfocus="alert(2)" x=\'',
@@ -28,23 +29,14 @@ HOSTILE = {
 }
 
 
-class Answer(NamedTuple):
-    status: int
-    headers: dict[str, str]
-    body: str
+async def until_shown(service: Service, path: str, *words: str, within: float = TIMEOUT) -> Response:
+    """Request *path* until every one of *words* is in the page; each response must come *within* seconds."""
 
+    async def shown() -> Response | None:
+        response = await request(service.http.port, path, within=within)
+        return response if all(word in response.body for word in words) else None
 
-async def ask(service: Service, path: str, *, method: str = "GET", headers: str = "", within: float = 5) -> Answer:
-    """Ask as a client that is no browser: *path* goes out as it is written."""
-    async with asyncio.timeout(within):
-        reader, writer = await asyncio.open_connection("127.0.0.1", service.http.port)
-        writer.write(f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n".encode())
-        head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
-        writer.close()
-        await writer.wait_closed()
-    status, *lines = head.split("\r\n")
-    found = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-    return Answer(int(status.split()[1]), found, body)
+    return await until(shown, every=0.05, what=f"a page {path} with {words!r}")
 
 
 def path_of(body: bytes) -> str:
@@ -61,7 +53,7 @@ async def close_out(broker: BrokerConnection, engine: AsyncEngine, *bodies: byte
 
 
 def hostile_run(**changes: Any) -> bytes:
-    """Return a run with something hostile in every text that a runner may choose."""
+    """Return a run with hostile text in every field that a runner may choose."""
     steps = [
         {"index": n, "skill": words, "status": "failed", "duration_ms": 10, "error_code": "SKILL_ERROR"}
         for n, words in enumerate(HOSTILE.values())

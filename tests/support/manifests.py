@@ -1,4 +1,4 @@
-"""What Kustomize makes of deploy/kubernetes, and of overlays that a test writes beside it."""
+"""What Kustomize renders of deploy/kubernetes, and of overlays that a test writes next to it."""
 
 import shutil
 import subprocess
@@ -36,7 +36,7 @@ def changed(
     runbooks: str = "https://git.internal/README.md",
     **fields: Any,
 ) -> tuple[Object, ...]:
-    """Return the objects of base, *components*, *settings* and Kustomize's own *fields*.
+    """Return the objects of base, *components*, *settings* and Kustomize's *fields*.
 
     The overlay is written into a copy below *folder*; its alerts' runbook_url starts with *runbooks*.
     """

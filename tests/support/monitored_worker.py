@@ -1,12 +1,10 @@
-"""A worker that has done every kind of thing, and a Prometheus that has watched it."""
+"""A worker that has processed every kind of message, and a Prometheus that has scraped it."""
 
 import asyncio
 import os
 import re
 import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,21 +22,22 @@ from consumer.amqp.connection import BrokerConnection
 from consumer.amqp.topology import declare
 from consumer.contract.names import EVENTS_EXCHANGE
 from tests.support import run_messages as runs
+from tests.support.command_line import CLOSEOUT
+from tests.support.http import request_blocking
 from tests.support.traffic import publish
+from tests.support.waiting import until
 
-CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "closeout.rules.yaml"
-PATIENCE = 30.0
 SCRAPED_SECONDS = 2.0  # after which a scrape has come or failed: it may take one
 PREFETCH = int(Settings.model_fields["prefetch_count"].default)
-KEPT_BACK = 10  # runs whose events wait for an exchange
+KEPT_BACK = 10  # runs whose events are unpublished while the exchange is missing
 
 SUPPRESS = """\
 - {name: known trouble, effect: suppress_incident, severity: LOW, tenant_id: acme, condition: run.model == "suppressed"}
 """
-# Tables that refuse one tenant each: the phase before is what such a run's transaction reaches.
-CURSED = ("incidents", "policy_evaluations", "traces", "outbox_events")
+# Tables that each refuse one tenant: such a run's transaction reaches the phase before.
+FAILING_TABLES = ("incidents", "policy_evaluations", "traces", "outbox_events")
 # Transactions of one more tenant fail on the atomic path alone.
 FAULTS = """
 CREATE FUNCTION governance.refuse() RETURNS trigger LANGUAGE plpgsql AS
@@ -46,18 +45,19 @@ CREATE FUNCTION governance.refuse() RETURNS trigger LANGUAGE plpgsql AS
 CREATE TRIGGER refuse BEFORE INSERT ON governance.run_completions FOR EACH ROW
   WHEN (NEW.tenant_id = 'falls-back' AND NEW.mode = 'atomic') EXECUTE FUNCTION governance.refuse();
 """ + "".join(
-    f"ALTER TABLE governance.{table} ADD CONSTRAINT no_curse CHECK (tenant_id <> 'cursed.{table}');" for table in CURSED
+    f"ALTER TABLE governance.{table} ADD CONSTRAINT no_curse CHECK (tenant_id <> 'failing.{table}');"
+    for table in FAILING_TABLES
 )
 
 
 @dataclass(slots=True)
 class Monitored:
-    """What is left to look at: the server that watched, and the worker's own page."""
+    """The Prometheus server, and the worker's own metrics page."""
 
     prometheus: PrometheusServer
     port: int
     idle_port: int  # a worker whose broker has no queue, with the coordinator off
-    at: float | None = None  # the moment at which all is looked at, once all has happened
+    at: float | None = None  # the time of every query, once everything has happened
 
     @property
     def worker(self) -> str:
@@ -69,9 +69,8 @@ class Monitored:
 
     def scrape(self, accept: str = "text/plain") -> tuple[str, str]:
         """Return the worker's metrics and their content type."""
-        request = urllib.request.Request(f"http://{self.worker}/metrics", headers={"accept": accept})
-        with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310 - our own worker
-            return answer.read().decode(), answer.headers["content-type"]
+        response = request_blocking(self.port, "/metrics", headers=f"accept: {accept}\r\n")
+        return response.body, response.headers["content-type"]
 
     def value(self, series: str) -> float:
         found = re.search(rf"^{re.escape(series)} (\S+)$", self.scrape()[0], re.MULTILINE)
@@ -85,7 +84,7 @@ class Monitored:
         return self.prometheus.query(promql, at=self.at)
 
     def is_at_rest(self) -> bool:
-        """Look at the two workers some seconds ago; if both were scraped and at rest, that is where all tests look.
+        """Query the two workers as of some seconds ago; if both were scraped and at rest, all tests query that time.
 
         A scrape of a second that fails on a busy machine makes every series vanish until the next.
         """
@@ -111,7 +110,9 @@ def monitored(postgres: PostgresServer, rabbit: RabbitServer, folder: Path, temp
     environ = {
         "DATABASE_URL": database,
         "HTTP_HOST": "127.0.0.1",
-        "TRANSACTION_COORDINATOR_TENANTS": ",".join(["acme", "falls-back", *(f"cursed.{table}" for table in CURSED)]),
+        "TRANSACTION_COORDINATOR_TENANTS": ",".join(
+            ["acme", "falls-back", *(f"failing.{table}" for table in FAILING_TABLES)]
+        ),
         "LEGACY_FALLBACK_ENABLED": "true",
         "DELIVERY_MAX_ATTEMPTS": "2",
         "TRUSTED_PUBLISHERS": USER,
@@ -137,7 +138,7 @@ def monitored(postgres: PostgresServer, rabbit: RabbitServer, folder: Path, temp
                 worker.kill()
                 worker.wait()
             log.close()
-            # pytest shows it where a test fails, and nowhere else.
+            # pytest shows it only where a test fails.
             print(*(folder / "workers.log").read_text().splitlines()[-80:], sep="\n")  # noqa: T201
             for name in ("monitored", "bare"):
                 rabbit.delete_vhost(name)
@@ -145,25 +146,25 @@ def monitored(postgres: PostgresServer, rabbit: RabbitServer, folder: Path, temp
 
 
 async def _everything(seen: Monitored, postgres: PostgresServer, rabbit: RabbitServer, vhost: str) -> None:
-    """Let the worker do every kind of thing that has a metric, each seen by Prometheus before the next."""
-    await until(lambda: seen.query("closeout_consumer_paused").get(seen.worker) == 1)  # no queue is there yet
+    """Let the worker do everything that has a metric, each scraped by Prometheus before the next."""
+    await _seen(lambda: seen.query("closeout_consumer_paused").get(seen.worker) == 1)  # the queue does not exist yet
     broker = BrokerConnection(vhost, name="runner")
     await declare(broker)
     conn = await asyncpg.connect(postgres.url("monitored"))
     try:
         await conn.execute(FAULTS)
-        await until(lambda: seen.query("closeout_consumer_paused").get(seen.worker) == 0)
-        # First, because it takes the relay longest: events that nobody can publish.
+        await _seen(lambda: seen.query("closeout_consumer_paused").get(seen.worker) == 0)
+        # First, because the relay takes longest: events that cannot be published.
         await _exchange(vhost, exists=False)
         await publish(broker, *[runs.body() for _ in range(KEPT_BACK)], user_id=USER)
-        await until(lambda: set(seen.query("closeout_outbox_oldest_seconds > 1")) == {seen.worker, seen.idle})
+        await _seen(lambda: set(seen.query("closeout_outbox_oldest_seconds > 1")) == {seen.worker, seen.idle})
         await _exchange(vhost, exists=True)
         await _runs_of_every_kind(broker)
-        await until(lambda: seen.value('closeout_parked_total{reason="attempts_exhausted"}') >= len(CURSED))
+        await _seen(lambda: seen.value('closeout_parked_total{reason="attempts_exhausted"}') >= len(FAILING_TABLES))
         await _interrupted(seen, rabbit, broker, conn)
-        await until(lambda: seen.value('closeout_deliveries_total{result="committed"}') >= 220 + 2 * PREFETCH)
-        # By Prometheus, which is behind, so that tests see the end and not the way there.
-        await until(seen.is_at_rest)
+        await _seen(lambda: seen.value('closeout_deliveries_total{result="committed"}') >= 220 + 2 * PREFETCH)
+        # As seen by Prometheus, which lags behind the worker, so that tests see the final state.
+        await _seen(seen.is_at_rest)
     finally:
         await conn.close()
         await broker.close()
@@ -178,23 +179,23 @@ async def _runs_of_every_kind(broker: BrokerConnection) -> None:
     bad = b"{nonsense", runs.body(status="done"), runs.body(schema_version=2), runs.body(error_message="x" * 1_100_000)
     await publish(broker, *bad, user_id=USER)
     await publish(broker, runs.body(), user_id=USER, content_type="text/xml")
-    await publish(broker, runs.body())  # nobody says who published it
-    for table in CURSED:
-        await publish(broker, runs.body(tenant_id=f"cursed.{table}"), user_id=USER)  # tried again in ten seconds
+    await publish(broker, runs.body())  # without a user_id
+    for table in FAILING_TABLES:
+        await publish(broker, runs.body(tenant_id=f"failing.{table}"), user_id=USER)  # retried after ten seconds
         tried = {"x-closeout-attempts": 1}
-        await publish(broker, runs.body(tenant_id=f"cursed.{table}"), user_id=USER, headers=tried)
+        await publish(broker, runs.body(tenant_id=f"failing.{table}"), user_id=USER, headers=tried)
 
 
 async def _interrupted(
     seen: Monitored, rabbit: RabbitServer, broker: BrokerConnection, conn: asyncpg.Connection
 ) -> None:
-    """Hold the worker's transactions, fill its hands, then close its connections."""
+    """Block the worker's transactions, fill its prefetch, then close its connections."""
     async with conn.transaction():
         await conn.execute("LOCK TABLE governance.incidents IN ACCESS EXCLUSIVE MODE")
         await publish(broker, *[runs.body() for _ in range(2 * PREFETCH)], user_id=USER)
-        await until(lambda: seen.query("closeout_inflight_deliveries").get(seen.worker) == PREFETCH)
+        await _seen(lambda: seen.query("closeout_inflight_deliveries").get(seen.worker) == PREFETCH)
         await asyncio.to_thread(rabbit.eval, 'rabbit_networking:close_all_connections(<<"maintenance">>)')
-        await until(lambda: seen.query("closeout_consumer_paused").get(seen.worker) == 1)
+        await _seen(lambda: seen.query("closeout_consumer_paused").get(seen.worker) == 1)
 
 
 async def _exchange(vhost: str, *, exists: bool) -> None:
@@ -209,17 +210,8 @@ async def _exchange(vhost: str, *, exists: bool) -> None:
     await asyncio.to_thread(change)
 
 
-async def until(true: Callable[[], bool]) -> None:
-    """Return once *true* says so; raise ``TimeoutError`` if that takes too long."""
-    deadline = time.monotonic() + PATIENCE
-    while not await asyncio.to_thread(_is, true):
-        if time.monotonic() > deadline:
-            raise TimeoutError(true)
-        await asyncio.sleep(0.1)
-
-
-def _is(true: Callable[[], bool]) -> bool:
-    try:
-        return true()
-    except OSError:  # a worker that does not listen yet
-        return False
+async def _seen(check: Callable[[], bool]) -> None:
+    """Wait until *check*, which blocks, is true; a worker that does not listen yet counts as false."""
+    await until(
+        lambda: asyncio.to_thread(check), every=0.1, what="what Prometheus and the worker are to show", ignoring=OSError
+    )

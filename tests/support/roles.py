@@ -1,4 +1,4 @@
-"""The roles and users that are shipped, on the tests' servers: what ``deploy/`` says, and nothing added."""
+"""The shipped roles and users on the tests' servers: exactly those of ``deploy/``."""
 
 import json
 from pathlib import Path
@@ -22,17 +22,17 @@ PASSWORD = "pw"
 
 
 def make_roles(postgres: PostgresServer, database: str) -> None:
-    """Make the roles and the schema, as an administrator does once."""
+    """Create the roles and the schema, as an administrator does once."""
     postgres.psql((DEPLOY / "postgresql/roles.sql").read_text(), database)
 
 
 def grant_rights(postgres: PostgresServer, database: str) -> None:
-    """Grant what each role may do, as the tables' owner does after each migration."""
+    """Grant the privileges of each role, as the tables' owner does after each migration."""
     postgres.psql((DEPLOY / "postgresql/rights.sql").read_text(), database, user=OWNER)
 
 
 async def migrated_by_the_owner(postgres: PostgresServer, database: str) -> None:
-    """Bring *database* to where a worker with its own role finds all it needs."""
+    """Migrate *database* and grant the privileges that a worker with its own role needs."""
     make_roles(postgres, database)
     engine = create_engine(postgres.url(database, user=OWNER), pool_size=1)
     await migrate(engine)
@@ -41,19 +41,19 @@ async def migrated_by_the_owner(postgres: PostgresServer, database: str) -> None
 
 
 def as_role(url: str, role: str) -> str:
-    """Return a superuser's *url* for *role*, and any other as it is; the tests' server asks nobody for a password."""
+    """Return a superuser's *url* for *role*, and any other unmodified; the tests' server requires no password."""
     parts = urlsplit(url)
     return parts._replace(netloc=f"{role}@{_host(url)}").geturl() if parts.username == SUPERUSER else url
 
 
 def add_users(rabbit: RabbitServer) -> None:
-    """Make every user of the definitions, with a password and no right anywhere."""
+    """Create every user of the definitions, with a password and without permissions."""
     for user in DEFINITIONS["users"]:
         rabbit.add_user(user["name"], PASSWORD, "^$", "^$", "^$")
 
 
 def permit(rabbit: RabbitServer, vhost: str, user: str, *, name: str | None = None) -> None:
-    """Give *user*, or one called *name*, in *vhost* the rights that the definitions give that user."""
+    """Give *user*, or one called *name*, in *vhost* the permissions of that user in the definitions."""
     own = next(entry for entry in DEFINITIONS["permissions"] if entry["user"] == user)
     topics = [
         (entry["exchange"], entry["write"], entry["read"])
@@ -64,7 +64,7 @@ def permit(rabbit: RabbitServer, vhost: str, user: str, *, name: str | None = No
 
 
 def as_user(url: str, user: str) -> str:
-    """Return an administrator's *url* for *user* of the definitions, and any other as it is."""
+    """Return an administrator's *url* for *user* of the definitions, and any other unmodified."""
     parts = urlsplit(url)
     return parts._replace(netloc=f"{user}:{PASSWORD}@{_host(url)}").geturl() if parts.username == ADMINISTRATOR else url
 

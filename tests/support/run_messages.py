@@ -1,4 +1,4 @@
-"""Valid run-completed messages for tests, each different, changed where a test says so."""
+"""Valid run-completed messages for tests, each different, with the changes of a test."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Messages in, rows and events out: what tests do to a worker and its servers from outside."""
+"""Messages, rows and events: access to a worker and its servers from outside."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,16 +18,14 @@ from consumer.contract.names import EVENTS_EXCHANGE, PARKED_QUEUE, RUN_COMPLETED
 from consumer.tracing.spans import Spans
 from domains import tables
 from tests.support.roles import WORKER, WORKER_USER, as_role, as_user
-
-# Seconds. A message that is tried again is back after ten; all else takes less than one on a machine that is not busy.
-PATIENCE = 30.0
+from tests.support.waiting import PATIENCE, until
 
 
 @asynccontextmanager
 async def worker(
     database_url: str, amqp_url: str, spans: Spans | None = None, /, **environ: str
 ) -> AsyncIterator[Service]:
-    """Run a worker, as the role and the user that are a worker's where the URLs are an administrator's."""
+    """Run a worker; URLs of an administrator are replaced by those of the worker's role and user."""
     settings = load_settings(
         {
             "DATABASE_URL": as_role(database_url, WORKER),
@@ -44,7 +42,7 @@ async def worker(
         yield service
     finally:
         service.worker.stop()
-        await asyncio.wait_for(running, 30)
+        await asyncio.wait_for(running, PATIENCE)
 
 
 async def publish(broker: BrokerConnection, *bodies: bytes, **properties: Any) -> None:
@@ -59,7 +57,7 @@ async def publish(broker: BrokerConnection, *bodies: bytes, **properties: Any) -
 
 
 async def listen(broker: BrokerConnection) -> list[DeliveredMessage]:
-    """Subscribe to all events; the list grows as they come."""
+    """Subscribe to all events; the returned list grows as they arrive."""
     channel = await broker.channel(confirms=False)
     queue = (await channel.queue_declare("", exclusive=True)).queue or ""
     await channel.queue_bind(queue, EVENTS_EXCHANGE, routing_key="#")
@@ -73,34 +71,31 @@ async def listen(broker: BrokerConnection) -> list[DeliveredMessage]:
 
 
 async def received(events: list[DeliveredMessage], number: int) -> list[DeliveredMessage]:
-    """Wait until so many have come, and return them: what the broker confirmed may still be on its way to us."""
-    async with asyncio.timeout(PATIENCE):
-        while len(events) < number:
-            await asyncio.sleep(0.01)
+    """Wait for *number* events and return them: a confirmed event may not have arrived yet."""
+    await until(lambda: len(events) >= number, what=f"{number} events")
     return events
 
 
 async def parked(broker: BrokerConnection, at_least: int, *, queue: str = PARKED_QUEUE) -> list[DeliveredMessage]:
     channel = await broker.channel(confirms=False)
     found: list[DeliveredMessage] = []
-    async with asyncio.timeout(PATIENCE):
-        while len(found) < at_least:
-            message = await channel.basic_get(queue, no_ack=True)
-            if message.delivery_tag is None:
-                await asyncio.sleep(0.02)
-            else:
-                found.append(message)
+
+    async def enough() -> bool:
+        while len(found) < at_least and (message := await channel.basic_get(queue, no_ack=True)).delivery_tag:
+            found.append(message)
+        return len(found) >= at_least
+
+    await until(enough, what=f"{at_least} messages in {queue}")
     return found
 
 
 async def eventually(engine: AsyncEngine, statement: Any, expected: object, *, within: float = PATIENCE) -> None:
-    found: object = None
-    async with asyncio.timeout(within):
-        while found != expected:
-            async with engine.connect() as conn:
-                found = (await conn.execute(statement)).scalar_one_or_none()
-            if found != expected:
-                await asyncio.sleep(0.02)
+
+    async def as_expected() -> bool:
+        async with engine.connect() as conn:
+            return bool((await conn.execute(statement)).scalar_one_or_none() == expected)
+
+    await until(as_expected, within=within, what=f"{expected!r} as the result of {statement}")
 
 
 def published_runs() -> Any:
@@ -117,3 +112,26 @@ async def emptied(broker: BrokerConnection, queue: str) -> list[DeliveredMessage
     while (message := await channel.basic_get(queue, no_ack=True)).delivery_tag is not None:
         found.append(message)
     return found
+
+
+async def queue_length(broker: BrokerConnection, queue: str) -> int:
+    channel = await broker.channel(confirms=False)
+    count = (await channel.queue_declare(queue, passive=True)).message_count or 0
+    await channel.close()
+    return count
+
+
+async def has_length(broker: BrokerConnection, queue: str, number: int) -> bool:
+    return await queue_length(broker, queue) == number
+
+
+async def length_without_consumers(broker: BrokerConnection, queue: str) -> int:
+    """Wait until *queue* has no consumer, when it holds again what was not acked, and return its length."""
+    channel = await broker.channel(confirms=False)
+
+    async def left() -> bool:
+        return not (await channel.queue_declare(queue, passive=True)).consumer_count
+
+    await until(left, what=f"no consumer of {queue}")
+    await channel.close()
+    return await queue_length(broker, queue)

@@ -1,13 +1,14 @@
-"""Workers side by side, each of which must be seen at work."""
+"""Two workers next to each other, each of which must be seen to process runs."""
 
-from tests.support.fault_scenario import Running, Scene
+from tests.support.faults.running_worker import RunningWorker
+from tests.support.faults.scenario import Scenario
 
-# So few that neither of two workers takes everything.
+# So few that neither of two workers receives everything.
 FEW = {"PREFETCH_COUNT": "5", "BATCH_MAX_RUNS": "5"}
 COMMITTED = 'closeout_deliveries_total{result="committed"}'
 
 
-async def works(scene: Scene, *workers: Running) -> None:
+async def works(scenario: Scenario, *workers: RunningWorker) -> None:
     """Wait until each of *workers* has closed out more runs than it has by now."""
     before = [await worker.metric(COMMITTED) for worker in workers]
 
@@ -15,4 +16,4 @@ async def works(scene: Scene, *workers: Running) -> None:
         now = [await worker.metric(COMMITTED) for worker in workers]
         return all(more > less for more, less in zip(now, before, strict=True))
 
-    await scene.until(all_do, within=20, what="a run closed out by each worker")
+    await scenario.until(all_do, what="a run closed out by each worker")

@@ -1,4 +1,4 @@
-"""Metrics as they are before anything has happened."""
+"""Metrics in their initial state."""
 
 from datetime import UTC, datetime
 from typing import get_args
@@ -10,7 +10,7 @@ from consumer.contract.refusals import ParkReason
 from consumer.health import Health
 from consumer.metrics import Metrics
 
-# consumer/contract/README.md, the metrics.
+# The metrics of the contract, verbatim.
 CONTRACT = {
     "closeout_deliveries_total": ("result",),
     "closeout_transactions_total": ("mode", "result"),
@@ -33,22 +33,22 @@ CONTRACT = {
 }
 
 
-# What came beside the contract's.
+# In addition to the contract's.
 ALSO = {"closeout_policy_shadow_total": ("result",)}
 
 
-def test_there_are_the_contract_s_metrics_with_its_labels_and_those_named_here():
+def test_the_metrics_are_those_of_the_contract_and_those_listed_here():
     assert {metric.name: metric.labels for metric in Metrics().described} == CONTRACT | ALSO
 
 
-def test_every_metric_says_what_it_is_what_a_rise_means_and_what_to_do():
+def test_every_metric_help_states_its_meaning_and_what_to_do():
     for metric in Metrics().described:
         for words in (metric.meaning, metric.rise, metric.to_do):
             assert words.endswith("."), metric.name
 
 
-def test_every_value_that_a_label_can_take_counts_from_zero(metrics):
-    """A counter that begins with its first event begins at 1, and an increase of that is never seen."""
+def test_every_label_value_starts_at_zero(metrics):
+    """A counter that is created by its first event starts at 1, and no increase is visible."""
     value = metrics.registry.get_sample_value
     for result in ("committed", "duplicate", "parked", "retried", "requeued"):
         assert value("closeout_deliveries_total", {"result": result}) == 0
@@ -60,7 +60,7 @@ def test_every_value_that_a_label_can_take_counts_from_zero(metrics):
     assert value("closeout_legacy_fallbacks_total") == 0
 
 
-def test_a_worker_that_has_not_consumed_yet_is_paused(metrics):
+def test_a_new_worker_reports_that_it_is_paused(metrics):
     health = Health(metrics, clock=lambda: datetime(2026, 11, 1, tzinfo=UTC))
     assert metrics.registry.get_sample_value("closeout_consumer_paused") == 1
     health.consuming()
@@ -69,5 +69,5 @@ def test_a_worker_that_has_not_consumed_yet_is_paused(metrics):
     assert metrics.registry.get_sample_value("closeout_consumer_paused") == 1
 
 
-def test_several_can_live_in_one_process():
+def test_several_metrics_registries_can_exist_in_one_process():
     assert generate_latest(Metrics().registry).splitlines()[0] == generate_latest(Metrics().registry).splitlines()[0]

@@ -1,4 +1,4 @@
-"""A close-out moves along one line, and an illegal move changes nothing."""
+"""The phases of a close-out: legal moves, and illegal ones that change nothing."""
 
 from itertools import pairwise
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from consumer.phases import LEGAL_MOVES, IllegalMoveError, PhaseMachine, TransactionPhase, diagram
 
 P = TransactionPhase
-# Written out from the contract's section 2, not taken from the code.
+# Written out from the contract, not taken from the code.
 LINE = [
     P.NOT_STARTED,
     P.INCIDENT_CREATED,
@@ -25,7 +25,7 @@ LEGAL = {
 }
 
 
-def test_the_phases_are_the_contracts_and_spell_their_own_names():
+def test_the_phases_are_those_of_the_contract():
     assert {phase.value for phase in P} == {*(phase.name for phase in LINE), "ROLLED_BACK", "FAILED"}
     assert all(str(phase) == phase.name for phase in P)
 
@@ -46,7 +46,7 @@ def test_a_move_is_legal_exactly_where_the_contract_has_it(start: TransactionPha
 
 @settings(max_examples=500, deadline=None, database=None)
 @given(st.lists(st.sampled_from(P), max_size=20))
-def test_any_sequence_of_moves_follows_the_line_and_illegal_ones_leave_no_mark(targets: list[TransactionPhase]):
+def test_any_sequence_of_moves_is_legal_and_illegal_moves_change_nothing(targets: list[TransactionPhase]):
     machine = PhaseMachine()
     expected = P.NOT_STARTED
     for target in targets:
@@ -60,7 +60,7 @@ def test_any_sequence_of_moves_follows_the_line_and_illegal_ones_leave_no_mark(t
 
 @settings(max_examples=100, deadline=None, database=None)
 @given(st.lists(st.sampled_from(P), max_size=40))
-def test_once_committed_nothing_is_left_but_publishing_the_events(targets: list[TransactionPhase]):
+def test_a_committed_run_can_only_become_published(targets: list[TransactionPhase]):
     machine = PhaseMachine(P.COMMITTED)
     for target in targets:
         if target is P.EVENTS_PUBLISHED and machine.current is P.COMMITTED:
@@ -73,7 +73,7 @@ def test_once_committed_nothing_is_left_but_publishing_the_events(targets: list[
 
 @pytest.mark.parametrize("start", BEFORE_COMMITTED)
 @pytest.mark.parametrize("end", [P.ROLLED_BACK, P.FAILED])
-def test_what_was_rolled_back_or_failed_goes_nowhere(start: TransactionPhase, end: TransactionPhase):
+def test_rolled_back_and_failed_are_final(start: TransactionPhase, end: TransactionPhase):
     machine = PhaseMachine(start)
     machine.advance(end)
     for target in P:
@@ -82,7 +82,7 @@ def test_what_was_rolled_back_or_failed_goes_nowhere(start: TransactionPhase, en
     assert machine.current is end
 
 
-def test_an_illegal_move_says_where_one_could_go_from_there():
+def test_an_illegal_move_names_the_legal_ones():
     with pytest.raises(IllegalMoveError) as caught:
         PhaseMachine().advance(P.COMMITTED)
     assert str(caught.value) == (
@@ -102,7 +102,7 @@ def test_a_machine_starts_at_not_started_and_its_phase_cannot_be_set():
         LEGAL_MOVES[P.FAILED] = frozenset(P)  # type: ignore[index]
 
 
-def test_the_diagram_draws_every_move_once_and_no_other():
+def test_the_diagram_has_exactly_the_legal_moves():
     lines = diagram().splitlines()
     arrows = [tuple(line.strip().split(" --> ")) for line in lines[1:]]
     ends = {("[*]", "NOT_STARTED"), *((end, "[*]") for end in ("EVENTS_PUBLISHED", "ROLLED_BACK", "FAILED"))}

@@ -1,4 +1,4 @@
-"""No migration may hold up a worker that is at work, or break one of the version before: squawk reads all of them."""
+"""No migration may block a running worker or break one of the previous version; squawk checks all of them."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from domains.migrations.upgrade import config
 
 SQUAWK = str(Path(sys.executable).with_name("squawk"))
 OLDEST_POSTGRESQL = "15"
-# As closeout migrate begins: it waits a second for a lock, and lets a statement take its time.
+# As closeout migrate starts: a second for a lock, no limit for a statement.
 AS_MIGRATE_BEGINS = "SET lock_timeout = '1s';\n"
 NOT_ASKED = (
     "require-statement-timeout",
@@ -25,10 +25,10 @@ NOT_ASKED = (
     "ban-uncommitted-transaction",  # an autocommit block is written as COMMIT and BEGIN
     "transaction-nesting",
 )
-# What a version of the worker that is still at work may lean on. A migration that takes it away says
+# What a version of the worker that still runs may rely on. A migration that removes it states
 # `step = "contract"`, and comes a version after the last worker that does.
 TAKES_AWAY = {"ban-drop-column", "ban-drop-table", "ban-drop-constraint", "ban-drop-not-null"}
-# What squawk lets pass: the whole table is rewritten or locked, for as long as that takes.
+# Accepted by squawk: the complete table is rewritten or locked for the duration.
 WHOLE_TABLE = re.compile(
     r"^\s*(UPDATE|DELETE|TRUNCATE|LOCK|CLUSTER|VACUUM|ALTER TABLE .* SET (LOGGED|UNLOGGED|TABLESPACE|ACCESS METHOD))\b",
     re.IGNORECASE | re.MULTILINE,
@@ -103,11 +103,11 @@ def test_no_migration_blocks_workers_or_breaks_those_of_the_version_before(migra
         ("ALTER TABLE {0} SET UNLOGGED", "whole-table"),
     ],
 )
-def test_what_blocks_or_breaks_workers_is_seen(statement: str, rule: str):
+def test_a_statement_that_blocks_or_breaks_workers_is_detected(statement: str, rule: str):
     assert rule in faults(statement.format("governance.incidents") + ";")
 
 
-def test_what_the_version_before_does_not_need_any_more_may_go_in_a_contract_step_but_nothing_is_ever_renamed():
+def test_contract_step_may_drop_but_not_rename():
     assert faults("ALTER TABLE governance.incidents DROP COLUMN title;", contract=True) == set()
     assert faults("ALTER TABLE governance.incidents RENAME COLUMN title TO headline;", contract=True) != set()
 
@@ -122,5 +122,5 @@ def test_what_the_version_before_does_not_need_any_more_may_go_in_a_contract_ste
         "COMMIT; CREATE INDEX CONCURRENTLY IF NOT EXISTS i ON governance.incidents (status); BEGIN",
     ],
 )
-def test_what_workers_do_not_feel_is_let_pass(statements: str):
+def test_a_statement_without_effect_on_workers_is_accepted(statements: str):
     assert faults(statements + ";") == set()

@@ -1,7 +1,7 @@
 """The tables can be distributed by tenant, and deploy/postgresql/citus.sql names each of them.
 
-There is no Citus among the tests' servers, so PostgreSQL is asked: what Citus wants of a distributed table's keys, the
-column in each, PostgreSQL wants of a partitioned one's.
+The tests have no Citus and use PostgreSQL: it requires of the keys of a partitioned table what Citus requires of those
+of a distributed one, the column in each.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).parents[2] / "deploy/postgresql/citus.sql"
 FIRST = "governance.run_completions"
 STAYS = "governance.schema_version"
 
-# They take what Citus's own functions of these names take, and note it.
+# They take the arguments of Citus's functions of these names, and record them.
 RECORDERS = """
 CREATE TABLE public.noted (place serial, name text, by text, beside text);
 CREATE FUNCTION create_distributed_table(table_name regclass, distribution_column text, colocate_with text) RETURNS void
@@ -27,7 +27,7 @@ CREATE FUNCTION create_reference_table(table_name regclass) RETURNS void
 TABLES = text(
     "SELECT oid::regclass::text FROM pg_class WHERE relnamespace = 'governance'::regnamespace AND relkind IN ('r', 'p')"
 )
-# One row a column of each unique index, of those that are constraints and the others; an expression has no name.
+# One row per column of each unique index, constraints included; an expression has no name.
 KEYS = text(
     """
     SELECT i.indrelid::regclass::text AS table, i.indexrelid::regclass::text AS key,
@@ -55,7 +55,7 @@ REFERENCES = text(
 
 @pytest.fixture
 async def noted(engine: AsyncEngine) -> list[Any]:
-    """What the script asked for, in its order: name, column and neighbour; both are None for a reference table."""
+    """The calls of the script in order: name, column and neighbour; both are None for a reference table."""
     async with engine.begin() as conn:
         driver = (await conn.get_raw_connection()).driver_connection
         assert driver is not None
@@ -68,9 +68,7 @@ def distributed(noted: list[Any]) -> set[str]:
     return {row.name for row in noted if row.by is not None}
 
 
-async def test_every_table_is_distributed_by_tenant_beside_the_inbox_or_a_reference_and_none_twice(
-    noted: list[Any], connection: AsyncConnection
-):
+async def test_every_table_is_distributed_by_tenant_or_a_reference_table(noted: list[Any], connection: AsyncConnection):
     names = [row.name for row in noted]
     assert sorted([*names, STAYS]) == sorted((await connection.execute(TABLES)).scalars())
     assert [tuple(row) for row in noted if row.name not in {FIRST, "governance.policies"}] == [
@@ -87,7 +85,7 @@ async def keys_without_the_tenant(conn: AsyncConnection, tables: set[str]) -> li
 
 
 async def references_elsewhere(conn: AsyncConnection, noted: list[Any]) -> list[str]:
-    """Return the foreign keys that lead from a reference table to a distributed one, or to what is neither."""
+    """Return the foreign keys from a reference table to a distributed one, or to a local one."""
     everywhere = {row.name for row in noted} - distributed(noted)
     found = []
     for key in await conn.execute(REFERENCES):
@@ -96,14 +94,12 @@ async def references_elsewhere(conn: AsyncConnection, noted: list[Any]) -> list[
     return found
 
 
-async def test_every_key_of_a_distributed_table_holds_the_tenant_and_leads_to_what_is_beside_it(
-    noted: list[Any], connection: AsyncConnection
-):
+async def test_every_key_of_a_distributed_table_contains_the_tenant(noted: list[Any], connection: AsyncConnection):
     assert await keys_without_the_tenant(connection, distributed(noted)) == []
     assert await references_elsewhere(connection, noted) == []
 
 
-async def test_a_key_that_cannot_be_distributed_is_seen(noted: list[Any], connection: AsyncConnection):
+async def test_a_key_that_cannot_be_distributed_is_detected(noted: list[Any], connection: AsyncConnection):
     await connection.execute(text("CREATE UNIQUE INDEX by_id ON governance.incidents (incident_id)"))
     await connection.execute(
         text(
@@ -127,7 +123,7 @@ async def test_a_key_that_cannot_be_distributed_is_seen(noted: list[Any], connec
         "rollbacks",
     ],
 )
-async def test_postgresql_itself_would_part_each_of_them_by_tenant_and_none_by_time(
+async def test_postgresql_can_partition_each_table_by_tenant_and_none_by_time(
     name: str, noted: list[Any], connection: AsyncConnection
 ):
     assert f"governance.{name}" in distributed(noted)

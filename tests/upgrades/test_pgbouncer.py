@@ -1,4 +1,4 @@
-"""Workers behind a real PgBouncer in transaction mode, with the configuration that is shipped."""
+"""Workers behind a real PgBouncer in transaction mode, with the shipped configuration."""
 
 import re
 from collections.abc import AsyncIterator
@@ -23,14 +23,15 @@ from consumer.postgres.readiness import probe
 from domains.database.pooling import STATEMENT_PREFIX
 from domains.migrations.upgrade import PooledConnectionError, migrate
 from tests.support import run_messages as runs
-from tests.support.endurance import endure
-from tests.support.fault_scenario import Scene
+from tests.support.faults.endurance import endure
+from tests.support.faults.invariants import assert_invariants
+from tests.support.faults.scenario import Scenario
 
 pytestmark = pytest.mark.timeout(90)
 
 DEPLOY = Path(__file__).parents[2] / "deploy/pgbouncer"
 ROLE_SQL = DEPLOY / "worker-role.sql"
-# What is of one place only; the private server has its own.
+# Settings of one place only; the private server has its own.
 LOCAL = {"listen_addr", "listen_port", "auth_type", "auth_file"}
 FEW: dict[str, Any] = {"PREFETCH_COUNT": "10", "BATCH_MAX_RUNS": "10"}
 
@@ -46,85 +47,86 @@ async def pooler(engine: AsyncEngine) -> list[Check]:
     return [check for check in found if check.name == "pooler"]
 
 
-async def sessions(scene: Scene) -> int:
-    return int(await scene.sql(f"SELECT count(*) FROM pg_stat_activity WHERE usename = '{scene.role}'"))
+async def sessions(scenario: Scenario) -> int:
+    return int(await scenario.sql(f"SELECT count(*) FROM pg_stat_activity WHERE usename = '{scenario.role}'"))
 
 
 @pytest.fixture
-async def pooled(scene: Scene, folder: Path) -> AsyncIterator[PgBouncerServer]:
-    """PgBouncer before the scene's database, reached through the proxy of the worker's line."""
-    place = folder / f"pgbouncer-{scene.database}"
+async def pooled(scenario: Scenario, folder: Path) -> AsyncIterator[PgBouncerServer]:
+    """PgBouncer in front of the scenario's database, behind the worker's proxy."""
+    place = folder / f"pgbouncer-{scenario.database}"
     place.mkdir()
-    itself = await asyncpg.connect(scene.environ["DATABASE_URL"])
+    itself = await asyncpg.connect(scenario.environ["DATABASE_URL"])
     await itself.execute(ROLE_SQL.read_text())
     await itself.close()
     server = PgBouncerServer(
-        place, postgres_port=scene.postgres.port, users=[scene.role], settings=shipped() | {"default_pool_size": "2"}
+        place,
+        postgres_port=scenario.postgres.port,
+        users=[scenario.role],
+        settings=shipped() | {"default_pool_size": "2"},
     )
-    await scene.aside(server.start)
-    scene.database_line.targets = [server.port]
+    await scenario.in_thread(server.start)
+    scenario.database_proxy.targets = [server.port]
     try:
         yield server
     finally:
-        await scene.aside(server.kill)
+        await scenario.in_thread(server.kill)
 
 
-async def test_two_workers_on_two_sessions_close_out_every_run_once_and_outlive_a_restart_of_it(
-    scene: Scene, pooled: PgBouncerServer
+async def test_two_workers_behind_pgbouncer_close_out_every_run_once_and_survive_its_restart(
+    scenario: Scenario, pooled: PgBouncerServer
 ):
-    other = await scene.start(**FEW)
-    async with scene.worker(**FEW) as worker:
-        await scene.until(worker.ready, within=20, what="the second worker")
+    other = await scenario.start(**FEW)
+    async with scenario.worker(**FEW) as worker:
+        await scenario.until(worker.ready, what="the second worker")
 
         async def names_it() -> bool:
             return "PostgreSQL" in str((await worker.state())["reason"])
 
         async def kill() -> None:
-            await scene.aside(pooled.kill)
-            await scene.until(names_it, within=15, what="a pause")
+            await scenario.in_thread(pooled.kill)
+            await scenario.until(names_it, what="a pause")
 
-        # How a pause goes is watched in tests/faults.
-        await endure(scene, worker, kill, partial(scene.aside, pooled.start), pauses=None)
-        assert await sessions(scene) == 2
+        # tests/faults watches the course of a pause.
+        await endure(scenario, worker, kill, partial(scenario.in_thread, pooled.start), pauses=None)
+        assert await sessions(scenario) == 2
     assert await other.metric('closeout_deliveries_total{result="committed"}') > 0
     assert await other.stop() == 0
 
 
-async def test_one_that_mixes_up_statements_is_named_and_no_run_is_touched_until_it_is_put_right(
-    scene: Scene, pooled: PgBouncerServer
+async def test_a_pgbouncer_without_prepared_statements_is_reported_and_no_run_processed(
+    scenario: Scenario, pooled: PgBouncerServer
 ):
-    """As 1.20 and older, and max_prepared_statements = 0."""
+    """PgBouncer 1.20 and older, and max_prepared_statements = 0."""
     pooled.settings["max_prepared_statements"] = "0"
-    await scene.aside(pooled.restart)
-    await scene.publish(20)
-    async with scene.worker() as worker:
+    await scenario.in_thread(pooled.restart)
+    await scenario.publish(20)
+    async with scenario.worker() as worker:
 
         async def named() -> bool:
-            return "a pooler that mixes prepared statements: use PgBouncer 1.21" in str(
-                (await worker.state())["reason"]
-            )
+            return "mixes prepared statements: use PgBouncer 1.21" in str((await worker.state())["reason"])
 
-        await scene.until(named, within=20, what="a pause that says why")
-        assert await scene.count("run_completions") == 0
+        await scenario.until(named, what="a pause with a reason")
+        assert await scenario.count("run_completions") == 0
         pooled.settings["max_prepared_statements"] = "200"
-        await scene.aside(pooled.restart)
-        await scene.until(worker.ready, within=20, what="work")
-        assert await scene.settle_books(worker) == 0
+        await scenario.in_thread(pooled.restart)
+        await scenario.until(worker.ready, what="work")
+        assert await assert_invariants(scenario, worker) == 0
 
 
-async def test_session_mode_is_as_good_as_none(scene: Scene, pooled: PgBouncerServer):
+async def test_session_mode_works_like_a_direct_connection(scenario: Scenario, pooled: PgBouncerServer):
     pooled.settings |= {"max_prepared_statements": "0", "pool_mode": "session"}
-    await scene.aside(pooled.restart)
-    engine = create_engine(scene.environ["DATABASE_URL"], pool_size=2)
+    await scenario.in_thread(pooled.restart)
+    engine = create_engine(scenario.environ["DATABASE_URL"], pool_size=2)
     for _ in range(3):
         await probe(engine)
     await engine.dispose()
 
 
-async def test_the_doctor_sees_it_and_what_the_role_lacks_and_migrate_wants_the_server_itself(
-    scene: Scene, pooled: PgBouncerServer
+async def test_doctor_detects_pgbouncer_and_migrate_needs_a_direct_connection(
+    scenario: Scenario, pooled: PgBouncerServer
 ):
-    url = scene.environ["DATABASE_URL"]
+    url = scenario.environ["DATABASE_URL"]
     engine = create_engine(url, pool_size=1)
     try:
         await probe(engine)
@@ -135,8 +137,8 @@ async def test_the_doctor_sees_it_and_what_the_role_lacks_and_migrate_wants_the_
             "pooler", "there is one before the server, and this role's sessions have what a worker asks for"
         )
 
-        await scene.sql(f"ALTER ROLE {scene.role} RESET lock_timeout")
-        await scene.aside(pooled.restart)
+        await scenario.sql(f"ALTER ROLE {scenario.role} RESET lock_timeout")
+        await scenario.in_thread(pooled.restart)
         await engine.dispose()
         (found,) = await pooler(engine)
         assert found.found.endswith("this role's sessions do not have lock_timeout=5s")
@@ -145,15 +147,15 @@ async def test_the_doctor_sees_it_and_what_the_role_lacks_and_migrate_wants_the_
         await engine.dispose()
 
 
-def test_what_is_shipped_covers_all_that_workers_and_their_consoles_ask_for():
+def test_the_shipped_pgbouncer_configuration_covers_workers_and_consoles():
     ignored = set(shipped()["ignore_startup_parameters"].split(", "))
     assert ignored | {"application_name"} == set(WORKER_SETTINGS) | set(CONSOLE_SETTINGS)
     given = dict(re.findall(r"^ALTER ROLE CURRENT_USER SET (\w+) = '(.*)';$", ROLE_SQL.read_text(), re.MULTILINE))
     assert given | {"application_name": "closeout"} == WORKER_SETTINGS
 
 
-async def test_no_two_sessions_give_a_prepared_statement_the_same_name(engine: AsyncEngine):
-    """Those that go straight to the driver are named by it, which counts anew in each process."""
+async def test_prepared_statement_names_are_unique_across_sessions(engine: AsyncEngine):
+    """The driver names its own statements by a counter that starts again in each process."""
     await create_transaction_coordinator(engine=engine).execute(runs.run())
     prepared = text("SELECT name FROM pg_prepared_statements")
     async with engine.connect() as one, engine.connect() as other:

@@ -10,7 +10,9 @@ from consumer.postgres.engine import create_engine
 from consumer.postgres.readiness import probe
 from domains.migrations.compatibility import OLDEST_SCHEMA
 from domains.migrations.upgrade import Migrated, migrate, newest
-from tests.support.fault_scenario import Running, Scene
+from tests.support.faults.invariants import assert_invariants
+from tests.support.faults.running_worker import RunningWorker
+from tests.support.faults.scenario import Scenario
 from tests.support.schemas import bring_to, revisions
 from tests.support.upgrade_load import COMMITTED, FEW, works
 from tests.upgrades.conftest import RUN_OLDER
@@ -20,63 +22,63 @@ pytestmark = pytest.mark.timeout(90)
 DUPLICATE = 'closeout_deliveries_total{result="duplicate"}'
 
 
-async def both_know(scene: Scene, *workers: Running) -> None:
-    """Send runs again that are closed out, until each of *workers* has told one from a new one.
+async def both_know(scenario: Scenario, *workers: RunningWorker) -> None:
+    """Publish closed-out runs again until each of *workers* has recognized one as a duplicate.
 
-    Were their digests different, what one had closed out the other would park as a conflict.
+    If their digests differed, one worker would park the other's runs as conflicts.
     """
-    known = scene.bodies[:10]
+    known = scenario.bodies[:10]
 
     async def both_do() -> bool:
         for body in known:
-            await scene.publish_body(body)
+            await scenario.publish_body(body)
         return all([await worker.metric(DUPLICATE) > 0 for worker in workers])
 
-    await scene.until(both_do, within=20, what="a duplicate at each worker")
+    await scenario.until(both_do, what="a duplicate at each worker")
 
 
-async def migrated(scene: Scene) -> Migrated:
-    engine = create_engine(scene.postgres.url(scene.database), pool_size=1)
+async def migrated(scenario: Scenario) -> Migrated:
+    engine = create_engine(scenario.postgres.url(scenario.database), pool_size=1)
     try:
         return await migrate(engine)
     finally:
         await engine.dispose()
 
 
-async def test_an_upgrade_under_load_and_its_rollback_lose_nothing_and_park_nothing(scene_at_0001: Scene, older: Path):
-    scene = scene_at_0001
+async def test_an_upgrade_and_downgrade_under_load_lose_and_park_nothing(scenario_at_0001: Scenario, older: Path):
+    scenario = scenario_at_0001
     old_version = {"PYTHONPATH": str(older), **FEW}
-    async with scene.load(pause=0.04):
-        old = await scene.start(command=RUN_OLDER, **old_version)
-        await works(scene, old)
+    async with scenario.load(pause=0.04):
+        old = await scenario.start(command=RUN_OLDER, **old_version)
+        await works(scenario, old)
 
-        new = await scene.start(**FEW)
-        await scene.until(lambda: _says(new, "run closeout migrate"), within=20, what="the reason of its pause")
+        new = await scenario.start(**FEW)
+        await scenario.until(lambda: _says(new, "run closeout migrate"), what="the reason of its pause")
         assert (await new.state())["reason"] == (
             f"PostgreSQL's schema is at 0001 and has no policies.shadow; this worker needs {OLDEST_SCHEMA}: "
             "run closeout migrate"
         )
-        await works(scene, old)
+        await works(scenario, old)
         assert await new.metric(COMMITTED) == 0
 
-        assert await migrated(scene) == ("0001", newest())
-        await scene.until(new.ready, within=20, what="the newer worker's work")
-        await works(scene, old, new)
-        await both_know(scene, old, new)
+        assert await migrated(scenario) == ("0001", newest())
+        await scenario.until(new.ready, what="the newer worker's work")
+        await works(scenario, old, new)
+        await both_know(scenario, old, new)
 
-        assert await old.stop(within=20) == 0
-        await works(scene, new)
+        assert await old.stop() == 0
+        await works(scenario, new)
 
-        rolled_back = await scene.start(command=RUN_OLDER, **old_version)
-        await works(scene, new, rolled_back)
-        assert await new.stop(within=20) == 0
-        await works(scene, rolled_back)
-    assert await scene.settle_books(rolled_back) == 0, "no event came twice"
-    assert await rolled_back.stop(within=20) == 0
+        rolled_back = await scenario.start(command=RUN_OLDER, **old_version)
+        await works(scenario, new, rolled_back)
+        assert await new.stop() == 0
+        await works(scenario, rolled_back)
+    assert await assert_invariants(scenario, rolled_back) == 0, "no event came twice"
+    assert await rolled_back.stop() == 0
 
 
 @pytest.mark.parametrize("revision", revisions())
-async def test_a_worker_takes_the_oldest_schema_that_it_can_work_on_and_every_newer_one(empty_database_url, revision):
+async def test_a_worker_accepts_its_oldest_supported_schema_and_every_newer_one(empty_database_url, revision):
     engine = create_engine(empty_database_url, pool_size=1)
     await bring_to(engine, revision)
     if revisions().index(revision) >= revisions().index(OLDEST_SCHEMA):
@@ -87,17 +89,17 @@ async def test_a_worker_takes_the_oldest_schema_that_it_can_work_on_and_every_ne
     await engine.dispose()
 
 
-async def test_a_worker_takes_a_schema_of_a_version_that_it_does_not_know(engine):
+async def test_a_worker_accepts_a_schema_of_an_unknown_newer_version(engine):
     async with engine.begin() as conn:
         await conn.execute(text("UPDATE governance.schema_version SET version_num = '9999'"))
         await conn.execute(text("ALTER TABLE governance.incidents ADD COLUMN of_tomorrow text"))
     await probe(engine)
 
 
-async def test_a_role_that_may_not_read_the_version_is_told_which_column_is_missing(scene_at_0001: Scene):
-    scene = scene_at_0001
-    await scene.sql(f"REVOKE ALL ON governance.schema_version FROM {scene.role}")
-    engine = create_engine(scene.environ["DATABASE_URL"], pool_size=1)
+async def test_a_role_that_cannot_read_the_version_is_told_which_column_is_missing(scenario_at_0001: Scenario):
+    scenario = scenario_at_0001
+    await scenario.sql(f"REVOKE ALL ON governance.schema_version FROM {scenario.role}")
+    engine = create_engine(scenario.environ["DATABASE_URL"], pool_size=1)
     with pytest.raises(UnavailableError) as refused:
         await probe(engine)
     assert str(refused.value) == (
@@ -106,5 +108,5 @@ async def test_a_role_that_may_not_read_the_version_is_told_which_column_is_miss
     await engine.dispose()
 
 
-async def _says(worker: Running, words: str) -> bool:
+async def _says(worker: RunningWorker, words: str) -> bool:
     return words in str((await worker.state())["reason"])

@@ -1,4 +1,4 @@
-"""Acks on a real quorum queue: as few as order permits, none lost when the channel closes right behind them."""
+"""Acks on a real quorum queue: as few as the order permits, none lost when the channel closes right after them."""
 
 import asyncio
 
@@ -7,13 +7,14 @@ from aiormq.abc import DeliveredMessage
 
 from consumer.amqp.acks import Acks
 from consumer.amqp.connection import BrokerConnection
-from tests.support.traffic import emptied, publish
+from tests.support.traffic import emptied, length_without_consumers, publish
+from tests.support.waiting import until
 
 QUEUE = "closeout.run-completed"
 
 
 class Consumer:
-    """A channel of its own that was delivered *number* messages."""
+    """A separate channel with *number* deliveries."""
 
     def __init__(self, url: str) -> None:
         self.connection = BrokerConnection(url, name="acks")
@@ -23,9 +24,7 @@ class Consumer:
         self.channel = await self.connection.channel(confirms=False)
         await self.channel.basic_qos(prefetch_count=number)
         await self.channel.basic_consume(QUEUE, self._on_message)
-        async with asyncio.timeout(15):
-            while len(self.messages) < number:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(self.messages) >= number)
 
     async def close(self) -> None:
         await self.channel.close()
@@ -35,28 +34,19 @@ class Consumer:
         self.messages.append(message)
 
 
-async def given_back(broker: BrokerConnection) -> None:
-    """Wait until the queue knows that its consumer is gone: in that instant it takes back what was not acked."""
-    channel = await broker.channel(confirms=False)
-    async with asyncio.timeout(15):
-        while (await channel.queue_declare(QUEUE, passive=True)).consumer_count:
-            await asyncio.sleep(0.01)
-    await channel.close()
-
-
 async def left_after(amqp_url, broker, number, steps) -> list[int]:
-    """Do *steps* to the acks of a channel that got *number* messages, close it, and say what the queue then holds."""
+    """Run *steps* on the acks of a channel with *number* deliveries, close it, and return what the queue then holds."""
     await publish(broker, *[b"%d" % position for position in range(1, number + 1)])
     consumer = Consumer(amqp_url)
     await consumer.open(number)
     await steps(Acks(consumer.channel, hold_back=100))
     await consumer.close()
-    await given_back(broker)
+    await length_without_consumers(broker, QUEUE)
     return sorted(int(message.body) for message in await emptied(broker, QUEUE))
 
 
 @pytest.mark.parametrize("attempt", range(5))
-async def test_a_channel_that_closes_right_behind_its_acks_loses_none(amqp_url, broker, attempt):
+async def test_closing_a_channel_right_after_its_acks_loses_none(amqp_url, broker, attempt):
     async def steps(acks: Acks) -> None:
         for first in range(1, 201, 50):
             for tag in range(first, first + 50):
@@ -66,7 +56,7 @@ async def test_a_channel_that_closes_right_behind_its_acks_loses_none(amqp_url, 
     assert await left_after(amqp_url, broker, 200, steps) == []
 
 
-async def test_what_is_still_being_worked_on_is_not_acked_with_what_came_after_it(amqp_url, broker):
+async def test_an_unfinished_delivery_is_not_acked_with_later_ones(amqp_url, broker):
     async def steps(acks: Acks) -> None:
         for tag in (1, 2, 4, 5):
             acks.ack(tag)
@@ -76,7 +66,7 @@ async def test_what_is_still_being_worked_on_is_not_acked_with_what_came_after_i
     assert await left_after(amqp_url, broker, 5, steps) == [3, 4, 5]
 
 
-async def test_what_was_held_back_is_acked_once_the_unfinished_delivery_is_done(amqp_url, broker):
+async def test_held_back_acks_are_sent_once_the_unfinished_delivery_is_done(amqp_url, broker):
     async def steps(acks: Acks) -> None:
         for tag in (1, 2, 4, 5):
             acks.ack(tag)
@@ -94,11 +84,11 @@ async def test_a_requeued_delivery_is_not_covered_by_an_ack_of_later_ones(amqp_u
             acks.ack(tag)
         await acks.flush()
 
-    # 2 may have been delivered anew to this very consumer; it goes back when the channel closes.
+    # 2 may have been redelivered to this consumer; it is requeued when the channel closes.
     assert await left_after(amqp_url, broker, 3, steps) == [2]
 
 
-async def test_before_a_channel_is_closed_under_an_unfinished_batch_the_others_are_acked(amqp_url, broker):
+async def test_finished_deliveries_are_acked_before_a_channel_is_closed(amqp_url, broker):
     async def steps(acks: Acks) -> None:
         for tag in (2, 3):
             acks.ack(tag)
@@ -107,18 +97,18 @@ async def test_before_a_channel_is_closed_under_an_unfinished_batch_the_others_a
     assert await left_after(amqp_url, broker, 3, steps) == [1]
 
 
-async def test_an_unfinished_batch_holds_back_no_more_than_a_part_of_the_prefetch(amqp_url, broker):
+async def test_an_unfinished_batch_holds_back_only_a_part_of_the_prefetch_count(amqp_url, broker):
     async def steps(acks: Acks) -> None:
         for tag in range(2, 103):
             acks.ack(tag)
         await acks.flush()
-        await asyncio.sleep(0.3)  # they went out one by one; see the module's docstring
+        await asyncio.sleep(0.3)  # they were sent one by one; see the module's docstring
 
     assert await left_after(amqp_url, broker, 102, steps) == [1]
 
 
-async def test_transactions_that_flush_at_once_ack_no_tag_twice(amqp_url, broker):
-    """The second time the broker would not know it, and close the channel."""
+async def test_concurrent_flushes_ack_no_tag_twice(amqp_url, broker):
+    """The broker closes the channel on an unknown delivery tag."""
 
     async def steps(acks: Acks) -> None:
         def flush(*tags: int) -> asyncio.Task[None]:
@@ -127,10 +117,10 @@ async def test_transactions_that_flush_at_once_ack_no_tag_twice(amqp_url, broker
             return asyncio.create_task(acks.flush())
 
         flushes = [flush(*range(51, 201))]
-        for _ in range(3):  # it has begun to write, and waits for the connection to take more
+        for _ in range(3):  # it has started to write, and waits for the connection to drain
             await asyncio.sleep(0)
         flushes += [flush(*range(201, 251)), flush(*range(1, 51))]
         await asyncio.gather(*flushes)
-        await acks._channel.basic_qos(prefetch_count=1)  # an answer, so it is open
+        await acks._channel.basic_qos(prefetch_count=1)  # a response, so the channel is open
 
     assert await left_after(amqp_url, broker, 250, steps) == []

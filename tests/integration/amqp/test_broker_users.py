@@ -1,4 +1,4 @@
-"""RabbitMQ's users as ``deploy/rabbitmq/definitions.json`` makes them, on both majors: what each may, and no more."""
+"""RabbitMQ's users of ``deploy/rabbitmq/definitions.json``, on both majors: exactly their permissions."""
 
 import asyncio
 import itertools
@@ -36,11 +36,11 @@ _names = itertools.count()
 
 
 async def never(_message: object) -> None:
-    """Stand for a consumer that is never made."""
+    """A callback of a consumer that is never started."""
 
 
 def of_queue(queue: str) -> dict[str, Ask]:
-    """Return all that a client can ask for of *queue*."""
+    """Return every operation of a client on *queue*."""
     return {
         f"consume {queue}": lambda channel: channel.basic_consume(queue, never),
         f"get {queue}": lambda channel: channel.basic_get(queue),
@@ -53,12 +53,12 @@ def of_queue(queue: str) -> dict[str, Ask]:
 
 
 def of_exchange(exchange: str) -> dict[str, Ask]:
-    """Return all that a client can ask for of *exchange*; the default one can be neither deleted nor bound."""
-    asked: dict[str, Ask] = {}
+    """Return every operation of a client on *exchange*; the default one can be neither deleted nor bound."""
+    requests: dict[str, Ask] = {}
     if exchange:
-        asked[f"delete {exchange}"] = lambda channel: channel.exchange_delete(exchange)
-        asked[f"bind {exchange}"] = lambda channel: channel.exchange_bind(exchange, "amq.fanout", routing_key="#")
-    return asked | {
+        requests[f"delete {exchange}"] = lambda channel: channel.exchange_delete(exchange)
+        requests[f"bind {exchange}"] = lambda channel: channel.exchange_bind(exchange, "amq.fanout", routing_key="#")
+    return requests | {
         f"publish {exchange or 'amq.default'} {key}": publishing(exchange, key)
         for key in ("run.completed", "run.finalized.succeeded", PARKED_QUEUE)
     }
@@ -69,20 +69,20 @@ def publishing(exchange: str, key: str) -> Ask:
 
 
 def everything() -> dict[str, Ask]:
-    """Return, by name, all that a client can ask for of every queue and exchange here."""
-    asked: dict[str, Ask] = {
+    """Return, by name, every operation of a client on every queue and exchange here."""
+    requests: dict[str, Ask] = {
         "declare a queue": lambda channel: channel.queue_declare("mine"),
         "declare a queue of no name": lambda channel: channel.queue_declare("", exclusive=True),
         "declare an exchange": lambda channel: channel.exchange_declare("mine", exchange_type="fanout"),
     }
     for queue in [*QUEUES, "subscriber.theirs"]:
-        asked |= of_queue(queue)
+        requests |= of_queue(queue)
     for exchange in EXCHANGES:
-        asked |= of_exchange(exchange)
-    return asked
+        requests |= of_exchange(exchange)
+    return requests
 
 
-# What is allowed to whom; all else is refused. Whoever reads a queue may purge it: RabbitMQ knows no difference.
+# The permissions of each user; everything else is refused. RabbitMQ permits purging a queue with permission to read it.
 MAY = {
     roles.WORKER_USER: [
         *(f"{verb} {RUN_COMPLETED_QUEUE}" for verb in ("consume", "get", "purge")),
@@ -111,7 +111,7 @@ class Place:
     async def set_up(self, folder: Path) -> None:
         self.import_definitions(folder)
         self.set_passwords()
-        # Somebody else's, that nobody here but a subscriber may touch.
+        # Of another application; of our users only a subscriber may access it.
         admin = BrokerConnection(self.url, name="tests")
         channel = await admin.channel(confirms=False)
         await channel.queue_declare("subscriber.theirs", durable=True)
@@ -119,7 +119,7 @@ class Place:
         await admin.close()
 
     def import_definitions(self, folder: Path) -> None:
-        """Import the shipped definitions, with this vhost's name in the place of the one they have."""
+        """Import the shipped definitions under this vhost's name."""
         named = json.loads(json.dumps(roles.DEFINITIONS))
         for kind in named.values():
             for entry in kind:
@@ -139,21 +139,21 @@ class Place:
         return roles.as_user(self.url, user)
 
     def stands(self) -> list[str]:
-        """Return the exchanges, queues and bindings that stand, with all their properties, but the tests' own."""
+        """Return the existing exchanges, queues and bindings with all properties, except the tests' own."""
         names = "name, durable, auto_delete, arguments"
-        told = self.server.eval(
+        output = self.server.eval(
             f'V = <<"{self.vhost}">>, All = rabbit_exchange:info_all(V, [{names}, type, internal])'
             f" ++ rabbit_amqqueue:info_all(V, [{names}]) ++ rabbit_binding:list(V),"
-            # A client and an import write a table in another order, and a number as another of AMQP's types.
+            # A client and an import write tables in different orders, and numbers in different AMQP types.
             "Same = fun({arguments, T}) -> lists:sort([{Key, Value} || {Key, _, Value} <- T]); (Else) -> Else end,"
             "Plain = fun(One) when is_list(One) -> lists:map(Same, One); (One) -> One end,"
             'lists:flatten([io_lib:format("~0p|", [One]) || One <- lists:sort(lists:map(Plain, All))])'
         )
-        lines = told.replace(self.vhost, "VHOST").strip('"').split("|")
+        lines = output.replace(self.vhost, "VHOST").strip('"').split("|")
         return [line for line in lines if "subscriber." not in line and "others" not in line]
 
     async def may(self, user: str, ask: Ask) -> bool:
-        """Say whether *user* is not refused; another objection of the broker's comes after the right was seen."""
+        """Return whether *user* is permitted; the broker checks permissions before anything else."""
         connection = BrokerConnection(self.url_of(user), name="tests")
         channel = await connection.channel(confirms=True)
         try:
@@ -169,7 +169,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def imported() -> dict[str, Place]:
-    """The vhosts that stand, by the version of their server: one import is enough for all tests here."""
+    """The vhosts by the version of their server: one import is enough for all tests here."""
     return {}
 
 
@@ -182,7 +182,7 @@ async def place(any_rabbit: RabbitServer, imported: dict[str, Place], tmp_path: 
     return imported[any_rabbit.version]
 
 
-async def test_an_imported_user_gets_in_only_once_it_has_a_password(any_rabbit, tmp_path):
+async def test_an_imported_user_can_log_in_only_after_a_password_is_set(any_rabbit, tmp_path):
     place = Place(any_rabbit, "locked")
     place.import_definitions(tmp_path)
 
@@ -198,7 +198,7 @@ async def test_an_imported_user_gets_in_only_once_it_has_a_password(any_rabbit, 
     any_rabbit.delete_vhost("locked")
 
 
-async def test_over_imported_definitions_closeout_topology_finds_all_as_it_would_declare_it(place):
+async def test_closeout_topology_accepts_the_imported_definitions(place):
     connection = BrokerConnection(place.url_of(roles.TOPOLOGY_USER), name="tests")
     before = place.stands()
 
@@ -209,7 +209,7 @@ async def test_over_imported_definitions_closeout_topology_finds_all_as_it_would
     assert place.stands() == before
 
 
-async def test_the_topology_user_declares_all_of_it_in_an_empty_vhost_as_the_definitions_have_it(place):
+async def test_the_topology_user_declares_the_imported_definitions_in_an_empty_vhost(place):
     bare = Place(place.server, "bare")
     place.server.create_vhost(bare.vhost)
     roles.permit(place.server, bare.vhost, roles.TOPOLOGY_USER)
@@ -223,13 +223,13 @@ async def test_the_topology_user_declares_all_of_it_in_an_empty_vhost_as_the_def
 
 
 @pytest.mark.parametrize("user", MAY)
-async def test_each_user_may_do_what_it_is_for_and_is_refused_the_rest(place, user):
+async def test_each_user_has_exactly_its_permissions(place, user):
     allowed = [what for what, ask in everything().items() if await place.may(user, ask)]
 
     assert sorted(allowed) == sorted(MAY[user])
 
 
-async def test_no_user_gets_into_another_vhost(place):
+async def test_no_user_can_access_another_vhost(place):
     place.server.create_vhost("elsewhere")
     for user in MAY:
         elsewhere = BrokerConnection(place.server.url("elsewhere", user=user, password=roles.PASSWORD), name="tests")
@@ -239,27 +239,27 @@ async def test_no_user_gets_into_another_vhost(place):
     place.server.delete_vhost("elsewhere")
 
 
-async def test_no_policy_for_all_queues_takes_hold_of_ours(place):
+async def test_a_policy_for_all_queues_does_not_apply_to_ours(place):
     vhost = f'<<"{place.vhost}">>'
     place.server.eval(
         f'rabbit_policy:set({vhost}, <<"all">>, <<".*">>, [{{<<"max-length">>, 1}}], 50, <<"queues">>, <<"tests">>)'
     )
-    told = place.server.eval(
+    output = place.server.eval(
         'lists:flatten([io_lib:format("~s=~s|", [element(4, amqqueue:get_name(Q)), rabbit_policy:name(Q)])'
         f" || Q <- rabbit_amqqueue:list({vhost})])"
     )
     place.server.eval(f'rabbit_policy:delete({vhost}, <<"all">>, <<"tests">>)')
 
-    assert dict(pair.split("=") for pair in told.strip('"|').split("|")) == {
+    assert dict(pair.split("=") for pair in output.strip('"|').split("|")) == {
         **dict.fromkeys(QUEUES, "closeout"),
         "subscriber.theirs": "all",
     }
 
 
-async def test_a_worker_closes_out_parks_and_tells_with_its_own_user_and_role_alone(place, database_url, engine):
+async def test_a_worker_needs_only_its_own_user_and_role(place, database_url, engine):
     admin = BrokerConnection(place.url, name="tests")
     channel = await admin.channel(confirms=False)
-    for queue in QUEUES:  # what other tests here were allowed to publish
+    for queue in QUEUES:  # messages of other tests
         await channel.queue_purge(queue)
     events = await traffic.listen(admin)
     runner = BrokerConnection(place.url_of(roles.RUNNER_USER), name="runner")
@@ -276,8 +276,8 @@ async def test_a_worker_closes_out_parks_and_tells_with_its_own_user_and_role_al
 
 
 @pytest.mark.parametrize("write", [r"^amq\.default$", r"^closeout\.internal$"])
-async def test_copies_go_by_whichever_way_the_rights_allow_and_change_with_them(place, write):
-    """Rights and workers are not changed at one instant: rights of before have one way, those of now the other."""
+async def test_copies_are_published_by_the_route_that_the_permissions_allow(place, write):
+    """Permissions and workers do not change together: older permissions allow one route, newer ones the other."""
     url = place.server.add_user(f"changing{next(_names)}", "pw", "^$", write, "^$", place.vhost)
     other = r"^closeout\.internal$" if "amq" in write else r"^amq\.default$"
     connection = BrokerConnection(url, name="tests")
@@ -285,7 +285,7 @@ async def test_copies_go_by_whichever_way_the_rights_allow_and_change_with_them(
     channel = ConfirmedChannel(connection)
     for pattern in (write, other):
         place.server.permit(str(connection.user), place.vhost, "^$", pattern, "^$")
-        await (await channel.opened()).close()  # one that is open remembers what it was allowed
+        await (await channel.opened()).close()  # an open one caches its permissions
         for _ in range(2):
             await channel.send_to_queue(PARKED_QUEUE, body=b"{}", properties=spec.Basic.Properties())
     place.server.permit(str(connection.user), place.vhost, "^$", "^$", "^$")
@@ -298,7 +298,7 @@ async def test_copies_go_by_whichever_way_the_rights_allow_and_change_with_them(
     await admin.close()
 
 
-async def test_copies_of_a_worker_that_is_newer_than_the_topology_go_where_they_always_went(any_rabbit):
+async def test_a_newer_worker_parks_copies_on_an_older_topology(any_rabbit):
     vhost = f"older{next(_names)}"
     admin = BrokerConnection(any_rabbit.create_vhost(vhost), name="tests")
     await declare(admin, Topology(exchanges=(), queues=TOPOLOGY.queues))

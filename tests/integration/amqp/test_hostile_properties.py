@@ -1,4 +1,4 @@
-"""No property or header that RabbitMQ lets through stops the worker: the run behind it is closed out or parked."""
+"""No property or header that RabbitMQ accepts stops the worker: the message is closed out or parked."""
 
 import asyncio
 import decimal
@@ -20,7 +20,7 @@ def nested(depth: int) -> dict[str, Any]:
     return table
 
 
-# What a careless runner sends, in a client that does not check: pika passes bytes and numbers on as they are.
+# Properties of a careless runner; pika writes bytes and numbers unchecked.
 HOSTILE: dict[str, dict[str, Any]] = {
     "a timestamp in microseconds": {"timestamp": 1_777_777_777_000_000},
     "a timestamp in nanoseconds": {"timestamp": 1_777_777_777_000_000_000},
@@ -60,7 +60,7 @@ def usual_recursion_limit() -> Any:
 
 @pytest.mark.parametrize("properties", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.usefixtures("usual_recursion_limit")
-async def test_a_good_run_is_closed_out_and_a_bad_one_parked_whole_whatever_its_properties_say(
+async def test_hostile_properties_neither_block_a_valid_run_nor_alter_a_parked_one(
     database_url, amqp_url, engine, broker, properties
 ):
     await asyncio.to_thread(send, amqp_url, "run.completed", [runs.body(), b"{nonsense"], properties)
@@ -76,10 +76,8 @@ async def test_a_good_run_is_closed_out_and_a_bad_one_parked_whole_whatever_its_
     assert await emptied(broker, "closeout.run-completed") == []
 
 
-async def test_headers_that_leave_no_room_for_ours_in_a_smaller_frame_are_left_out_and_named(
-    rabbit, database_url, amqp_url, broker
-):
-    """An operator has lowered frame_max: the copy's frame would be refused, with its connection, again and again."""
+async def test_headers_too_large_for_the_frame_are_omitted_and_named(rabbit, database_url, amqp_url, broker):
+    """An operator lowered frame_max: the broker would close the connection for the copy's frame, repeatedly."""
     await publish(broker, b"{nonsense", headers={"large": "x" * 8_000, "small": "kept"})
     rabbit.eval("application:set_env(rabbit, frame_max, 8192)")
     try:

@@ -1,4 +1,4 @@
-"""A batch of events on a real broker: written at once, each answered for itself."""
+"""A batch of events on a real broker: written together, each confirmed separately."""
 
 import asyncio
 from uuid import uuid4
@@ -14,8 +14,9 @@ from consumer.contract.names import EVENTS_EXCHANGE
 from consumer.errors import UnavailableError
 from consumer.metrics import Metrics
 from consumer.outbox.publisher import EventPublisher
-from tests.support.proxy import Proxy
+from tests.support.faults.proxy import Proxy
 from tests.support.traffic import listen, received
+from tests.support.waiting import until
 
 
 def event(*, routing_key: str = "incident.created.HIGH", body: str = "{}") -> OutboxEvent:
@@ -29,7 +30,7 @@ def publisher(broker: BrokerConnection, *, require_subscribers: bool = False) ->
     return EventPublisher(ConfirmedChannel(broker), metrics=Metrics(), require_subscribers=require_subscribers)
 
 
-async def test_a_batch_arrives_whole_in_order_and_is_confirmed(broker):
+async def test_a_batch_arrives_complete_in_order_and_is_confirmed(broker):
     found = await listen(broker)
     # The last ones need two body frames, and a hundred.
     events = [event(body=f"{n}é") for n in range(300)] + [event(body="x" * n) for n in (131_065, 13_000_000)]
@@ -48,13 +49,13 @@ async def test_a_batch_arrives_whole_in_order_and_is_confirmed(broker):
         )
 
 
-async def test_a_batch_of_nothing_is_done_at_once(broker):
+async def test_an_empty_batch_completes_immediately(broker):
     async with asyncio.timeout(2):
         outcome = await publisher(broker).publish([])
     assert (outcome.confirmed, outcome.failure) == ([], None)
 
 
-async def test_several_batches_at_once_on_one_channel_get_each_their_own_answers(broker):
+async def test_concurrent_batches_on_one_channel_get_their_own_confirms(broker):
     shared = publisher(broker)
     batches = [[event() for _ in range(40)] for _ in range(10)]
 
@@ -63,7 +64,7 @@ async def test_several_batches_at_once_on_one_channel_get_each_their_own_answers
     assert [outcome.confirmed for outcome in outcomes] == batches
 
 
-async def test_of_a_batch_what_no_queue_takes_is_told_from_what_one_takes(broker):
+async def test_unroutable_events_of_a_batch_are_distinguished_from_routed_ones(broker):
     channel = await broker.channel(confirms=False)
     queue = (await channel.queue_declare("", exclusive=True)).queue or ""
     await channel.queue_bind(queue, EVENTS_EXCHANGE, routing_key="taken")
@@ -77,7 +78,7 @@ async def test_of_a_batch_what_no_queue_takes_is_told_from_what_one_takes(broker
     assert "not.taken" in str(strict.failure)
 
 
-async def test_a_channel_that_the_broker_closes_under_a_batch_fails_it_and_the_next_goes_out_on_a_new_one(broker):
+async def test_a_channel_closed_during_a_batch_fails_it_and_the_next_uses_a_new_channel(broker):
     channel = await broker.channel(confirms=False)
     await channel.exchange_delete(EVENTS_EXCHANGE)
     mine = publisher(broker)
@@ -91,12 +92,12 @@ async def test_a_channel_that_the_broker_closes_under_a_batch_fails_it_and_the_n
     assert (len(back.confirmed), back.failure) == (20, None)
 
 
-async def test_a_connection_that_ends_under_a_batch_fails_it(amqp_url, rabbit):
+async def test_a_connection_lost_during_a_batch_fails_the_batch(amqp_url, rabbit):
     line = await Proxy(rabbit.port).accept()
     other = BrokerConnection(amqp_url.replace(f":{rabbit.port}/", f":{line.port}/"), name="ends")
     mine = publisher(other)
     await mine.publish([event()])
-    line.stall()  # or the broker might have confirmed all of it before it closes
+    line.stall()  # otherwise the broker might confirm all of it before it closes
     events = [event(body="x" * 1_000_000) for _ in range(5)]
     task = asyncio.create_task(mine.publish(events))
     await asyncio.to_thread(rabbit.eval, 'rabbit_networking:close_all_user_connections(<<"closeout">>, <<"test">>)')
@@ -110,16 +111,14 @@ async def test_a_connection_that_ends_under_a_batch_fails_it(amqp_url, rabbit):
     line.close()
 
 
-async def test_a_connection_that_was_lost_is_closed_before_another_takes_its_place(amqp_url, rabbit):
-    """Or the garbage collector would, in any thread, and warn of it among the worker's log lines."""
+async def test_a_lost_connection_is_closed_before_a_new_one_is_opened(amqp_url, rabbit):
+    """Otherwise the garbage collector closes it, in any thread, with a warning in the worker's log."""
     made = BrokerConnection(amqp_url, name="lost")
     await made.channel(confirms=True)
     lost = made._connection
     assert lost is not None
     await asyncio.to_thread(rabbit.eval, 'rabbit_networking:close_all_user_connections(<<"closeout">>, <<"test">>)')
-    async with asyncio.timeout(10):
-        while made.is_open:
-            await asyncio.sleep(0.01)
+    await until(lambda: not made.is_open)
 
     await made.channel(confirms=True)
 
@@ -128,7 +127,7 @@ async def test_a_connection_that_was_lost_is_closed_before_another_takes_its_pla
     await made.close()
 
 
-async def test_a_batch_that_is_cancelled_leaves_the_channel_usable(broker):
+async def test_cancelling_a_batch_leaves_the_channel_usable(broker):
     mine = publisher(broker)
     large = [event(body="x" * 1_000_000) for _ in range(20)]
     task = asyncio.create_task(mine.publish(large))
@@ -144,9 +143,7 @@ async def test_a_batch_that_is_cancelled_leaves_the_channel_usable(broker):
 @pytest.mark.parametrize(
     ("write", "why"), [("^$", "exchange 'governance.events'"), ("^governance", "topic 'incident.created.HIGH'")]
 )
-async def test_events_that_this_user_may_not_write_say_which_right_is_missing(
-    rabbit, bare_amqp_url, broker, write, why
-):
+async def test_an_event_refused_by_permissions_names_the_missing_permission(rabbit, bare_amqp_url, broker, write, why):
     vhost = bare_amqp_url.rsplit("/", 1)[1]
     theirs = BrokerConnection(rabbit.add_user(f"mute-{vhost}", "pw", "^$", write, "^$", vhost), name="tests")
     rabbit.permit(f"mute-{vhost}", vhost, "^$", write, "^$", topics=[(EVENTS_EXCHANGE, "^run", "^$")])
@@ -160,8 +157,8 @@ async def test_events_that_this_user_may_not_write_say_which_right_is_missing(
     await theirs.close()
 
 
-async def test_of_copies_under_one_message_id_at_once_none_counts_as_taken_that_no_queue_took(broker):
-    """The id is the sender's: two messages that are parked at once may have the same, and each is acked for its own."""
+async def test_concurrent_copies_with_one_message_id_each_report_whether_they_were_routed(broker):
+    """The sender chooses the id: two messages parked concurrently may share it, and each has its own confirm."""
     channel = ConfirmedChannel(broker)
 
     async def send() -> None:
@@ -172,17 +169,17 @@ async def test_of_copies_under_one_message_id_at_once_none_counts_as_taken_that_
     assert [type(answer) for answer in answers] == [UnavailableError] * 3
 
 
-async def test_events_that_two_transactions_publish_at_once_stay_where_no_queue_takes_them(broker):
+async def test_concurrently_published_events_stay_in_the_outbox_where_unroutable(broker):
     """The run was delivered twice: the second finds its events in the outbox while the first is publishing them."""
     shared, events = publisher(broker, require_subscribers=True), [event(routing_key="not.taken") for _ in range(3)]
 
     outcomes = await asyncio.gather(*(shared.publish(events) for _ in range(3)))
 
     assert [outcome.confirmed for outcome in outcomes] == [[], [], []]
-    assert (await shared.publish(events)).failure  # nobody is at them any more
+    assert (await shared.publish(events)).failure  # the channel is closed
 
 
-async def test_events_go_out_to_a_broker_that_sets_no_limit_to_frames(rabbit, bare_amqp_url, broker):
+async def test_events_are_published_to_a_broker_without_a_frame_limit(rabbit, bare_amqp_url, broker):
     found = await listen(broker)
     rabbit.eval("application:set_env(rabbit, frame_max, 0)")
     unlimited = BrokerConnection(bare_amqp_url, name="unlimited")

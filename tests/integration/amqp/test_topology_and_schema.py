@@ -1,4 +1,4 @@
-"""What must stand before a worker can work: the database's schema and the broker's topology."""
+"""The database's schema and the broker's topology, which a worker needs."""
 
 import asyncio
 import re
@@ -15,7 +15,7 @@ from domains.tables import metadata
 TO_DO = "; (?:to mend it|unless it is meant): "
 
 
-async def test_several_migrators_at_once_leave_one_schema(empty_database_url):
+async def test_concurrent_migrations_leave_one_schema(empty_database_url):
     engines = [create_engine(empty_database_url, pool_size=1) for _ in range(4)]
 
     done = await asyncio.gather(*(migrate(engine) for engine in engines))
@@ -25,7 +25,7 @@ async def test_several_migrators_at_once_leave_one_schema(empty_database_url):
     await asyncio.gather(*(engine.dispose() for engine in engines))
 
 
-async def test_the_migrated_schema_and_the_tables_agree_and_each_difference_is_said_in_words_with_what_mends_it(engine):
+async def test_each_difference_between_schema_and_tables_is_described_with_its_fix(engine):
     assert await differences(engine) == []
     changes = (
         "DROP TABLE governance.traces",
@@ -71,19 +71,19 @@ async def test_the_migrated_schema_and_the_tables_agree_and_each_difference_is_s
     assert await differences(engine) == []
 
 
-async def test_of_a_schema_of_another_version_it_is_said_which_it_is_and_what_brings_it_here(engine):
-    said = {}
+async def test_a_schema_of_another_version_is_named_with_the_command_that_upgrades_it(engine):
+    messages = {}
     async with engine.begin() as conn:
         await conn.execute(text("ALTER TABLE governance.incidents ADD COLUMN note text"))
     for version in ("0001", "9999"):
         async with engine.begin() as conn:
             await conn.execute(text("UPDATE governance.schema_version SET version_num = :v"), {"v": version})
-        (said[version],) = await differences(engine)
-    assert said["0001"] == f"it is at 0001, behind this version's {newest()}: run closeout migrate"
-    assert said["9999"].startswith(f"it is at 9999, which this version ({newest()}) does not know: ")
+        (messages[version],) = await differences(engine)
+    assert messages["0001"] == f"it is at 0001, behind this version's {newest()}: run closeout migrate"
+    assert messages["9999"].startswith(f"it is at 9999, which this version ({newest()}) does not know: ")
 
 
-async def test_every_table_and_every_index_of_ours_says_its_purpose_in_the_database(connection):
+async def test_every_table_and_index_has_a_comment_with_its_purpose(connection):
     silent = (
         (
             await connection.execute(
@@ -112,7 +112,7 @@ def test_the_tenant_is_in_every_key_of_every_table_that_holds_a_tenants_data():
                 assert "tenant_id" in names, constraint.name
 
 
-async def test_the_topology_is_declared_and_declaring_it_again_changes_nothing(bare_amqp_url, rabbit):
+async def test_declaring_the_topology_is_idempotent(bare_amqp_url, rabbit):
     connection = BrokerConnection(bare_amqp_url, name="test")
     first = await declare(connection)
     assert await declare(connection) == first
@@ -123,7 +123,7 @@ async def test_the_topology_is_declared_and_declaring_it_again_changes_nothing(b
     assert rows >= {(queue.name, "quorum", "true") for queue in TOPOLOGY.queues}
 
 
-async def test_what_exists_with_other_properties_is_named_in_words_and_all_of_it(bare_amqp_url):
+async def test_every_queue_or_exchange_with_other_properties_is_described(bare_amqp_url):
     connection = BrokerConnection(bare_amqp_url, name="test")
     channel = await connection.channel(confirms=False)
     await channel.exchange_declare("runs", exchange_type="direct", durable=True)

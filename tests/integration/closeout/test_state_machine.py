@@ -1,11 +1,10 @@
 """Random crashes, duplicates and interleavings of coordinator and relay, on a real database and a real broker.
 
-Hypothesis chooses what happens next; after each step the database must tell one of the three truths of the promise.
+Hypothesis chooses the next step; after each one, every run must be in one of the three permitted states.
 """
 
 import asyncio
 from collections import defaultdict
-from time import monotonic
 from typing import Any
 from uuid import UUID
 
@@ -38,14 +37,15 @@ from domains import tables
 from domains.policies.book import PolicyBook
 from domains.run import RunKey
 from tests.support import run_messages as runs
-from tests.support.broken_writes import break_writes_to, mend_writes
+from tests.support.broken_writes import break_writes_to, repair_writes
 from tests.support.traffic import listen
+from tests.support.waiting import until
 
 TABLES = ("run_completions", "incidents", "policy_evaluations", "traces", "outbox_events")
 
 
 class CloseOut(RuleBasedStateMachine):
-    """Runs arrive, are delivered again, fail, are published or not; several workers act at once."""
+    """Runs arrive, are redelivered, fail, are published or not; several workers act concurrently."""
 
     database_url = amqp_url = ""
     arrivals = Bundle("arrivals")
@@ -76,7 +76,7 @@ class CloseOut(RuleBasedStateMachine):
             self.workers = [
                 RunCompletionTransaction(engine=self.engine, policies=book, publisher=publisher) for _ in "ab"
             ]
-            self.crashing = RunCompletionTransaction(engine=self.engine, policies=book)  # dies before it publishes
+            self.crashing = RunCompletionTransaction(engine=self.engine, policies=book)  # crashes before it publishes
             self.legacy = LegacyCloseOut(engine=self.engine, policies=book, publisher=publisher)
             self.relays = [
                 Relay(engine=self.engine, publisher=publisher, metrics=Metrics(), grace_seconds=0) for _ in "ab"
@@ -161,12 +161,12 @@ class CloseOut(RuleBasedStateMachine):
     @rule()
     def writes_are_mended(self) -> None:
         if self.broken is not None:
-            self.do(mend_writes(self.engine))
+            self.do(repair_writes(self.engine))
             self.broken = None
 
     @rule(arrival=consumes(arrivals))
     def a_run_is_never_heard_of_again(self, arrival: Arrival) -> None:
-        """Leave it as it is: whatever holds must hold without its redelivery."""
+        """Never redeliver it: the invariants must hold without a redelivery."""
 
     @invariant()
     def every_run_is_whole_or_absent_and_no_event_changes_its_id(self) -> None:
@@ -184,7 +184,7 @@ class CloseOut(RuleBasedStateMachine):
         for key, (row,) in inbox.items():
             left = [event.sequence for event in sorted(rows["outbox_events"][key], key=lambda event: event.sequence)]
             if row.committed_at is None:
-                assert (row.mode, left) == ("legacy", [])  # half done, visibly
+                assert (row.mode, left) == ("legacy", [])  # half done and reported
                 continue
             assert len(rows["incidents"][key]) == len(rows["policy_evaluations"][key]) == 1
             assert left == [1, 2, 3][3 - len(left) :]
@@ -195,30 +195,28 @@ class CloseOut(RuleBasedStateMachine):
             assert {key for key, found in rows[table].items() if found} <= set(inbox)
         assert {key for key in self.known if key not in inbox} == set()
 
-    def _told_whole(self) -> set[str]:
-        """Return the runs of which all three events have come, each under one id however often."""
-        told: dict[str, dict[str, str]] = defaultdict(dict)
+    def _completely_published(self) -> set[str]:
+        """Return the runs whose three events have arrived, each with one id however often."""
+        ids_of: dict[str, dict[str, str]] = defaultdict(dict)
         for event in self.events:
             properties = event.header.properties
             kind, event_id = str(properties.message_type), str(properties.message_id)
-            assert told[str(properties.correlation_id)].setdefault(kind, event_id) == event_id
-        return {run for run, kinds in told.items() if len(kinds) == 3}
+            assert ids_of[str(properties.correlation_id)].setdefault(kind, event_id) == event_id
+        return {run for run, kinds in ids_of.items() if len(kinds) == 3}
 
     def teardown(self) -> None:
         async def settle() -> None:
             if self.broken is not None:
-                await mend_writes(self.engine)
+                await repair_writes(self.engine)
             while await self.relays[0].sweep():
                 pass
             async with self.engine.connect() as conn:
                 committed = tables.run_completions.c.committed_at.is_not(None)
                 found = await conn.execute(select(tables.run_completions.c.run_id).where(committed))
                 finished = {str(run_id) for run_id in found.scalars()}
-            # What was confirmed may still be on its way to us.
-            deadline = monotonic() + 15
-            while not finished <= self._told_whole() and monotonic() < deadline:
-                await asyncio.sleep(0.01)
-            assert finished == self._told_whole()
+            # A confirmed event may not have arrived yet.
+            await until(lambda: finished <= self._completely_published(), what="the events of every finished run")
+            assert finished == self._completely_published()
             await self.broker.close()
             await self.engine.dispose()
 
@@ -227,7 +225,7 @@ class CloseOut(RuleBasedStateMachine):
         self.runner.close()
 
 
-def test_no_interleaving_of_crashes_duplicates_and_relays_breaks_the_promise(database_url, bare_amqp_url):
+def test_no_interleaving_of_crashes_duplicates_and_relays_breaks_an_invariant(database_url, bare_amqp_url):
     CloseOut.database_url, CloseOut.amqp_url = database_url, bare_amqp_url
     run_state_machine_as_test(
         CloseOut,

@@ -1,9 +1,8 @@
-"""A tenant cannot touch another's run: the same ids under two tenants are two runs everywhere they show.
+"""A tenant cannot access another's run: the same ids in two tenants are two runs everywhere.
 
-acme and globex publish a run of the same run id, with the same trace id, and each says something that only it knows.
+acme and globex each publish a run with the same run id and trace id, and with text of their own.
 """
 
-import asyncio
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +22,12 @@ from domains.policies.files import read_policies
 from tests.support import run_messages as runs
 from tests.support.broken_writes import break_writes_to
 from tests.support.command_line import closeout
-from tests.support.console_site import ask
+from tests.support.http import request
 from tests.support.traffic import emptied, eventually, listen, parked, publish, published_runs, received, worker
+from tests.support.waiting import until
 
 TENANTS = ("acme", "globex")
-# What only that tenant's run says; no answer about the other's may hold it.
+# Text of that tenant's run only; no response about the other's may contain it.
 KNOWS = {"acme": "the acme password is swordfish", "globex": "globex bought the moon"}
 POLICIES = """
 - {name: of acme, effect: flag, severity: HIGH, condition: 'true', tenant_id: acme}
@@ -40,14 +40,14 @@ OF_TENANT = ("run_completions", "policy_evaluations", "traces")
 
 @dataclass
 class Twins:
-    """Two messages that differ in whose they are, and in what they say."""
+    """Two messages that differ in tenant and text."""
 
     run_id: UUID
     trace_id: UUID
 
     def fields(self, tenant: str, **changes: Any) -> dict[str, Any]:
-        said = {"tenant_id": tenant, "run_id": str(self.run_id), "trace_id": str(self.trace_id)}
-        return runs.message(**said | {"error_message": KNOWS[tenant], "agent_id": f"agent-of-{tenant}"} | changes)
+        fields = {"tenant_id": tenant, "run_id": str(self.run_id), "trace_id": str(self.trace_id)}
+        return runs.message(**fields | {"error_message": KNOWS[tenant], "agent_id": f"agent-of-{tenant}"} | changes)
 
     def body(self, tenant: str, **changes: Any) -> bytes:
         return runs.body(self.fields(tenant, **changes))
@@ -64,7 +64,7 @@ async def rows(engine: AsyncEngine, table: str) -> list[dict[str, Any]]:
         return [dict(row) for row in found.mappings()]
 
 
-async def test_one_run_id_of_two_tenants_is_two_runs_in_every_table_event_and_page(
+async def test_the_same_run_id_in_two_tenants_is_two_runs_in_every_table_event_and_page(
     twins, database_url, amqp_url, engine, broker
 ):
     async with engine.begin() as conn:
@@ -74,22 +74,25 @@ async def test_one_run_id_of_two_tenants_is_two_runs_in_every_table_event_and_pa
         await publish(broker, *[twins.body(tenant) for tenant in TENANTS])
         await eventually(engine, published_runs(), 2)
         await received(events, 6)
-        pages = {tenant: await ask(service, f"/runs/{tenant}/{twins.run_id}") for tenant in (*TENANTS, "nobody")}
+        pages = {
+            tenant: await request(service.http.port, f"/runs/{tenant}/{twins.run_id}")
+            for tenant in (*TENANTS, "nobody")
+        }
     assert await emptied(broker, PARKED_QUEUE) == []
 
     for table in OF_TENANT:
         found = await rows(engine, table)
         assert [(row["tenant_id"], row["run_id"]) for row in found] == [(tenant, twins.run_id) for tenant in TENANTS]
-    # A policy of a tenant's own is in force for its runs alone; one without a tenant is in force for both.
+    # A tenant's policy applies to its runs only; a policy without a tenant applies to both.
     assert [row["tenant_id"] for row in await rows(engine, "incidents")] == ["acme"]
     assert [row["tenant_id"] for row in await rows(engine, "prevention_records")] == ["globex"]
     violated = [[each["name"] for each in row["violations"]] for row in await rows(engine, "policy_evaluations")]
     assert violated == [["of acme", "of all"], ["of all"]]
 
-    told = [json.loads(event.body) for event in events]
-    assert len({event["id"] for event in told}) == 6
+    published = [json.loads(event.body) for event in events]
+    assert len({event["id"] for event in published}) == 6
     for tenant in TENANTS:
-        own = [event for event in told if event["data"]["tenant_id"] == tenant]
+        own = [event for event in published if event["data"]["tenant_id"] == tenant]
         assert {event["subject"] for event in own} == {f"{tenant}/{twins.run_id}"}
         assert len(own) == 3
 
@@ -111,13 +114,11 @@ async def test_one_run_id_of_two_tenants_is_two_runs_in_every_table_event_and_pa
     assert "globex" not in shown.stdout + shown.stderr
 
 
-async def test_a_conflict_is_the_tenant_s_own_and_tells_nothing_of_another_s_run(
-    twins, database_url, amqp_url, engine, broker
-):
+async def test_a_conflict_reveals_nothing_about_another_tenants_run(twins, database_url, amqp_url, engine, broker):
     async with worker(database_url, amqp_url):
         await publish(broker, twins.body("globex"))
         await eventually(engine, published_runs(), 1)
-        # acme tries what it can think of: globex's run id and trace id, then another content for what it has claimed.
+        # acme publishes globex's run id and trace id, then other content for its own run.
         await publish(broker, twins.body("acme"))
         await eventually(engine, published_runs(), 2)
         await publish(broker, twins.body("acme", status="succeeded", error_code=None, error_message=None))
@@ -133,8 +134,8 @@ async def test_a_conflict_is_the_tenant_s_own_and_tells_nothing_of_another_s_run
     assert kept.completion["status"] == "failed"
 
 
-async def test_a_trace_is_completed_by_a_run_of_its_own_tenant_only(twins, database_url, amqp_url, engine, broker):
-    async with engine.begin() as conn:  # both runners have opened theirs, and acme's run goes on
+async def test_a_trace_is_completed_only_by_a_run_of_the_same_tenant(twins, database_url, amqp_url, engine, broker):
+    async with engine.begin() as conn:  # both runners have inserted theirs, and acme's run is still running
         await conn.execute(
             text(
                 "INSERT INTO governance.traces (tenant_id, trace_id, run_id, agent_id, status, started_at, steps) "
@@ -158,7 +159,7 @@ async def test_a_trace_is_completed_by_a_run_of_its_own_tenant_only(twins, datab
     ]
 
 
-async def test_what_fails_for_one_tenant_is_rolled_back_found_and_named_for_that_one_alone(
+async def test_a_failure_of_one_tenant_is_rolled_back_and_reported_for_that_tenant_alone(
     twins, database_url, amqp_url, engine, broker
 ):
     await break_writes_to(engine, "traces", KNOWS["acme"])
@@ -172,14 +173,13 @@ async def test_what_fails_for_one_tenant_is_rolled_back_found_and_named_for_that
         )
     one_at_once = {"DELIVERY_MAX_ATTEMPTS": "1", "MAX_CONCURRENT_TRANSACTIONS": "1"}
     async with worker(database_url, amqp_url, **one_at_once) as service:
-        async with engine.begin() as conn:  # another's run is held until both are there, so that they share a batch
+        async with engine.begin() as conn:  # another run is blocked until both have arrived, so that they share a batch
             await conn.execute(text("LOCK TABLE governance.run_completions IN ACCESS EXCLUSIVE MODE"))
             await publish(broker, runs.body(tenant_id="zeta"))
             await eventually(engine, WAITING, 1)
             await publish(broker, *[twins.body(tenant) for tenant in TENANTS])
-            async with asyncio.timeout(15):
-                while service.worker._settler._metrics.registry.get_sample_value("closeout_inflight_deliveries") != 3:
-                    await asyncio.sleep(0.01)
+            registry = service.worker._settler._metrics.registry
+            await until(lambda: registry.get_sample_value("closeout_inflight_deliveries") == 3)
         (message,) = await parked(broker, 1)
         await eventually(engine, published_runs(), 2)
     assert json.loads(message.body)["tenant_id"] == "acme"
@@ -202,7 +202,7 @@ async def test_what_fails_for_one_tenant_is_rolled_back_found_and_named_for_that
     assert [(each.count, [example.tenant_id for example in each.examples]) for each in broken] == [(1, ["acme"])]
 
 
-async def test_every_key_of_a_table_with_tenants_data_begins_with_the_tenant(engine):
+async def test_every_key_of_a_tenant_table_starts_with_the_tenant(engine):
     keys = text(
         """
         SELECT c.relname AS of_table, k.relname AS key,
@@ -230,7 +230,7 @@ async def test_every_key_of_a_table_with_tenants_data_begins_with_the_tenant(eng
     async with engine.connect() as conn:
         found = [tuple(row) for row in await conn.execute(keys)]
         assert len({of_table for of_table, _, _ in found}) == 9
-        # A policy's id is made here and looked up by nobody's wish; which runs it is for is its own column.
+        # A policy's id is not chosen by a tenant; its tenant is a separate column.
         assert {(t, key) for t, key, first in found if first != "tenant_id"} == {
             ("policies", "policies_pkey"),
             ("schema_version", "schema_version_pkc"),

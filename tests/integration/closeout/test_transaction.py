@@ -22,8 +22,10 @@ from domains.policies.book import PolicyBook
 from domains.policies.rules import PolicySet
 from domains.run import CompletedRun
 from tests.support import run_messages as runs
-from tests.support.broken_writes import break_writes_to, count, mend_writes, only_row
-from tests.support.proxy import Proxy
+from tests.support.broken_writes import break_writes_to, count, only_row, repair_writes
+from tests.support.faults.proxy import Proxy
+from tests.support.traffic import eventually
+from tests.support.waiting import PATIENCE
 
 DOMAIN_TABLES = ("run_completions", "incidents", "prevention_records", "policy_evaluations", "traces", "outbox_events")
 
@@ -70,9 +72,7 @@ async def test_a_run_is_closed_out_in_all_three_domains_with_its_events_staged(c
 
 
 @pytest.mark.parametrize("table", ["run_completions", "incidents", "policy_evaluations", "traces", "outbox_events"])
-async def test_a_failure_in_any_write_leaves_no_row_and_one_rollback_record_and_the_redelivery_succeeds(
-    coordinator, engine, table
-):
+async def test_a_failed_write_leaves_one_rollback_record_and_the_redelivery_succeeds(coordinator, engine, table):
     run = runs.run()
     reached = {
         "run_completions": TransactionPhase.NOT_STARTED,
@@ -97,13 +97,13 @@ async def test_a_failure_in_any_write_leaves_no_row_and_one_rollback_record_and_
     done_before = list(TransactionPhase)[1 : list(TransactionPhase).index(reached) + 1]
     assert [operation.split(":")[0] for operation in record["operations"]] == [p.value for p in reversed(done_before)]
 
-    await mend_writes(engine)
+    await repair_writes(engine)
     assert (await coordinator.execute(run)).state == "committed"
     assert await count(engine, "incidents") == 1
     assert await count(engine, "rollbacks") == 1
 
 
-async def test_a_failure_at_the_commit_itself_leaves_no_row_and_is_recorded(coordinator, engine):
+async def test_a_failed_commit_leaves_no_row_and_one_rollback_record(coordinator, engine):
     async with engine.begin() as conn:
         await conn.execute(
             text(
@@ -139,7 +139,7 @@ async def test_each_attempt_is_recorded_and_counted(coordinator, engine):
     assert attempts == [1, 2, 3]
 
 
-async def test_a_run_delivered_again_is_a_duplicate_and_writes_nothing(coordinator, engine):
+async def test_a_redelivered_run_is_a_duplicate_and_writes_nothing(coordinator, engine):
     run = runs.run()
     await coordinator.execute(run)
     before = await only_row(engine, "incidents")
@@ -151,7 +151,7 @@ async def test_a_run_delivered_again_is_a_duplicate_and_writes_nothing(coordinat
     assert await count(engine, "outbox_events") == 3
 
 
-async def test_the_same_run_with_another_content_is_a_conflict_and_writes_nothing(coordinator, engine):
+async def test_the_same_run_with_different_content_is_a_conflict_and_writes_nothing(coordinator, engine):
     fields = runs.message()
     await coordinator.execute(_decoded(fields))
 
@@ -161,7 +161,7 @@ async def test_the_same_run_with_another_content_is_a_conflict_and_writes_nothin
     assert (await only_row(engine, "incidents"))["outcome"] == "FAILURE"
 
 
-async def test_two_tenants_may_have_runs_and_traces_of_the_same_id(coordinator, engine):
+async def test_two_tenants_can_have_runs_and_traces_with_the_same_ids(coordinator, engine):
     fields = runs.message()
 
     results = await coordinator.execute_many([_decoded(fields), _decoded({**fields, "tenant_id": "other"})])
@@ -170,7 +170,7 @@ async def test_two_tenants_may_have_runs_and_traces_of_the_same_id(coordinator, 
     assert await count(engine, "traces") == 2
 
 
-async def test_two_transactions_given_the_same_run_at_the_same_instant_commit_it_once(engine):
+async def test_two_concurrent_transactions_commit_the_same_run_once(engine):
     batch = [runs.run() for _ in range(20)]
     first, second = (create_transaction_coordinator(engine=engine) for _ in range(2))
 
@@ -183,7 +183,7 @@ async def test_two_transactions_given_the_same_run_at_the_same_instant_commit_it
     assert await count(engine, "rollbacks") == 0
 
 
-async def test_a_run_given_twice_in_one_batch_is_committed_once(coordinator, engine):
+async def test_a_run_twice_in_one_batch_is_committed_once(coordinator, engine):
     fields = runs.message()
     changed = {**fields, "model": "another"}
 
@@ -193,7 +193,7 @@ async def test_a_run_given_twice_in_one_batch_is_committed_once(coordinator, eng
     assert await count(engine, "run_completions") == 1
 
 
-async def test_the_second_of_a_batch_is_judged_by_what_is_stored_not_by_its_neighbour(coordinator):
+async def test_a_repeated_run_in_a_batch_is_compared_with_the_stored_run(coordinator):
     fields = runs.message()
     await coordinator.execute(_decoded(fields))
 
@@ -243,7 +243,7 @@ async def test_a_trace_of_another_run_is_left_alone(coordinator, engine):
     assert await only_row(engine, "traces") == before
 
 
-async def test_a_run_that_has_a_trace_under_another_id_keeps_it(coordinator, engine):
+async def test_a_run_with_a_trace_under_another_id_keeps_that_trace(coordinator, engine):
     run = runs.run()
     await _insert_trace(engine, run, status="running", trace_id=uuid4())
 
@@ -251,7 +251,7 @@ async def test_a_run_that_has_a_trace_under_another_id_keeps_it(coordinator, eng
     assert await count(engine, "traces") == 1
 
 
-async def test_of_two_runs_in_a_batch_that_name_one_trace_the_first_gets_it(coordinator, engine):
+async def test_the_first_of_two_runs_in_a_batch_gets_the_trace_that_both_name(coordinator, engine):
     first = runs.run()
     second = runs.run(trace_id=str(first.trace_id))
 
@@ -261,7 +261,7 @@ async def test_of_two_runs_in_a_batch_that_name_one_trace_the_first_gets_it(coor
     assert (await only_row(engine, "traces"))["run_id"] == first.run_id
 
 
-async def test_cancellation_in_mid_transaction_rolls_back_and_leaves_no_session_behind(coordinator, engine):
+async def test_cancelling_a_transaction_rolls_it_back_and_leaves_no_session(coordinator, engine):
     run = runs.run()
     before = await _sessions(engine)
     async with engine.connect() as blocker:
@@ -280,34 +280,34 @@ async def test_cancellation_in_mid_transaction_rolls_back_and_leaves_no_session_
     assert await _sessions(engine) <= before + 2
 
 
-async def test_a_second_cancellation_during_the_rollback_does_not_leave_its_session_to_others(database_url, postgres):
+async def test_cancelling_a_rollback_does_not_return_its_session_to_the_pool(database_url, postgres):
     class Waits(PolicyBook):
         async def current(self, conn: AsyncConnection) -> PolicySet:
             at_the_policies.set()
             return await asyncio.Future()
 
     at_the_policies = asyncio.Event()
-    line = await Proxy(postgres.port).accept()
-    session = create_engine(database_url.replace(str(postgres.port), str(line.port)), pool_size=1, by_key=True)
+    proxy = await Proxy(postgres.port).accept()
+    session = create_engine(database_url.replace(str(postgres.port), str(proxy.port)), pool_size=1, by_key=True)
     task = asyncio.create_task(RunCompletionTransaction(engine=session, policies=Waits()).execute(runs.run()))
     await at_the_policies.wait()
-    line.stall(new_lines_too=False)
+    proxy.stall(new_connections_too=False)
     task.cancel()
-    await asyncio.sleep(0.05)  # the rollback waits for its answer, or will
+    await asyncio.sleep(0.05)  # the rollback waits for its response
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
     coordinator = create_transaction_coordinator(engine=session)
-    done = await asyncio.wait_for(coordinator.execute_many([runs.run(), runs.run()]), 10)
+    done = await asyncio.wait_for(coordinator.execute_many([runs.run(), runs.run()]), PATIENCE)
 
     assert [result.state for result in done] == ["committed"] * 2
     await session.dispose()
-    line.close()
+    proxy.close()
 
 
-async def test_a_commit_without_an_answer_in_time_is_not_called_rolled_back(database_url, engine):
-    """The driver gives up and asks the server to cancel; this one commits in spite of that."""
+async def test_a_commit_that_times_out_is_not_reported_as_rolled_back(database_url, engine):
+    """The driver times out and requests a cancellation; this server commits in spite of it."""
     async with engine.begin() as conn:
         await conn.execute(
             text(
@@ -334,7 +334,7 @@ async def test_a_commit_without_an_answer_in_time_is_not_called_rolled_back(data
     await impatient.dispose()
 
 
-async def test_a_database_that_is_away_fails_the_transaction_as_a_moment_with_nothing_begun():
+async def test_an_unavailable_database_fails_the_transaction_as_transient_before_it_starts():
     coordinator = create_transaction_coordinator(database_url="postgresql://nobody@127.0.0.1:1/nothing")
 
     with pytest.raises(TransactionFailed) as failure:
@@ -343,7 +343,7 @@ async def test_a_database_that_is_away_fails_the_transaction_as_a_moment_with_no
     assert failure.value.phase is TransactionPhase.NOT_STARTED
 
 
-async def test_every_value_that_a_valid_message_may_hold_can_be_stored(coordinator, engine):
+async def test_every_value_of_a_valid_message_can_be_stored(coordinator, engine):
     run = runs.run(
         error_message="\x01\x7f\ud7ff😀" + "x" * 500_000,
         usage={"cost_usd": 999999999999.0123456789, "input_tokens": 2**63 - 1, "output_tokens": 0},
@@ -361,7 +361,7 @@ async def test_every_value_that_a_valid_message_may_hold_can_be_stored(coordinat
     assert (await only_row(engine, "incidents"))["error_message"] == run.error_message
 
 
-async def test_an_arrival_keeps_what_the_message_said_beside_the_run(coordinator, engine):
+async def test_an_arrival_stores_the_properties_of_its_message(coordinator, engine):
     arrival = Arrival.of(runs.run())._replace(message_id="m-1", digest=b"d" * 32)
 
     await coordinator.execute(arrival)
@@ -398,20 +398,14 @@ async def _sessions(engine: AsyncEngine) -> int:
 
 
 async def _until_waiting(engine: AsyncEngine) -> None:
-    # Outside a transaction: within one, PostgreSQL shows pg_stat_activity as it was at the first look.
-    looking = engine.execution_options(isolation_level="AUTOCOMMIT")
-    async with asyncio.timeout(15), looking.connect() as conn:
-        query = text(
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        )
-        while not (await conn.execute(query)).scalar_one():
-            await asyncio.sleep(0.01)
+    query = text(
+        "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    await eventually(engine, query, expected=True)
 
 
-async def test_only_the_mark_may_be_lost_with_the_server_and_the_next_transaction_waits_for_the_disk_again(
-    database_url, engine, broker
-):
-    """Asked for where rows are written: what a commit waits for is the setting of its transaction."""
+async def test_only_the_published_mark_commits_without_waiting_for_the_disk(database_url, engine, broker):
+    """Read where rows are written: synchronous_commit is a setting of the transaction."""
     async with engine.begin() as conn:
         await conn.execute(text("CREATE TABLE seen (at text, setting text)"))
         await conn.execute(

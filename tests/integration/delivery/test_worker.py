@@ -1,6 +1,5 @@
-"""The worker's parts together, on both real servers, in the test's own loop."""
+"""A complete worker on both real servers, in the test's event loop."""
 
-import asyncio
 import gc
 
 import pytest
@@ -16,10 +15,24 @@ from consumer.contract.run_message import decode
 from consumer.parked.copies import headers_of
 from domains import tables
 from tests.support import run_messages as runs
-from tests.support.traffic import emptied, eventually, listen, parked, publish, published_runs, received, worker
+from tests.support.http import ready, request
+from tests.support.traffic import (
+    emptied,
+    eventually,
+    length_without_consumers,
+    listen,
+    parked,
+    publish,
+    published_runs,
+    received,
+    worker,
+)
+from tests.support.waiting import until
 
 
-async def test_published_runs_are_committed_acked_and_told_downstream_in_order(database_url, amqp_url, engine, broker):
+async def test_published_runs_are_committed_acked_and_their_events_published_in_order(
+    database_url, amqp_url, engine, broker
+):
     events = await listen(broker)
     bodies = [runs.body() for _ in range(120)]
     async with worker(database_url, amqp_url):
@@ -35,18 +48,16 @@ async def test_published_runs_are_committed_acked_and_told_downstream_in_order(d
         ]
     async with engine.connect() as conn:
         assert (await conn.execute(select(func.count()).select_from(tables.outbox_events))).scalar_one() == 0
-    assert await _queue_length(broker, "closeout.run-completed") == 0
+    assert await length_without_consumers(broker, "closeout.run-completed") == 0
 
 
-async def test_duplicates_are_harmless(database_url, amqp_url, engine, broker):
+async def test_a_duplicate_run_publishes_no_further_event(database_url, amqp_url, engine, broker):
     body = runs.body()
     events = await listen(broker)
     async with worker(database_url, amqp_url) as service:
         await publish(broker, *[body] * 30)
         await eventually(engine, published_runs(), 1)
-        async with asyncio.timeout(10):
-            while _value(service, "closeout_deliveries_total", result="duplicate") < 29:
-                await asyncio.sleep(0.02)
+        await until(lambda: _value(service, "closeout_deliveries_total", result="duplicate") == 29)
     assert len({e.header.properties.message_id for e in await received(events, 3)}) == 3
 
 
@@ -58,7 +69,7 @@ BAD = {
 }
 
 
-async def test_what_cannot_be_processed_is_parked_whole_and_the_rest_goes_on(database_url, amqp_url, engine, broker):
+async def test_an_invalid_message_is_parked_unmodified_and_other_runs_continue(database_url, amqp_url, engine, broker):
     good = runs.body()
     async with worker(database_url, amqp_url):
         await publish(
@@ -89,7 +100,7 @@ async def test_what_cannot_be_processed_is_parked_whole_and_the_rest_goes_on(dat
         assert headers["x-closeout-routing-key"] == "run.completed"
         assert headers["x-closeout-attempts"] == 0
         assert headers["x-closeout-error"]
-        # What would make the broker drop the copy or send it elsewhere is kept aside.
+        # Properties that would make the broker drop or reroute the copy are moved to headers.
         assert (properties.expiration, headers["x-closeout-expiration"]) == (None, "60000")
         assert headers["x-closeout-cc"] == ["closeout.run-completed"]
 
@@ -111,7 +122,9 @@ async def test_a_wrong_content_type_is_parked(database_url, amqp_url, broker):
     assert headers_of(message)["x-closeout-reason"] == "unsupported_content_type"
 
 
-async def test_only_trusted_publishers_are_taken(database_url, amqp_url, bare_amqp_url, rabbit, engine, broker):
+async def test_a_message_of_an_untrusted_publisher_is_parked(
+    database_url, amqp_url, bare_amqp_url, rabbit, engine, broker
+):
     vhost = bare_amqp_url.rsplit("/", 1)[1]
     runner = BrokerConnection(rabbit.add_user(f"runner-{vhost}", "pw", "^$", ".*", ".*", vhost), name="runner")
     async with worker(database_url, amqp_url, TRUSTED_PUBLISHERS=f"runner-{vhost}"):
@@ -123,7 +136,7 @@ async def test_only_trusted_publishers_are_taken(database_url, amqp_url, bare_am
     await runner.close()
 
 
-async def test_a_run_that_cannot_be_written_does_not_take_its_batch_with_it(database_url, amqp_url, engine, broker):
+async def test_a_run_that_cannot_be_written_does_not_fail_its_batch(database_url, amqp_url, engine, broker):
     bad = runs.message(tenant_id="cursed")
     async with engine.begin() as conn:
         await conn.execute(
@@ -141,72 +154,68 @@ async def test_a_run_that_cannot_be_written_does_not_take_its_batch_with_it(data
     assert "no_curse" in headers["x-closeout-error"]
 
 
-async def test_what_was_known_of_a_channel_is_forgotten_with_it(database_url, amqp_url, engine, broker):
+async def test_the_state_of_a_closed_channel_is_released(database_url, amqp_url, engine, broker):
     async with worker(database_url, amqp_url) as service:
         for number in range(1, 5):
             await publish(broker, runs.body())
             await eventually(engine, published_runs(), number)
             await service.worker._connection.close()
-        async with asyncio.timeout(10):  # the last one's connection may still be closing
-            while len([known for known in gc.get_objects() if isinstance(known, Acks)]) > 1:
-                await asyncio.sleep(0.1)
-                gc.collect()
+
+        def known() -> int:
+            gc.collect()
+            return len([found for found in gc.get_objects() if isinstance(found, Acks)])
+
+        await until(lambda: known() <= 1, every=0.1)  # the last one's connection may still be closing
 
 
 @pytest.mark.parametrize("attempt", range(3))
 async def test_stopping_under_load_loses_nothing(database_url, amqp_url, engine, broker, attempt):
     await publish(broker, *[runs.body() for _ in range(300)])
     async with worker(database_url, amqp_url):
-        async with asyncio.timeout(15):
-            while not await _closed_out(engine):
-                await asyncio.sleep(0.01)
+        await until(lambda: _closed_out(engine), every=0.01)
     done = await _closed_out(engine)
-    left: set[str] = set()
-    async with asyncio.timeout(15):  # the broker needs a moment to take back what the worker held
-        while len(done | left) < 300:
-            left |= {str(runs.run_id_of(m.body)) for m in await emptied(broker, "closeout.run-completed")}
+    await length_without_consumers(broker, "closeout.run-completed")  # the worker's deliveries are requeued
+    left = {str(runs.run_id_of(m.body)) for m in await emptied(broker, "closeout.run-completed")}
     assert len(done | left) == 300
-    assert done & left == set()  # nothing that was committed comes again
+    assert done & left == set()  # no committed run is redelivered
 
 
-async def test_a_worker_that_starts_before_migration_and_topology_waits_and_says_for_what(
+async def test_a_worker_started_before_migration_and_topology_reports_what_it_waits_for(
     empty_database_url, bare_amqp_url
 ):
     async with worker(empty_database_url, bare_amqp_url) as service:
-        answer = ""
-        async with asyncio.timeout(15):
-            while "run closeout migrate" not in answer:
-                status, answer = await _get(service.http.port, "/readyz")
-                assert status == 503
-        assert (await _get(service.http.port, "/livez"))[0] == 200
+
+        async def named() -> bool:
+            answer = await request(service.http.port, "/readyz")
+            assert answer.status == 503
+            return "run closeout migrate" in answer.body
+
+        await until(named)
+        assert (await request(service.http.port, "/livez")).status == 200
 
 
-async def test_readyz_says_ready_and_metrics_are_served_while_consuming(database_url, amqp_url):
+async def test_readyz_reports_ready_and_metrics_are_served_while_consuming(database_url, amqp_url):
     async with worker(database_url, amqp_url) as service:
-        async with asyncio.timeout(15):
-            while (await _get(service.http.port, "/readyz"))[0] != 200:
-                await asyncio.sleep(0.02)
-        status, body = await _get(service.http.port, "/metrics")
-    assert status == 200
-    assert "closeout_coordinator_enabled 1.0" in body
-    assert "closeout_consumer_paused 0.0" in body
+        await until(lambda: ready(service.http.port))
+        metrics = await request(service.http.port, "/metrics")
+    assert metrics.status == 200
+    assert "closeout_coordinator_enabled 1.0" in metrics.body
+    assert "closeout_consumer_paused 0.0" in metrics.body
 
 
 @pytest.mark.parametrize("kept_back", [True, False])
-async def test_an_event_nobody_takes_counts_as_published_unless_subscribers_are_required(
+async def test_an_unroutable_event_counts_as_published_unless_subscribers_are_required(
     database_url, amqp_url, engine, broker, kept_back
 ):
     async with worker(database_url, amqp_url, REQUIRE_EVENT_SUBSCRIBERS=str(kept_back).lower()) as service:
         await publish(broker, runs.body())
         phase = select(tables.run_completions.c.phase)
         await eventually(engine, phase, "COMMITTED" if kept_back else "EVENTS_PUBLISHED")
-        async with asyncio.timeout(15):
-            while _value(service, "closeout_events_unroutable_total", type="run.finalized") < 1:
-                await asyncio.sleep(0.02)
-    await eventually(engine, phase, "COMMITTED" if kept_back else "EVENTS_PUBLISHED", within=1)  # in the end, too
+        await until(lambda: _value(service, "closeout_events_unroutable_total", type="run.finalized") >= 1)
+    await eventually(engine, phase, "COMMITTED" if kept_back else "EVENTS_PUBLISHED")  # and stays so
 
 
-async def test_events_left_by_a_crash_after_the_commit_are_published_by_the_redelivery(
+async def test_a_redelivery_publishes_the_events_left_by_a_crash_after_the_commit(
     database_url, amqp_url, engine, broker
 ):
     body = runs.body()
@@ -228,21 +237,3 @@ async def _closed_out(engine: AsyncEngine) -> set[str]:
 
 def _value(service: Service, name: str, **labels: str) -> float:
     return service.worker._settler._metrics.registry.get_sample_value(name, labels) or 0.0
-
-
-async def _queue_length(broker: BrokerConnection, queue: str) -> int:
-    channel = await broker.channel(confirms=False)
-    count = -1
-    for _ in range(20):  # a closed consumer's deliveries need a moment to come back
-        count = (await channel.queue_declare(queue, passive=True)).message_count or 0
-        await asyncio.sleep(0.05)
-    return count
-
-
-async def _get(port: int, path: str) -> tuple[int, str]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-    answer = (await reader.read()).decode()
-    writer.close()
-    await writer.wait_closed()
-    return int(answer.split()[1]), answer.split("\r\n\r\n", 1)[1]

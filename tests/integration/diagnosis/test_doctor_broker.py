@@ -1,4 +1,4 @@
-"""``closeout doctor`` on the broker: every check, with a real server of both majors in that state."""
+"""``closeout doctor`` on the broker: every check, with real servers of both majors in that state."""
 
 import asyncio
 import itertools
@@ -18,15 +18,16 @@ from consumer.diagnosis.check import Check
 from tests.support import run_messages as runs
 from tests.support.command_line import closeout
 from tests.support.traffic import listen, publish, worker
+from tests.support.waiting import until
 
 ALL = ["rabbitmq", "topology", "consumers", "retries", "parked", "consume", "alarm", "publish"]
-# What README and deployments give a worker's user: it configures nothing.
+# The permissions of a worker's user in README and deployments: none to configure.
 WRITE, READ = r"^(governance\.events|closeout\.internal)$", r"^closeout\.run-completed$"
 _names = itertools.count()
 
 
 class Place:
-    """A vhost on one server, in which the topology stands, and users with chosen rights in it."""
+    """A vhost with the topology declared, and users with chosen permissions in it."""
 
     def __init__(self, server: RabbitServer, vhost: str) -> None:
         self.server, self.vhost = server, vhost
@@ -59,7 +60,7 @@ def troubled(checks: dict[str, Check]) -> dict[str, str]:
 
 
 async def consume(place: Place, *, prefetch: int = 1) -> None:
-    """Stand for a worker at the queue, which holds what it was given."""
+    """Consume like a worker that never acks."""
     channel = await place.broker.channel(confirms=False)
     await channel.basic_qos(prefetch_count=prefetch)
 
@@ -75,7 +76,7 @@ async def put(place: Place, queue: str) -> None:
     )
 
 
-async def test_all_is_well_for_a_worker_and_for_who_may_configure_and_no_message_goes_anywhere(place):
+async def test_a_declared_topology_passes_every_check_without_publishing_a_message(place):
     events = await listen(place.broker)
     await consume(place)
 
@@ -89,11 +90,11 @@ async def test_all_is_well_for_a_worker_and_for_who_may_configure_and_no_message
     assert events == []
     for queue in ("closeout.run-completed", "closeout.parked", "closeout.run-completed.retry"):
         channel = await place.broker.channel(confirms=False)
-        told = await channel.queue_declare(queue, passive=True)
-        assert (told.message_count, told.consumer_count) == (0, int(queue == "closeout.run-completed"))
+        output = await channel.queue_declare(queue, passive=True)
+        assert (output.message_count, output.consumer_count) == (0, int(queue == "closeout.run-completed"))
 
 
-async def test_a_broker_that_is_away_or_refuses_the_user_is_the_one_thing_said(place):
+async def test_an_unavailable_or_refusing_broker_is_the_only_problem_reported(place):
     away = await examined("amqp://u:p@127.0.0.1:1/")
     refused = await examined(place.server.url(place.vhost, password="wrong"))
     elsewhere = await examined(place.server.url("nowhere"))
@@ -105,12 +106,12 @@ async def test_a_broker_that_is_away_or_refuses_the_user_is_the_one_thing_said(p
 
 
 @pytest.mark.parametrize(("version", "state"), [("3.9.13", "problem"), ("3.10.8", "ok"), ("4.0.5", "ok"), ("?", "ok")])
-def test_a_broker_below_the_version_that_is_needed_is_a_problem(version, state):
-    """The private servers are newer; the rule is tried alone."""
+def test_a_broker_older_than_required_is_a_problem(version, state):
+    """The private servers are newer; only the rule is tested."""
     assert version_check(version).state == state
 
 
-async def test_what_is_missing_is_named_all_of_it(place):
+async def test_every_missing_queue_exchange_and_binding_is_named(place):
     channel = await place.broker.channel(confirms=False)
     await channel.queue_delete("closeout.parked")
     await channel.exchange_delete("runs")
@@ -123,7 +124,7 @@ async def test_what_is_missing_is_named_all_of_it(place):
     assert "parked" not in checks
 
 
-async def test_without_any_topology_the_rest_is_told_all_the_same(place):
+async def test_a_missing_topology_does_not_end_the_other_checks(place):
     vhost = Place(place.server, f"doctor{next(_names)}")
 
     checks = await examined(vhost.url)
@@ -132,12 +133,12 @@ async def test_without_any_topology_the_rest_is_told_all_the_same(place):
     assert "NOT_FOUND" in checks["publish"].found
     assert "closeout topology" in checks["publish"].remedy
     channel = await vhost.broker.channel(confirms=False)
-    with pytest.raises(Exception, match="NOT_FOUND"):  # nothing was declared by looking
+    with pytest.raises(Exception, match="NOT_FOUND"):  # the check declares nothing
         await channel.queue_declare("closeout.parked", passive=True)
     await vhost.broker.close()
 
 
-async def test_what_stands_with_other_properties_is_named_by_who_may_configure(place):
+async def test_a_user_with_configure_permission_reports_queues_with_other_properties(place):
     channel = await place.broker.channel(confirms=False)
     await channel.queue_delete("closeout.parked")
     await channel.queue_declare("closeout.parked", durable=True)
@@ -152,7 +153,7 @@ async def test_what_stands_with_other_properties_is_named_by_who_may_configure(p
     assert (await examined(place.user()))["topology"].state == "ok"
 
 
-async def test_nobody_consuming_is_a_warning_and_with_messages_waiting_a_problem(place):
+async def test_no_consumer_is_a_warning_and_a_problem_with_messages_waiting(place):
     assert troubled(await examined(place.user())) == {"consumers": "warning"}
     await publish(place.broker, runs.body())
 
@@ -163,7 +164,7 @@ async def test_nobody_consuming_is_a_warning_and_with_messages_waiting_a_problem
     assert "/readyz" in checks["consumers"].remedy
 
 
-async def test_a_backlog_is_a_warning_though_somebody_consumes(place, monkeypatch):
+async def test_a_backlog_is_a_warning_despite_a_consumer(place, monkeypatch):
     monkeypatch.setattr("consumer.diagnosis.broker._BACKLOG", 20)
     await publish(place.broker, *(runs.body() for _ in range(25)))
     await consume(place, prefetch=1)
@@ -174,7 +175,7 @@ async def test_a_backlog_is_a_warning_though_somebody_consumes(place, monkeypatc
     assert "add workers" in checks["consumers"].remedy
 
 
-async def test_what_is_parked_and_what_is_tried_again_are_warnings(place):
+async def test_parked_messages_and_retries_are_warnings(place):
     await consume(place)
     await put(place, "closeout.parked")
     await put(place, "closeout.parked")
@@ -187,7 +188,7 @@ async def test_what_is_parked_and_what_is_tried_again_are_warnings(place):
     assert "closeout parked list" in checks["parked"].remedy
 
 
-async def test_a_missing_right_to_consume_is_a_problem(place):
+async def test_a_missing_permission_to_consume_is_a_problem(place):
     await consume(place)
 
     checks = await examined(place.user(read="^$"))
@@ -204,7 +205,7 @@ async def test_a_missing_right_to_consume_is_a_problem(place):
         (r"^governance\.events$", "closeout.internal"),
     ],
 )
-async def test_each_missing_right_to_publish_is_a_problem(place, write, named):
+async def test_each_missing_permission_to_publish_is_a_problem(place, write, named):
     await consume(place)
 
     checks = await examined(place.user(write=write))
@@ -214,7 +215,7 @@ async def test_each_missing_right_to_publish_is_a_problem(place, write, named):
     assert named in checks["publish"].remedy
 
 
-async def test_the_right_to_write_every_queue_in_place_of_the_two_that_are_needed_is_a_warning(place):
+async def test_permission_to_write_to_every_queue_is_a_warning(place):
     await consume(place)
 
     checks = await examined(place.user(write=r"^(governance\.events|amq\.default)$"))
@@ -224,7 +225,7 @@ async def test_the_right_to_write_every_queue_in_place_of_the_two_that_are_neede
     assert "then take amq.default away" in checks["publish"].remedy
 
 
-async def test_an_alarm_is_a_problem(place):
+async def test_a_resource_alarm_is_a_problem(place):
     await consume(place)
     await asyncio.to_thread(place.server.ctl, "set_vm_memory_high_watermark", "0")
     try:
@@ -234,35 +235,32 @@ async def test_an_alarm_is_a_problem(place):
 
     assert troubled(checks) == {"alarm": "problem"}
     assert "memory or disk alarm" in checks["alarm"].found
-    assert "publish" not in checks  # it cannot be seen, and is not said to be there
+    assert "publish" not in checks  # it cannot be checked, and is not reported as existing
 
 
-async def test_the_command_says_every_check_on_a_line_of_its_own_and_exits_0_beside_a_live_worker(
-    database_url, amqp_url, broker
-):
+async def test_the_command_prints_one_line_per_check_and_exits_0_next_to_a_live_worker(database_url, amqp_url, broker):
     urls = {"DATABASE_URL": database_url, "AMQP_URL": amqp_url, "TRANSACTION_COORDINATOR_ENABLED": "true"}
     async with worker(database_url, amqp_url) as service:
-        async with asyncio.timeout(15):
-            while not service.http.port or not await _consuming(broker):
-                await asyncio.sleep(0.05)
-        told = await closeout("doctor", **urls)
+        await until(lambda: _consuming(broker))
+        await until(lambda: service.http.port)
+        output = await closeout("doctor", **urls)
         plainly = await closeout("doctor", "--json", **urls)
 
-    assert told.returncode == plainly.returncode == 0, told.stdout
-    lines = [line.split() for line in told.stdout.splitlines() if not line.strip().startswith("to do:")]
+    assert output.returncode == plainly.returncode == 0, output.stdout
+    lines = [line.split() for line in output.stdout.splitlines() if not line.strip().startswith("to do:")]
     assert [tuple(line[:2]) for line in lines[:-1]] == [
         ("ok", "settings"), ("ok", "encryption"), ("ok", "encryption"), ("ok", "coordinator"),
         ("ok", "postgresql"), ("ok", "writable"), ("warning", "role"), ("ok", "clock"), ("ok", "connections"),
         ("ok", "schema"), ("ok", "rights"), ("ok", "outbox"), ("ok", "unfinished"),
         *(("ok", name) for name in ALL),
     ]  # fmt: skip
-    assert told.stdout.splitlines()[-1] == "0 problems, 1 warning, 20 ok"
+    assert output.stdout.splitlines()[-1] == "0 problems, 1 warning, 20 ok"
     found = json.loads(plainly.stdout)
     assert (found["problems"], found["warnings"], found["ok"]) == (0, 1, 20)
     assert found["checks"][0] == {"name": "settings", "state": "ok", "found": "all as they must be", "remedy": ""}
 
 
-async def test_every_fault_in_the_settings_is_told_and_what_can_be_examined_is_all_the_same(database_url):
+async def test_every_invalid_setting_is_reported_and_the_other_checks_still_run(database_url):
     done = await closeout(
         "doctor", "--json",
         DATABASE_URL=database_url, PREFETCH_COUNT="many", LOG_LEVEL="LOUD", BATCH_MAX_RUNS="1000",
@@ -281,7 +279,7 @@ async def test_every_fault_in_the_settings_is_told_and_what_can_be_examined_is_a
     assert "rabbitmq" not in states
 
 
-async def test_a_rollout_by_tenant_is_a_warning_that_names_them(database_url):
+async def test_a_rollout_by_tenant_is_a_warning_that_names_the_tenants(database_url):
     done = await closeout(
         "doctor", DATABASE_URL=database_url, TRANSACTION_COORDINATOR_ENABLED="true",
         TRANSACTION_COORDINATOR_TENANTS="b,a", DATABASE_URL_FILE="",
@@ -292,6 +290,6 @@ async def test_a_rollout_by_tenant_is_a_warning_that_names_them(database_url):
 
 async def _consuming(broker: BrokerConnection) -> bool:
     channel = await broker.channel(confirms=False)
-    told = await channel.queue_declare("closeout.run-completed", passive=True)
+    output = await channel.queue_declare("closeout.run-completed", passive=True)
     await channel.close()
-    return bool(told.consumer_count)
+    return bool(output.consumer_count)

@@ -60,7 +60,7 @@ async def _changed(engine: AsyncEngine, *statements: str) -> AsyncIterator[None]
 
 @pytest.fixture
 def role(database_url: str, postgres: PostgresServer) -> Iterator[str]:
-    """A role with exactly the rights that the doctor asks for; the name is the database's with a prefix."""
+    """A role with exactly the privileges that the doctor checks; its name is the database's with a prefix."""
     name = database_url.rsplit("/", 1)[1]
     made = f"doctor_{name}"
     postgres.psql(f"CREATE ROLE {made} LOGIN; GRANT USAGE ON SCHEMA governance TO {made}", name)
@@ -76,7 +76,7 @@ def worker_url(database_url: str, postgres: PostgresServer, role: str) -> str:
     return postgres.url(database_url.rsplit("/", 1)[1], user=role)
 
 
-async def test_a_migrated_database_and_a_role_with_a_workers_rights_are_all_right(worker_url, role):
+async def test_a_migrated_database_and_a_workers_role_pass_every_check(worker_url, role):
     checks = await examined(worker_url)
 
     assert troubled(checks) == {}
@@ -86,7 +86,7 @@ async def test_a_migrated_database_and_a_role_with_a_workers_rights_are_all_righ
     assert newest() in checks["schema"].found
 
 
-async def test_a_server_that_is_away_is_the_one_thing_said(database_url):
+async def test_an_unavailable_database_is_the_only_problem_reported(database_url):
     checks = await examined("postgresql://nobody@127.0.0.1:1/nothing")
 
     assert list(checks) == ["postgresql"]
@@ -95,8 +95,8 @@ async def test_a_server_that_is_away_is_the_one_thing_said(database_url):
 
 
 @pytest.mark.parametrize(("number", "state"), [(140_012, "problem"), (150_000, "ok"), (180_003, "ok")])
-def test_a_server_below_the_version_that_the_schema_needs_is_a_problem(number, state):
-    """The private servers are of one version; the rule is tried alone."""
+def test_a_server_older_than_the_schema_needs_is_a_problem(number, state):
+    """The private servers have one version; only the rule is tested."""
     assert version_check(number, "x").state == state
 
 
@@ -124,7 +124,7 @@ async def test_a_superuser_is_a_warning(database_url):
 
 
 @pytest.mark.parametrize(("minutes", "state"), [(0.1, "warning"), (-0.1, "warning"), (5, "problem"), (-5, "problem")])
-async def test_clocks_that_differ_are_told_and_by_a_minute_they_are_a_problem(worker_url, minutes, state):
+async def test_clock_skew_is_reported_and_a_minute_of_it_is_a_problem(worker_url, minutes, state):
     checks = await examined(worker_url, off=timedelta(minutes=minutes))
 
     assert troubled(checks) == {"clock": state}
@@ -142,14 +142,14 @@ async def test_too_few_connections_for_another_worker_are_a_warning(engine, work
     assert "a worker takes up to 5" in checks["connections"].found
 
 
-async def test_the_servers_own_limit_counts_without_what_is_kept_for_superusers(worker_url):
+async def test_connections_reserved_for_superusers_do_not_count_as_free(worker_url):
     few, many = await examined(worker_url, needed=5), await examined(worker_url, needed=198)
 
     assert "of 197 left (max_connections)" in few["connections"].found
     assert troubled(many) == {"connections": "warning"}
 
 
-async def test_no_connection_left_at_all_is_told_in_the_servers_words(engine, worker_url, role):
+async def test_an_exhausted_connection_limit_is_reported_with_the_servers_message(engine, worker_url, role):
     async with _changed(engine, f"ALTER ROLE {role} CONNECTION LIMIT 0"):
         checks = await examined(worker_url)
 
@@ -165,7 +165,7 @@ async def test_a_database_that_was_never_migrated_is_a_problem(empty_database_ur
 
 
 @pytest.mark.parametrize("command", [["runs", "list"], ["prune", "--older-than", "90d"]])
-async def test_where_nothing_was_migrated_a_command_says_what_to_do(empty_database_url, command):
+async def test_a_command_on_an_unmigrated_database_names_the_migrate_command(empty_database_url, command):
     done = await closeout(*command, DATABASE_URL=empty_database_url)
 
     assert done.returncode == 1
@@ -181,7 +181,7 @@ async def test_a_schema_of_a_newer_closeout_is_a_warning(engine, worker_url):
 
 
 async def test_a_schema_behind_this_version_is_a_problem(engine, worker_url, monkeypatch):
-    """It is this package that is made newer, whatever its newest version is."""
+    """The package's newest version is raised, whatever it is."""
     monkeypatch.setattr("consumer.diagnosis.database.newest", lambda: "9999")
 
     checks = await examined(worker_url)
@@ -190,7 +190,7 @@ async def test_a_schema_behind_this_version_is_a_problem(engine, worker_url, mon
     assert checks["schema"].found == f"at {newest()}, behind this version's 9999"
 
 
-async def test_a_table_that_is_not_as_the_migrations_left_it_is_a_problem(engine, worker_url):
+async def test_a_table_that_differs_from_the_migrations_is_a_problem(engine, worker_url):
     async with _changed(engine, "ALTER TABLE governance.incidents DROP COLUMN title"):
         checks = await examined(worker_url)
 
@@ -199,7 +199,7 @@ async def test_a_table_that_is_not_as_the_migrations_left_it_is_a_problem(engine
     assert "closeout migrate --check" in checks["schema"].remedy
 
 
-async def test_a_schema_that_the_role_may_not_use_is_a_problem(engine, worker_url, role):
+async def test_a_schema_without_usage_for_the_role_is_a_problem(engine, worker_url, role):
     async with _changed(engine, f"REVOKE USAGE ON SCHEMA governance FROM {role}"):
         checks = await examined(worker_url)
 
@@ -207,7 +207,7 @@ async def test_a_schema_that_the_role_may_not_use_is_a_problem(engine, worker_ur
     assert "USAGE" in checks["schema"].remedy
 
 
-async def test_a_version_that_the_role_may_not_read_is_a_warning(engine, worker_url, role):
+async def test_a_schema_version_unreadable_for_the_role_is_a_warning(engine, worker_url, role):
     async with _changed(engine, f"REVOKE ALL ON governance.schema_version FROM {role}"):
         checks = await examined(worker_url)
 
@@ -216,7 +216,7 @@ async def test_a_version_that_the_role_may_not_read_is_a_warning(engine, worker_
 
 
 @pytest.mark.parametrize("table", WORKER_PRIVILEGES)
-async def test_every_right_that_is_missing_is_named(engine, worker_url, role, table):
+async def test_every_missing_privilege_is_named(engine, worker_url, role, table):
     async with _changed(engine, f"REVOKE ALL ON governance.{table} FROM {role}"):
         checks = await examined(worker_url)
 
@@ -225,7 +225,7 @@ async def test_every_right_that_is_missing_is_named(engine, worker_url, role, ta
     assert checks["rights"].found == f"missing: {', '.join(of_table)} on {table}"
 
 
-async def test_a_worker_needs_exactly_the_rights_that_are_asked_for(engine, worker_url, role, broker):
+async def test_a_worker_needs_exactly_the_privileges_that_are_checked(engine, worker_url, role, broker):
     await listen(broker)
     async with engine.begin() as conn:
         await conn.execute(
@@ -245,7 +245,7 @@ async def test_a_worker_needs_exactly_the_rights_that_are_asked_for(engine, work
 
 
 @pytest.mark.parametrize(("age", "state"), [("1 s", None), ("20 s", "warning"), ("2 min", "problem")])
-async def test_events_that_wait_are_told_by_their_age(engine, worker_url, age, state):
+async def test_unpublished_events_are_judged_by_their_age(engine, worker_url, age, state):
     await create_transaction_coordinator(engine=engine).execute(runs.run())
     change = f"UPDATE governance.outbox_events SET created_at = now() - interval '{age}'"
     async with _changed(engine, change):
@@ -255,7 +255,7 @@ async def test_events_that_wait_are_told_by_their_age(engine, worker_url, age, s
     assert checks["outbox"].found.startswith("1 run's events wait")
 
 
-async def test_a_legacy_close_out_that_stopped_half_way_is_a_problem_once_it_is_old(engine, worker_url):
+async def test_an_old_half_done_legacy_close_out_is_a_problem(engine, worker_url):
     await create_transaction_coordinator(engine=engine).execute(runs.run())
     half_done = "UPDATE governance.run_completions SET mode = 'legacy', committed_at = NULL, phase = 'INCIDENT_CREATED'"
     async with _changed(engine, "DELETE FROM governance.outbox_events", f"{half_done}, received_at = now()"):
@@ -267,7 +267,7 @@ async def test_a_legacy_close_out_that_stopped_half_way_is_a_problem_once_it_is_
     assert checks["unfinished"].found.startswith("1 legacy close-out stopped half-way, the first at 20")
 
 
-async def test_tables_that_cannot_be_read_do_not_end_the_examination(engine, worker_url, role):
+async def test_unreadable_tables_do_not_end_the_other_checks(engine, worker_url, role):
     async with _changed(engine, f"REVOKE ALL ON governance.outbox_events, governance.run_completions FROM {role}"):
         checks = await examined(worker_url)
 
@@ -276,20 +276,20 @@ async def test_tables_that_cannot_be_read_do_not_end_the_examination(engine, wor
 
 
 async def _work_of_a_worker(engine: AsyncEngine, url: str, broker: BrokerConnection) -> None:
-    """Do with the tables all that a worker does, on both paths; raises what is refused."""
+    """Execute every statement of a worker on both paths; raises what is refused."""
     theirs = create_engine(url, pool_size=3, by_key=True)
     metrics = Metrics()
     try:
-        begun = runs.run()
+        started = runs.run()
         async with engine.begin() as conn:
             await conn.execute(
                 text(
                     "INSERT INTO governance.traces (tenant_id, trace_id, run_id, status, started_at) "
                     "VALUES ('acme', :trace, :run, 'running', now())"
                 ),
-                {"trace": begun.trace_id, "run": begun.run_id},
+                {"trace": started.trace_id, "run": started.run_id},
             )
-        made = [begun, runs.run(error_code="MANUAL_STOP")]
+        made = [started, runs.run(error_code="MANUAL_STOP")]
         coordinator = create_transaction_coordinator(engine=theirs)
         await coordinator.execute_many(made)
         await coordinator.execute_many(made)
@@ -297,7 +297,7 @@ async def _work_of_a_worker(engine: AsyncEngine, url: str, broker: BrokerConnect
         for run in (runs.run(), runs.run(error_code="MANUAL_STOP")):
             await legacy.execute(Arrival.of(run))
             await legacy.execute(Arrival.of(run))
-        key = RunKey("acme", begun.run_id)
+        key = RunKey("acme", started.run_id)
         phase = TransactionPhase.NOT_STARTED
         await record_rollbacks(theirs, [key], phase=phase, operations=[], error=ValueError("x"))
         publisher = EventPublisher(ConfirmedChannel(broker), metrics=metrics)

@@ -1,4 +1,4 @@
-"""TLS to real servers, under a private authority made here: what is trusted, what is refused, and in which words."""
+"""TLS to real servers with a private authority: what is trusted, what is refused, and the messages."""
 
 import asyncio
 import ssl
@@ -19,17 +19,18 @@ from consumer.postgres.engine import create_engine
 from consumer.postgres.readiness import probe
 from domains.migrations.upgrade import migrate
 from tests.support import run_messages as runs
-from tests.support.certificates import ENDED_TOLD, HERE, Authority
+from tests.support.certificates import EXPIRED_ON, HERE, Authority
 from tests.support.command_line import closeout
-from tests.support.fault_scenario import Running
+from tests.support.faults.running_worker import RunningWorker
 from tests.support.traffic import eventually, publish, published_runs, worker
+from tests.support.waiting import until
 
 ROLE = "closeout_worker"
 
 
 @dataclass
 class Office:
-    """An authority that everybody trusts, one that nobody does, and what each of them signed."""
+    """A trusted authority, an untrusted one, and the certificates that each signed."""
 
     ours: Authority
     strangers: Authority
@@ -64,7 +65,7 @@ async def _migrate(url: str) -> None:
 
 @pytest.fixture
 def database(tls_postgres: PostgresServer, office: Office) -> PostgresServer:
-    """A PostgreSQL that shows a good certificate, and lets the worker's role in only with one of ours."""
+    """A PostgreSQL with a valid certificate that requires a client certificate of the worker's role."""
     tls_postgres.use_certificate(office.good)
     tls_postgres.admit(f"hostssl all {ROLE} 127.0.0.1/32 cert", f"host all {ROLE} 127.0.0.1/32 reject")
     tls_postgres.psql("TRUNCATE governance.run_completions, governance.incidents CASCADE", "closeout")
@@ -84,7 +85,7 @@ def _query(parameters: dict[str, object]) -> str:
 
 
 async def words_of_database(url: str) -> str:
-    """Return why a worker would not use the database at *url*; nothing is wrong: an empty text."""
+    """Return why a worker would not use the database at *url*, or an empty text."""
     settings = load_settings({"DATABASE_URL": url}, need_amqp=False)
     engine = create_engine(settings.database_url_now, pool_size=1)
     try:
@@ -108,7 +109,7 @@ async def words_of_broker(url: str) -> str:
     return ""
 
 
-async def test_of_postgresql_only_the_right_host_in_time_under_a_trusted_authority_is_accepted(database, office):
+async def test_a_postgresql_certificate_needs_the_right_host_dates_and_authority(database, office):
     checked = database_url(database, sslmode="verify-full", sslrootcert=office.ours.file)
     host_unchecked = checked.replace("verify-full", "verify-ca")
     at = f"PostgreSQL is not available: the certificate of {HERE}:{database.port}"
@@ -120,8 +121,8 @@ async def test_of_postgresql_only_the_right_host_in_time_under_a_trusted_authori
     assert await words_of_database(host_unchecked) == ""
 
     database.use_certificate(office.expired)
-    assert await words_of_database(checked) == f"{at} ({HERE}) expired on {ENDED_TOLD}"
-    assert await words_of_database(host_unchecked) == f"{at} ({HERE}) expired on {ENDED_TOLD}"
+    assert await words_of_database(checked) == f"{at} ({HERE}) expired on {EXPIRED_ON}"
+    assert await words_of_database(host_unchecked) == f"{at} ({HERE}) expired on {EXPIRED_ON}"
 
     database.use_certificate(office.strange)
     by_strangers = f"{at} ({HERE}) is signed by Strangers' CA, and not by"
@@ -131,7 +132,7 @@ async def test_of_postgresql_only_the_right_host_in_time_under_a_trusted_authori
     assert await words_of_database(anybody) == f"{by_strangers} any authority that this machine trusts"
 
 
-async def test_postgresql_s_authority_may_be_the_machine_s_own(database, office, monkeypatch):
+async def test_postgresql_certificates_of_the_system_authorities_are_accepted(database, office, monkeypatch):
     monkeypatch.setenv(ssl.get_default_verify_paths().openssl_cafile_env, str(office.ours.file))
     url = database_url(database, sslmode="verify-full", sslrootcert="system")
     assert await words_of_database(url) == ""
@@ -139,22 +140,22 @@ async def test_postgresql_s_authority_may_be_the_machine_s_own(database, office,
     assert "is not for" in await words_of_database(url)
 
 
-async def test_a_postgresql_without_tls_is_refused_by_who_insists_on_it(database, postgres, office):
+async def test_a_postgresql_without_tls_is_refused_where_tls_is_required(database, postgres, office):
     here = f"PostgreSQL is not available: {HERE}:{postgres.port}"
     url = database_url(postgres, sslmode="verify-full", sslrootcert=office.ours.file)
     assert await words_of_database(url) == f"{here} does not speak TLS, which sslmode=verify-full insists on"
-    # And the other way round, in PostgreSQL's own words.
+    # In the other direction, with PostgreSQL's message.
     assert "no encryption" in await words_of_database(database_url(database, ROLE, sslmode="disable"))
 
 
-async def test_postgresql_takes_the_client_certificate_of_the_role_and_no_other(database, office):
+async def test_postgresql_accepts_only_the_client_certificate_of_the_role(database, office):
     def with_identity(cert: Path, key: Path) -> str:
         checked = {"sslmode": "verify-full", "sslrootcert": office.ours.file}
         return database_url(database, ROLE, **checked, sslcert=cert, sslkey=key)
 
     theirs = office.strangers.identity("stranger", user=ROLE)
     late = office.ours.identity("late", user=ROLE, expired=True)
-    somebody = office.ours.identity("somebody", user="somebody")
+    stranger = office.ours.identity("stranger", user="stranger")
     at = f"PostgreSQL is not available: {HERE}:{database.port}"
 
     assert await words_of_database(with_identity(*office.ours.identity("own", user=ROLE))) == ""
@@ -165,12 +166,12 @@ async def test_postgresql_takes_the_client_certificate_of_the_role_and_no_other(
         await words_of_database(with_identity(*late))
         == f"{at} says that our certificate, sslcert={late[0]}, has expired"
     )
-    assert "certificate authentication failed" in await words_of_database(with_identity(*somebody))
+    assert "certificate authentication failed" in await words_of_database(with_identity(*stranger))
     none = database_url(database, ROLE, sslmode="verify-full", sslrootcert=office.ours.file)
     assert "requires a valid client certificate" in await words_of_database(none)
 
 
-async def test_of_rabbitmq_only_the_right_host_in_time_under_a_trusted_authority_is_accepted(any_rabbit, office):
+async def test_a_rabbitmq_certificate_needs_the_right_host_dates_and_authority(any_rabbit, office):
     listener = any_rabbit.open_tls(office.good)
     url = amqp_url(any_rabbit, listener.port, cafile=office.ours.file)
     at = f"RabbitMQ is not available: the certificate of {HERE}:{listener.port}"
@@ -178,14 +179,14 @@ async def test_of_rabbitmq_only_the_right_host_in_time_under_a_trusted_authority
     assert await words_of_broker(url) == ""
     for shown, words in (
         (office.elsewhere, f"(db.example) is not for {HERE} but for db.example, mq.example"),
-        (office.expired, f"({HERE}) expired on {ENDED_TOLD}"),
+        (office.expired, f"({HERE}) expired on {EXPIRED_ON}"),
         (office.strange, f"({HERE}) is signed by Strangers' CA, and not by cafile={office.ours.file}"),
     ):
         listener.use_certificate(shown)
         assert await words_of_broker(url) == f"{at} {words}"
     machine_s = amqp_url(any_rabbit, listener.port)
-    told = f"{at} ({HERE}) is signed by Strangers' CA, and not by any authority that this machine trusts"
-    assert await words_of_broker(machine_s) == told
+    output = f"{at} ({HERE}) is signed by Strangers' CA, and not by any authority that this machine trusts"
+    assert await words_of_broker(machine_s) == output
 
     plain, here = amqp_url(any_rabbit, listener.port, scheme="amqp"), f"RabbitMQ is not available: {HERE}"
     assert await words_of_broker(plain) == f"{here}:{listener.port} speaks TLS, and amqp:// is without"
@@ -193,7 +194,7 @@ async def test_of_rabbitmq_only_the_right_host_in_time_under_a_trusted_authority
     assert await words_of_broker(wrong_port) == f"{here}:{any_rabbit.port} does not speak TLS"
 
 
-async def test_rabbitmq_takes_client_certificates_of_its_authority_only(any_rabbit, office):
+async def test_rabbitmq_accepts_only_client_certificates_of_its_authority(any_rabbit, office):
     port = any_rabbit.open_tls(office.good, clients_must_have_one=True).port
 
     def with_identity(cert: Path, key: Path) -> str:
@@ -227,8 +228,8 @@ class Place:
     database_url: str
     amqp_url: str
 
-    async def close_lines(self) -> None:
-        """End the worker's sessions and connections, which outlive any certificate."""
+    async def close_connections(self) -> None:
+        """End the worker's sessions and connections, which outlive their certificates."""
         await asyncio.to_thread(
             self.database.psql, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{ROLE}'"
         )
@@ -265,76 +266,79 @@ async def place(
     await plain.close()
 
 
-async def reason(running: Running, words: str, *, within: float = 15) -> str:
-    """Wait until /readyz gives a reason with *words* in it, or none where they are empty; return it."""
-    found = "not asked"
-    async with asyncio.timeout(within):
-        while words not in found or (not words and found):
-            found = str((await running.state()).get("reason") or "")
-            await asyncio.sleep(0.05)
-    return found
+async def reason(running: RunningWorker, words: str) -> str:
+    """Wait until /readyz gives a reason with *words* in it, and return it."""
+
+    async def named() -> str:
+        found = str((await running.state()).get("reason") or "")
+        return found if words in found else ""
+
+    return await until(named, what=f"a reason with {words!r}")
 
 
-async def test_a_worker_does_all_its_work_over_tls_under_its_own_certificate(place):
+async def test_a_worker_uses_tls_with_its_client_certificate_for_all_connections(place):
     engine = create_engine(place.database.url("closeout"), pool_size=1)
     async with worker(place.database_url, place.amqp_url) as service:
         await publish(place.plain, *[runs.body() for _ in range(20)])
         await eventually(engine, published_runs(), 20)
-        assert (await Running(service.http.port).get("/"))[0] == 200  # the console has lines of its own
+        assert (await RunningWorker(service.http.port).get("/"))[0] == 200  # the console has its own connections
         sessions = (
             "SELECT DISTINCT application_name, ssl, client_dn IS NOT NULL FROM pg_stat_ssl "
             f"JOIN pg_stat_activity USING (pid) WHERE usename = '{ROLE}' ORDER BY 1"
         )
-        lines = (
+        connections = (
             f"length([P || [{{port, {place.listener.port}}}, {{ssl, true}}, {{pid, P}}] <- "
             "rabbit_networking:connection_info_all([port, ssl, pid])])"
         )
-        expected = ["closeout\tt\tt", "closeout-console\tt\tt"], 3  # lines to consume, to publish, the console's
-        found: object = None
-        async with asyncio.timeout(15):  # the page does not wait for a console's line that is slow to come
-            while found != expected:
-                told = await asyncio.to_thread(place.database.psql, sessions)
-                found = told.splitlines(), int(await asyncio.to_thread(place.rabbit.eval, lines))
+        # Connections to consume, to publish, and the console's, for which a page does not wait.
+        expected = ["closeout\tt\tt", "closeout-console\tt\tt"], 3
+
+        async def all_with_tls() -> bool:
+            output = await asyncio.to_thread(place.database.psql, sessions)
+            return (output.splitlines(), int(await asyncio.to_thread(place.rabbit.eval, connections))) == expected
+
+        await until(all_with_tls)
     await engine.dispose()
 
 
-async def test_a_worker_waits_out_an_expired_certificate_says_which_and_goes_on_when_it_is_renewed(place, office):
+async def test_a_worker_reports_an_expired_certificate_and_continues_once_it_is_renewed(place, office):
     engine = create_engine(place.database.url("closeout"), pool_size=1)
     async with worker(place.database_url, place.amqp_url) as service:
-        running = Running(service.http.port)
-        await reason(running, "")
+        running = RunningWorker(service.http.port)
+        await until(running.ready)
         await asyncio.to_thread(place.database.use_certificate, office.expired)
         await asyncio.to_thread(place.listener.use_certificate, office.expired)
-        await place.close_lines()
+        await place.close_connections()
         of_database, of_broker = f"the certificate of {HERE}:{place.database.port}", f"{HERE}:{place.listener.port}"
-        assert f"{of_database} ({HERE}) expired on {ENDED_TOLD}" in await reason(running, "expired")
+        assert f"{of_database} ({HERE}) expired on {EXPIRED_ON}" in await reason(running, "expired")
         await publish(place.plain, runs.body())
 
-        told = await closeout("doctor", DATABASE_URL=place.database_url, AMQP_URL=place.amqp_url)
-        assert told.returncode == 1
-        assert told.stdout.count(f"({HERE}) expired on {ENDED_TOLD}") == 2
-        assert told.stdout.count("to do: have the server's certificate renewed") == 2
+        output = await closeout("doctor", DATABASE_URL=place.database_url, AMQP_URL=place.amqp_url)
+        assert output.returncode == 1
+        assert output.stdout.count(f"({HERE}) expired on {EXPIRED_ON}") == 2
+        assert output.stdout.count("to do: have the server's certificate renewed") == 2
 
         await asyncio.to_thread(place.database.use_certificate, office.good)
-        assert f"{of_broker} ({HERE}) expired on {ENDED_TOLD}" in await reason(running, of_broker)
+        assert f"{of_broker} ({HERE}) expired on {EXPIRED_ON}" in await reason(running, of_broker)
         await asyncio.to_thread(place.listener.use_certificate, office.good)
-        await reason(running, "")
+        await until(running.ready)
         await eventually(engine, published_runs(), 1)
     await engine.dispose()
 
 
-async def test_a_client_certificate_that_is_renewed_on_disk_is_used_without_a_restart(place, office):
+async def test_a_client_certificate_renewed_on_disk_is_used_without_a_restart(place, office):
     office.ours.identity("worker", user=ROLE, expired=True)
     async with worker(place.database_url, place.amqp_url) as service:
-        running = Running(service.http.port)
+        running = RunningWorker(service.http.port)
         assert "our certificate, sslcert=" in await reason(running, "has expired")
         _, key = office.ours.identity("worker", user=ROLE)
-        await reason(running, "")
+        await until(running.ready)
         key.unlink()
-        await place.close_lines()
-        told = await reason(running, "cannot be read")
+        await place.close_connections()
+        output = await reason(running, "cannot be read")
         assert (
-            told == f"PostgreSQL is not available: DATABASE_URL: sslkey={key} cannot be read: No such file or directory"
+            output
+            == f"PostgreSQL is not available: DATABASE_URL: sslkey={key} cannot be read: No such file or directory"
         )
         office.ours.identity("worker", user=ROLE)
-        await reason(running, "")
+        await until(running.ready)

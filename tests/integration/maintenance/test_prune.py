@@ -1,4 +1,4 @@
-"""``closeout prune``: old runs go whole, what must stay stays, and nobody waits for it."""
+"""``closeout prune``: old runs are deleted completely, others are kept, and nothing is blocked."""
 
 import asyncio
 import json
@@ -17,11 +17,11 @@ from consumer.closeout.inbox import Arrival
 from consumer.closeout.legacy import LegacyCloseOut
 from consumer.maintenance.prune import Pruned, Scope, cutoff, prune
 from consumer.maintenance.reconcile import reconcile
-from consumer.postgres.engine import create_engine
+from consumer.postgres.engine import LOCK_TIMEOUT_SECONDS, create_engine
 from domains.policies.book import PolicyBook
 from domains.run import CompletedRun
 from tests.support import run_messages as runs
-from tests.support.broken_writes import break_writes_to, count, mend_writes
+from tests.support.broken_writes import break_writes_to, count, repair_writes
 from tests.support.command_line import closeout, on_a_terminal, plain
 
 TABLES = ("run_completions", "incidents", "prevention_records", "policy_evaluations", "traces", "rollbacks")
@@ -29,8 +29,10 @@ OLD = timedelta(days=90)
 DONE = {"status": "succeeded", "error_code": None}
 
 
-async def close_out(engine: AsyncEngine, number: int, *, days: int = 100, told: bool = True, **changes: Any) -> Any:
-    """Close out runs as of so many *days* ago; their events are out if *told*. Returns them."""
+async def close_out(
+    engine: AsyncEngine, number: int, *, days: int = 100, published: bool = True, **changes: Any
+) -> Any:
+    """Close out runs as of so many *days* ago; their events are published if *published*. Return them."""
     made = [runs.run(**{**DONE, **changes}) for _ in range(number)]
     await create_transaction_coordinator(engine=engine).execute_many(made)
     ids = {"ids": [str(run.run_id) for run in made], "days": days}
@@ -42,7 +44,7 @@ async def close_out(engine: AsyncEngine, number: int, *, days: int = 100, told: 
             ),
             ids,
         )
-        if told:
+        if published:
             await conn.execute(text(f"DELETE FROM governance.outbox_events {of_these}"), ids)
             await conn.execute(
                 text(f"UPDATE governance.run_completions SET phase = 'EVENTS_PUBLISHED', events_published_at = now() "
@@ -85,7 +87,7 @@ async def suppress_timeouts(engine: AsyncEngine) -> None:
         )
 
 
-async def test_an_old_run_goes_with_all_that_hangs_on_it_and_a_young_one_stays_whole(engine, database_url):
+async def test_an_old_run_is_deleted_with_all_its_rows_and_a_recent_one_is_kept(engine, database_url):
     await suppress_timeouts(engine)
     await close_out(engine, 3)
     await close_out(engine, 2, status="failed", error_code="EXECUTION_TIMEOUT")
@@ -93,7 +95,7 @@ async def test_an_old_run_goes_with_all_that_hangs_on_it_and_a_young_one_stays_w
     twice_tried = runs.run(**DONE)
     with pytest.raises(TransactionFailed):
         await create_transaction_coordinator(engine=engine).execute(twice_tried)
-    await mend_writes(engine)
+    await repair_writes(engine)
     await close_out(engine, 1, run_id=str(twice_tried.run_id))
     young = await close_out(engine, 4, days=80)
 
@@ -108,14 +110,14 @@ async def test_an_old_run_goes_with_all_that_hangs_on_it_and_a_young_one_stays_w
     assert [await count(engine, table) for table in TABLES] == [4, 4, 0, 4, 4, 0]
 
 
-async def test_what_must_stay_stays_and_is_counted_by_its_reason(engine, database_url):
-    waiting = await close_out(engine, 2, told=False)
+async def test_runs_that_must_be_kept_are_counted_by_reason(engine, database_url):
+    waiting = await close_out(engine, 2, published=False)
     is_open = await close_out(engine, 3, status="failed", error_code="AGENT_CRASH")
     await break_writes_to(engine, "traces")
     half_done = runs.run()
     with pytest.raises(TransactionFailed):
         await LegacyCloseOut(engine=engine, policies=PolicyBook()).execute(Arrival.of(half_done))
-    await mend_writes(engine)
+    await repair_writes(engine)
     async with engine.begin() as conn:
         await conn.execute(
             text("UPDATE governance.run_completions SET received_at = now() - interval '1 year' WHERE mode = 'legacy'")
@@ -124,15 +126,15 @@ async def test_what_must_stay_stays_and_is_counted_by_its_reason(engine, databas
 
     done = await closeout("prune", "--older-than", "90d", "--json", DATABASE_URL=database_url)
 
-    told = json.loads(done.stdout)
-    assert (told["runs"], told["complete"], told["failure"]) == (5, True, None)
-    assert told["kept"] == {"open_incident": 3, "events_waiting": 2, "unfinished": 1, "in_use": 0}
+    document = json.loads(done.stdout)
+    assert (document["runs"], document["complete"], document["failure"]) == (5, True, None)
+    assert document["kept"] == {"open_incident": 3, "events_waiting": 2, "unfinished": 1, "in_use": 0}
     assert await stored(engine) == ids_of([*waiting, *is_open, half_done])
     assert await count(engine, "outbox_events") == 6
     assert (await reconcile_counts(engine)).keys() <= {"outbox-stale", "legacy-stale"}
 
 
-async def test_runs_with_open_incidents_go_if_told_to(engine, database_url):
+async def test_runs_with_open_incidents_are_deleted_only_when_requested(engine, database_url):
     await close_out(engine, 3, status="failed", error_code="AGENT_CRASH")
 
     kept = await closeout("prune", "--older-than", "90d", DATABASE_URL=database_url)
@@ -143,8 +145,8 @@ async def test_runs_with_open_incidents_go_if_told_to(engine, database_url):
     assert [await count(engine, table) for table in TABLES] == [0] * 6
 
 
-async def test_a_run_told_to_be_published_whose_events_still_wait_stays_whatever_its_phase_says(engine, database_url):
-    await close_out(engine, 1, told=False)
+async def test_a_run_with_unpublished_events_is_kept_whatever_its_phase(engine, database_url):
+    await close_out(engine, 1, published=False)
     async with engine.begin() as conn:
         await conn.execute(text("UPDATE governance.run_completions SET phase = 'EVENTS_PUBLISHED'"))
 
@@ -154,7 +156,7 @@ async def test_a_run_told_to_be_published_whose_events_still_wait_stays_whatever
     assert await count(engine, "outbox_events") == 3
 
 
-async def test_a_dry_run_counts_and_changes_nothing_and_locks_nothing(engine, database_url):
+async def test_a_dry_run_counts_without_changes_or_locks(engine, database_url):
     await close_out(engine, 7)
     await close_out(engine, 2, status="failed", error_code="AGENT_CRASH")
     async with engine.begin() as conn:
@@ -166,7 +168,7 @@ async def test_a_dry_run_counts_and_changes_nothing_and_locks_nothing(engine, da
     assert await count(engine, "run_completions") == 9
 
 
-async def test_only_the_named_tenants_runs_go(engine, database_url):
+async def test_only_the_named_tenants_runs_are_deleted(engine, database_url):
     await close_out(engine, 2, tenant_id="acme")
     others = await close_out(engine, 3, tenant_id="globex")
 
@@ -175,7 +177,7 @@ async def test_only_the_named_tenants_runs_go(engine, database_url):
     assert await stored(engine) == ids_of(others)
 
 
-async def test_an_age_at_which_a_message_may_come_again_is_refused_unless_forced(engine, database_url):
+async def test_an_age_below_the_redelivery_window_is_refused_unless_forced(engine, database_url):
     (again,) = await close_out(engine, 1, days=3)
 
     refused = await closeout("prune", "--older-than", "2d", DATABASE_URL=database_url)
@@ -189,7 +191,7 @@ async def test_an_age_at_which_a_message_may_come_again_is_refused_unless_forced
     assert (await create_transaction_coordinator(engine=engine).execute(again)).state == "committed"
 
 
-async def test_rollbacks_of_runs_that_never_went_through_go_by_their_own_age(engine, database_url):
+async def test_rollbacks_of_uncommitted_runs_are_deleted_by_their_own_age(engine, database_url):
     await break_writes_to(engine, "traces")
     for _ in range(3):
         with pytest.raises(TransactionFailed):
@@ -219,7 +221,7 @@ async def test_rollbacks_of_runs_that_never_went_through_go_by_their_own_age(eng
     assert young.run_id in left
 
 
-async def test_at_no_moment_is_half_a_run_visible_and_batches_add_up(engine, database_url):
+async def test_no_partly_deleted_run_is_ever_visible_and_batches_add_up(engine, database_url):
     await close_out(engine, 300)
     await close_out(engine, 100, days=1)
     seen: list[tuple[int, int]] = []
@@ -237,23 +239,23 @@ async def test_at_no_moment_is_half_a_run_visible_and_batches_add_up(engine, dat
     assert seen[-1][0] == seen[-1][1]
 
 
-async def test_what_somebody_holds_is_not_waited_for_and_goes_the_next_time(engine, database_url):
+async def test_locked_rows_are_skipped_and_deleted_the_next_time(engine, database_url):
     await close_out(engine, 6)
     async with engine.connect() as one, engine.connect() as other:
         await one.execute(text("SELECT FROM governance.run_completions ORDER BY run_id LIMIT 1 FOR UPDATE"))
         await other.execute(text("SELECT FROM governance.incidents ORDER BY run_id DESC LIMIT 1 FOR UPDATE"))
-        began = monotonic()
+        started = monotonic()
         first = await pruned(database_url)
-        took = monotonic() - began
+        took = monotonic() - started
 
     assert (first.runs, first.in_use) == (4, 2)
-    assert took < 4  # where it waits, it does so for the 5 s of lock_timeout
+    assert took < LOCK_TIMEOUT_SECONDS  # a wait for a lock takes that long
     assert await reconcile_counts(engine) == {}
     assert (await pruned(database_url)).runs == 2
 
 
-async def test_a_worker_that_closes_out_meanwhile_is_not_held_up(engine, database_url):
-    """New runs, and the very runs that are being removed, delivered again: those come out new or as duplicates."""
+async def test_a_concurrent_worker_is_not_blocked(engine, database_url):
+    """New runs, and redeliveries of runs that are being deleted, which are new or duplicates."""
     old = await close_out(engine, 4_000)
     coordinator = create_transaction_coordinator(engine=engine)
     slowest = took = 0.0
@@ -261,17 +263,17 @@ async def test_a_worker_that_closes_out_meanwhile_is_not_held_up(engine, databas
 
     async def prune_all() -> Pruned:
         nonlocal took
-        began = monotonic()
+        started = monotonic()
         report = await pruned(database_url, batch=200)
-        took = monotonic() - began
+        took = monotonic() - started
         return report
 
     async def close_out_all_the_while() -> None:
         nonlocal slowest
         for at in range(0, 4_000, 20):
-            began = monotonic()
+            started = monotonic()
             done = await coordinator.execute_many([*(runs.run(**DONE) for _ in range(20)), *old[at : at + 3]])
-            slowest = max(slowest, monotonic() - began)
+            slowest = max(slowest, monotonic() - started)
             states.update(result.state for result in done[20:])
             if working.done():
                 return
@@ -283,14 +285,14 @@ async def test_a_worker_that_closes_out_meanwhile_is_not_held_up(engine, databas
     assert report.runs + report.in_use + len(states) > 3_900
     assert states <= {"duplicate", "committed"}
     assert "committed" in states
-    # Twenty batches: who waits for one waits for a twentieth of it all, on a slow machine too.
+    # Twenty batches: waiting for one takes a twentieth of the time, on a slow machine too.
     assert slowest < max(1.0, took / 3)
     assert await reconcile_counts(engine) == {}
 
 
-async def test_a_batch_reads_pages_by_their_address_and_everything_else_by_key(engine, database_url):
+async def test_a_batch_uses_tid_range_and_key_lookups_only(engine, database_url):
     async with engine.begin() as conn:
-        # Autovacuum summarizes new page ranges of a BRIN index when it likes, and each counts as a scan of the table.
+        # Autovacuum summarizes new page ranges of a BRIN index at any time, and each counts as a scan of the table.
         for table, time in (("run_completions", "received_at"), ("rollbacks", "occurred_at")):
             await conn.execute(text(f"ALTER TABLE governance.{table} SET (autovacuum_enabled = off)"))
             await conn.execute(text(f"ALTER INDEX governance.{table}_{time} SET (autosummarize = off)"))
@@ -327,8 +329,8 @@ async def test_a_batch_reads_pages_by_their_address_and_everything_else_by_key(e
             await conn.execute(text(next(sql for sql in kept if "set_config" in sql)))
             for sql, args in kept.items():
                 if "governance." in sql and "regclass" not in sql:
-                    told = await conn.exec_driver_sql(f"EXPLAIN {sql}", args)
-                    plans.append("\n".join(told.scalars()))
+                    explained = await conn.exec_driver_sql(f"EXPLAIN {sql}", args)
+                    plans.append("\n".join(explained.scalars()))
             await conn.execute(text("SELECT pg_stat_force_next_flush()"))
 
     assert report.runs > 20_000
@@ -353,7 +355,7 @@ async def test_progress_is_shown_on_a_terminal(engine, database_url):
     assert "30 runs removed" in plain(written)
 
 
-async def test_what_stops_it_is_told_with_what_was_done_and_no_run_is_left_half(engine, database_url, postgres):
+async def test_an_interruption_reports_what_was_deleted_and_leaves_no_partial_run(engine, database_url, postgres):
     await close_out(engine, 20)
     name = database_url.rsplit("/", 1)[1]
     role = f"pruner_{name}"
@@ -371,7 +373,7 @@ async def test_what_stops_it_is_told_with_what_was_done_and_no_run_is_left_half(
     assert [await count(engine, table) for table in ("run_completions", "incidents")] == [20, 20]
 
 
-async def test_a_database_without_the_schema_is_told_in_words(empty_database_url):
+async def test_a_database_without_the_schema_is_reported(empty_database_url):
     done = await closeout("prune", "--older-than", "90d", DATABASE_URL=empty_database_url)
 
     assert done.returncode == 1
@@ -384,7 +386,7 @@ async def reconcile_counts(engine: AsyncEngine) -> dict[str, int]:
 
 
 async def scans(engine: AsyncEngine) -> dict[str, int]:
-    """Return how often each table was scanned. This session's own scans are told first: PostgreSQL may take 10 s."""
+    """Return how often each table was scanned. This session's own scans are flushed first: PostgreSQL may take 10 s."""
     async with engine.connect() as conn:
         await conn.execute(text("SELECT pg_stat_force_next_flush()"))
         await conn.commit()

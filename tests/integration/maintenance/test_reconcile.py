@@ -1,12 +1,8 @@
-"""``closeout reconcile``: every invariant broken once on a real database, and none reported beside live writers."""
+"""``closeout reconcile``: every invariant broken once on a real database, and none reported next to live writers."""
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,10 +17,10 @@ from consumer.maintenance.reconcile import Finding, reconcile
 from domains.policies.book import PolicyBook
 from domains.run import CompletedRun
 from tests.support import run_messages as runs
-from tests.support.broken_writes import break_writes_to, count, mend_writes
+from tests.support.broken_writes import break_writes_to, count, repair_writes
+from tests.support.command_line import closeout
 from tests.support.traffic import listen, received
 
-CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
 OF_VICTIM = "WHERE (tenant_id, run_id) = (:tenant, :run)"
 PUBLISH = (
     f"WITH gone AS (DELETE FROM governance.outbox_events {OF_VICTIM}) UPDATE governance.run_completions "
@@ -36,7 +32,7 @@ PREVENTION = (
 )
 UNFINISH = "UPDATE governance.run_completions SET mode = 'legacy', committed_at = NULL"
 LATER = "created_at = created_at - interval '10 minutes'"
-# What is done to one healthy, committed run, and the only invariant that may notice; with a word of what it says.
+# What is done to one healthy, committed run, the only invariant that may report it, and a part of the report.
 BREAKS: dict[str, tuple[str, str, list[str]]] = {
     "incident gone": ("one-finding", "neither", [f"DELETE FROM governance.incidents {OF_VICTIM}"]),
     "incident and prevention": ("one-finding", "both", [PREVENTION]),
@@ -52,7 +48,7 @@ BREAKS: dict[str, tuple[str, str, list[str]]] = {
         "COMMITTED with 0 events",
         [f"DELETE FROM governance.outbox_events {OF_VICTIM}"],
     ),
-    "told published too early": (
+    "published too early": (
         "phase-and-outbox",
         "EVENTS_PUBLISHED with 3 events",
         [f"UPDATE governance.run_completions SET phase = 'EVENTS_PUBLISHED', events_published_at = now() {OF_VICTIM}"],
@@ -131,7 +127,7 @@ async def checked(engine: AsyncEngine, **options: Any) -> list[Finding]:
 
 
 @pytest.mark.parametrize("what", BREAKS)
-async def test_each_broken_invariant_is_the_only_one_reported_and_names_the_run(engine, what):
+async def test_each_broken_invariant_is_reported_alone_with_its_run(engine, what):
     name, words, statements = BREAKS[what]
     healthy = await close_out(engine, 10)
     (victim,) = await close_out(engine, 1)
@@ -147,12 +143,12 @@ async def test_each_broken_invariant_is_the_only_one_reported_and_names_the_run(
     assert words in example.detail
 
 
-def test_every_invariant_is_broken_by_some_test():
+def test_every_invariant_is_covered_by_a_test():
     assert {name for name, _, _ in BREAKS.values()} == {invariant.name for invariant in INVARIANTS}
 
 
 @pytest.mark.parametrize("table", ["incidents", "policy_evaluations", "traces", "outbox_events"])
-async def test_an_orphan_in_any_one_table_is_found_and_the_table_named(engine, table):
+async def test_an_orphaned_row_is_found_in_any_table_and_the_table_named(engine, table):
     (victim,) = await close_out(engine, 1)
     others = {"incidents", "policy_evaluations", "traces", "outbox_events"} - {table} | {"run_completions"}
 
@@ -167,8 +163,8 @@ async def test_an_empty_database_is_healthy(engine):
     assert broken(await checked(engine)) == {}
 
 
-async def test_what_is_legitimate_is_not_reported(engine):
-    """A run without a trace, two runs that name one trace, a trace that is the runner's, and a rolled-back run."""
+async def test_legitimate_states_are_not_reported(engine):
+    """A run without a trace, two runs that name one trace, a runner's own trace, and a rolled-back run."""
     await close_out(engine, 1, trace_id=None)
     (first,) = await close_out(engine, 1)
     await close_out(engine, 1, trace_id=str(first.trace_id))
@@ -181,15 +177,15 @@ async def test_what_is_legitimate_is_not_reported(engine):
     await break_writes_to(engine, "traces")
     with pytest.raises(TransactionFailed):
         await close_out(engine, 1)
-    await mend_writes(engine)
+    await repair_writes(engine)
     await break_writes_to(engine, "policy_evaluations")
-    with pytest.raises(TransactionFailed):  # half done, and not for long yet
+    with pytest.raises(TransactionFailed):  # half done, and recent
         await LegacyCloseOut(engine=engine, policies=PolicyBook()).execute(Arrival.of(runs.run()))
 
     assert broken(await checked(engine)) == {}
 
 
-async def test_runs_are_counted_over_all_slices_and_named_up_to_the_limit(engine):
+async def test_broken_runs_are_counted_over_all_slices_and_named_up_to_the_limit(engine):
     await close_out(engine, 23)
     async with engine.begin() as conn:
         await conn.execute(text("DELETE FROM governance.policy_evaluations"))
@@ -213,7 +209,7 @@ async def test_only_the_named_tenants_runs_are_checked(engine):
     assert findings[0].examples[0].run_id == other.run_id
 
 
-async def test_beside_live_writers_of_both_kinds_nothing_is_reported(engine):
+async def test_nothing_is_reported_while_both_kinds_of_writers_are_active(engine):
     coordinator = create_transaction_coordinator(engine=engine)
     legacy = LegacyCloseOut(engine=engine, policies=PolicyBook())
     stop = asyncio.Event()
@@ -238,31 +234,20 @@ async def test_beside_live_writers_of_both_kinds_nothing_is_reported(engine):
     assert await count(engine, "run_completions") > 20
 
 
-def closeout(database_url: str, *arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [CLOSEOUT, "reconcile", *arguments],
-        env={**os.environ, "DATABASE_URL": database_url, "NO_COLOR": "1", "COLUMNS": "200", **environ},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-async def test_the_command_says_ok_for_each_rule_and_exits_0(engine, database_url):
+async def test_the_command_prints_ok_for_each_invariant_and_exits_0(engine, database_url):
     await close_out(engine, 2)
 
-    done = await asyncio.to_thread(closeout, database_url)
+    done = await closeout("reconcile", DATABASE_URL=database_url)
 
     assert done.returncode == 0, done.stderr
     assert [line.split()[:2] for line in done.stdout.splitlines()] == [["ok", rule.name] for rule in INVARIANTS]
 
 
-async def test_the_command_names_the_run_what_it_means_and_what_to_do_and_exits_1(engine, database_url):
+async def test_the_command_names_the_broken_run_with_its_remedy_and_exits_1(engine, database_url):
     (victim,) = await close_out(engine, 1)
     await apply(engine, victim, *BREAKS["legacy run unfinished for ten minutes"][2])
 
-    done = await asyncio.to_thread(closeout, database_url)
+    done = await closeout("reconcile", DATABASE_URL=database_url)
 
     assert done.returncode == 1, done.stderr
     assert f"{victim.tenant_id}/{victim.run_id}  stopped at INCIDENT_CREATED" in done.stdout
@@ -270,28 +255,28 @@ async def test_the_command_names_the_run_what_it_means_and_what_to_do_and_exits_
     assert "let the runner publish it again, unchanged" in done.stdout
 
 
-async def test_repair_publishes_stale_events_and_leaves_the_young_ones(engine, database_url, broker, amqp_url):
+async def test_repair_publishes_stale_events_only(engine, database_url, broker, amqp_url):
     (stale, _young) = await close_out(engine, 2)
     await apply(engine, stale, f"UPDATE governance.outbox_events SET {LATER} {OF_VICTIM}")
-    before = await asyncio.to_thread(closeout, database_url, "--json")
+    before = await closeout("reconcile", "--json", DATABASE_URL=database_url)
     events = await listen(broker)
 
-    after = await asyncio.to_thread(closeout, database_url, "--repair", "--json", AMQP_URL=amqp_url)
+    after = await closeout("reconcile", "--repair", "--json", AMQP_URL=amqp_url, DATABASE_URL=database_url)
 
     assert before.returncode == 1
-    told = {rule["name"]: rule for rule in json.loads(before.stdout)["invariants"] if rule["broken"]}
-    assert [run["run_id"] for run in told["outbox-stale"]["runs"]] == [str(stale.run_id)]
+    reported = {rule["name"]: rule for rule in json.loads(before.stdout)["invariants"] if rule["broken"]}
+    assert [run["run_id"] for run in reported["outbox-stale"]["runs"]] == [str(stale.run_id)]
     assert after.returncode == 0, after.stdout + after.stderr
     assert json.loads(after.stdout)["repaired"] == {"runs": 1, "failure": None}
     assert {event.header.properties.correlation_id for event in await received(events, 3)} == {str(stale.run_id)}
     assert await count(engine, "outbox_events") == 3
 
 
-async def test_repair_without_a_broker_says_so_still_reports_and_exits_1(engine, database_url):
+async def test_repair_without_a_broker_still_reports_and_exits_1(engine, database_url):
     (stale,) = await close_out(engine, 1)
     await apply(engine, stale, f"UPDATE governance.outbox_events SET {LATER} {OF_VICTIM}")
 
-    done = await asyncio.to_thread(closeout, database_url, "--repair", AMQP_URL="amqp://u:p@127.0.0.1:1/")
+    done = await closeout("reconcile", "--repair", AMQP_URL="amqp://u:p@127.0.0.1:1/", DATABASE_URL=database_url)
 
     assert done.returncode == 1
     assert "RabbitMQ is not available" in done.stdout
@@ -299,8 +284,8 @@ async def test_repair_without_a_broker_says_so_still_reports_and_exits_1(engine,
 
 
 @pytest.mark.parametrize("nonsense", ["5", "m", "-5m", "5 fortnights"])
-def test_a_threshold_that_is_no_time_is_used_wrongly(nonsense):
-    done = closeout("postgresql://nowhere", f"--older-than={nonsense}")
+async def test_an_invalid_threshold_is_a_usage_error(nonsense):
+    done = await closeout("reconcile", f"--older-than={nonsense}", DATABASE_URL="postgresql://nowhere")
 
     assert done.returncode == 2
     assert "--older-than" in done.stderr

@@ -1,4 +1,4 @@
-"""The outbox gauges: true while the relay gets nothing out, and unknown while the database cannot be asked."""
+"""The outbox gauges: correct while the relay cannot publish, unknown while the database is unavailable."""
 
 import asyncio
 import math
@@ -15,17 +15,18 @@ from consumer.outbox.publisher import EventPublisher
 from consumer.outbox.relay import Relay
 from consumer.postgres.engine import create_engine
 from tests.support import run_messages as runs
+from tests.support.waiting import until
 
 
 @pytest.fixture
 async def stopping():
-    """Ends what a test has begun."""
+    """Ends the tasks of a test."""
     event = asyncio.Event()
     yield event
     event.set()
 
 
-async def test_the_oldest_event_grows_older_while_the_relay_cannot_publish(
+async def test_the_age_of_the_oldest_event_rises_while_the_relay_cannot_publish(
     engine, broker, bare_amqp_url, metrics, stopping
 ):
     await create_transaction_coordinator(engine=engine).execute_many([runs.run() for _ in range(7)])
@@ -36,23 +37,17 @@ async def test_the_oldest_event_grows_older_while_the_relay_cannot_publish(
     async with asyncio.TaskGroup() as group:
         group.create_task(relay.run(stopping))
         group.create_task(watch_pending(stopping, engine=engine, metrics=metrics, every=0.05))
-        async with asyncio.timeout(10):
-            while not _oldest(metrics) > 1:
-                await asyncio.sleep(0.02)
+        await until(lambda: _oldest(metrics) > 1)
         assert metrics.registry.get_sample_value("closeout_outbox_pending") == 7
         stopping.set()
 
 
-async def test_an_outbox_that_cannot_be_asked_for_is_unknown_not_what_it_was(
-    postgres, empty_database_url, metrics, stopping
-):
-    """A number from before the outage would keep an alert up, or down."""
+async def test_an_outbox_that_cannot_be_queried_is_reported_as_unknown(postgres, empty_database_url, metrics, stopping):
+    """An outdated number would keep an alert firing, or silent."""
     nowhere = create_engine(f"{empty_database_url}_gone", pool_size=1)
     metrics.outbox_oldest.set(130)
     watching = asyncio.create_task(watch_pending(stopping, engine=nowhere, metrics=metrics, every=0.05))
-    async with asyncio.timeout(10):
-        while not math.isnan(_oldest(metrics)):
-            await asyncio.sleep(0.02)
+    await until(lambda: math.isnan(_oldest(metrics)))
     stopping.set()
     await watching
     await nowhere.dispose()

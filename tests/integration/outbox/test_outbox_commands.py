@@ -1,4 +1,4 @@
-"""``closeout outbox``: what waits is counted and explained, and published at an operator's word, beside live relays."""
+"""``closeout outbox``: the backlog is counted, explained, and published on request, next to live relays."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ TYPES = ["incident.created", "policy.evaluated", "run.finalized"]
 
 
 async def commit(engine: AsyncEngine, number: int, *, age: str = "0 s", **changes: object) -> list[str]:
-    """Commit runs whose worker dies before it publishes, so long ago; return their ids."""
+    """Commit runs of a given age without publishing their events; return their ids."""
     made = [runs.run(**changes) for _ in range(number)]
     await create_transaction_coordinator(engine=engine).execute_many(made)
     ids = [str(run.run_id) for run in made]
@@ -49,12 +49,12 @@ async def drained(engine: AsyncEngine, broker: BrokerConnection, *, required: bo
 
 @asynccontextmanager
 async def held_by_a_relay(engine: AsyncEngine, number: int):
-    """Hold the oldest runs as a live relay does while it waits for confirms."""
+    """Lock the oldest runs as a live relay does while it waits for confirms."""
     async with engine.begin() as conn:
         yield list(await conn.execute(outbox.stale_runs(0, number)))
 
 
-async def test_an_empty_outbox_is_said_to_be_empty_and_exits_0(database_url):
+async def test_an_empty_outbox_is_reported_and_exits_0(database_url):
     done = await closeout("outbox", "status", DATABASE_URL=database_url)
 
     assert done.returncode == 0, done.stderr
@@ -72,23 +72,23 @@ async def test_an_empty_outbox_is_said_to_be_empty_and_exits_0(database_url):
         ("2 min", "stale", 1, "publish the events now with closeout outbox drain"),
     ],
 )
-async def test_the_age_of_the_oldest_decides_what_it_means_and_the_status(
+async def test_the_age_of_the_oldest_event_decides_the_verdict_and_exit_status(
     engine, database_url, age, state, status, words
 ):
     await commit(engine, 1, age=age)
 
-    told = await closeout("outbox", "status", DATABASE_URL=database_url)
+    output = await closeout("outbox", "status", DATABASE_URL=database_url)
     plainly = await closeout("outbox", "status", "--json", DATABASE_URL=database_url)
 
-    assert told.returncode == plainly.returncode == status
-    assert words in told.stdout
+    assert output.returncode == plainly.returncode == status
+    assert words in output.stdout
     assert json.loads(plainly.stdout)["state"] == state
 
 
-async def test_status_counts_by_tenant_and_by_type_and_names_the_oldest_first(engine, database_url):
+async def test_status_counts_by_tenant_and_type_with_the_oldest_first(engine, database_url):
     await commit(engine, 3, age="50 min", tenant_id="young")
     await commit(engine, 2, age="2 h", tenant_id="old")
-    async with engine.begin() as conn:  # of one run the first event went out
+    async with engine.begin() as conn:  # the first event of one run was published
         await conn.execute(
             text(
                 "DELETE FROM governance.outbox_events WHERE sequence = 1 AND run_id = "
@@ -97,7 +97,7 @@ async def test_status_counts_by_tenant_and_by_type_and_names_the_oldest_first(en
         )
 
     found = json.loads((await closeout("outbox", "status", "--json", DATABASE_URL=database_url)).stdout)
-    told = (await closeout("outbox", "status", DATABASE_URL=database_url)).stdout
+    output = (await closeout("outbox", "status", DATABASE_URL=database_url)).stdout
 
     assert (found["all"]["runs"], found["all"]["events"], found["complete"]) == (5, 14, True)
     assert 7200 <= found["all"]["oldest_seconds"] < 7300
@@ -108,19 +108,19 @@ async def test_status_counts_by_tenant_and_by_type_and_names_the_oldest_first(en
     assert {name: share["events"] for name, share in found["by_type"].items()} == dict(
         zip(TYPES, (4, 5, 5), strict=True)
     )
-    assert "5 runs have 14 unpublished events, the oldest for 2 h" in told
-    rows = [line.split() for line in told.splitlines()]
+    assert "5 runs have 14 unpublished events, the oldest for 2 h" in output
+    rows = [line.split() for line in output.splitlines()]
     assert ["young", "3", "9", "50", "min"] in rows
 
 
-async def test_what_is_stale_can_be_said_otherwise(engine, database_url):
+async def test_the_stale_threshold_can_be_changed(engine, database_url):
     await commit(engine, 1, age="2 min")
 
     assert (await closeout("outbox", "status", "--older-than", "5m", DATABASE_URL=database_url)).returncode == 0
     assert (await closeout("outbox", "status", "--older-than", "soon", DATABASE_URL=database_url)).returncode == 2
 
 
-async def test_counting_ends_somewhere_and_says_so(engine):
+async def test_counting_stops_at_a_limit_and_reports_it(engine):
     await commit(engine, 5, age="1 min")
     async with engine.connect() as conn:
         some, every = await read_backlog(conn, at_most=3), await read_backlog(conn)
@@ -129,7 +129,7 @@ async def test_counting_ends_somewhere_and_says_so(engine):
     assert (every.all.runs, every.complete) == (5, True)
 
 
-async def test_counting_reads_the_oldest_through_the_index_however_many_wait(engine):
+async def test_counting_reads_the_oldest_events_through_the_index(engine):
     async with engine.begin() as conn:
         await conn.execute(
             text(
@@ -147,9 +147,7 @@ async def test_counting_reads_the_oldest_through_the_index_however_many_wait(eng
     assert COUNTED_RUNS_MAX > 20000
 
 
-async def test_drain_publishes_all_that_waits_in_each_runs_order_and_waits_for_the_young_ones(
-    engine, database_url, broker, amqp_url
-):
+async def test_drain_publishes_all_events_in_order_and_waits_for_recent_ones(engine, database_url, broker, amqp_url):
     ids = await commit(engine, 20, age="1 min") + await commit(engine, 5)
     events = await listen(broker)
 
@@ -164,9 +162,7 @@ async def test_drain_publishes_all_that_waits_in_each_runs_order_and_waits_for_t
         assert [properties.message_type for properties in mine] == TYPES
 
 
-async def test_drain_takes_the_young_ones_at_once_if_told_to_and_leaves_those_it_was_not_told_of(
-    engine, database_url, broker, amqp_url
-):
+async def test_drain_older_than_decides_which_events_are_published(engine, database_url, broker, amqp_url):
     await commit(engine, 3, age="1 min")
     await commit(engine, 2)
     urls = {"DATABASE_URL": database_url, "AMQP_URL": amqp_url}
@@ -177,7 +173,7 @@ async def test_drain_takes_the_young_ones_at_once_if_told_to_and_leaves_those_it
     assert second == {"runs": 2, "events": 6, "left": 0, "reasons": []}
 
 
-async def test_drain_goes_on_over_many_sweeps_and_shows_how_far_it_is(engine, broker):
+async def test_drain_continues_over_many_sweeps_and_reports_progress(engine, broker):
     await commit(engine, 2 * RUNS_A_SWEEP + 50, age="1 min")
     seen: list[tuple[int, int]] = []
 
@@ -199,7 +195,7 @@ async def test_drain_shows_its_progress_on_a_terminal(engine, database_url, brok
     assert "900 events of 300 runs published and confirmed" in plain(written)
 
 
-async def test_drain_without_a_broker_says_so_keeps_everything_and_exits_1(engine, database_url):
+async def test_drain_without_a_broker_keeps_every_event_and_exits_1(engine, database_url):
     await commit(engine, 500, age="1 min")
 
     done = await closeout("outbox", "drain", DATABASE_URL=database_url, AMQP_URL="amqp://u:p@127.0.0.1:1/")
@@ -210,8 +206,8 @@ async def test_drain_without_a_broker_says_so_keeps_everything_and_exits_1(engin
     assert await count(engine, "outbox_events") == 1500
 
 
-async def test_what_no_queue_takes_stays_and_is_named_and_the_rest_goes_out(engine, database_url, broker, amqp_url):
-    await commit(engine, RUNS_A_SWEEP + 10, age="2 min", error_code="AGENT_CRASH")  # critical: nobody is bound
+async def test_drain_keeps_and_names_unroutable_events_and_publishes_the_rest(engine, database_url, broker, amqp_url):
+    await commit(engine, RUNS_A_SWEEP + 10, age="2 min", error_code="AGENT_CRASH")  # critical: no queue is bound
     await commit(engine, 30, age="1 min")
     channel = await broker.channel(confirms=False)
     queue = (await channel.queue_declare("", exclusive=True)).queue or ""
@@ -225,12 +221,12 @@ async def test_what_no_queue_takes_stays_and_is_named_and_the_rest_goes_out(engi
 
     assert done.returncode == 1
     assert "210 runs still have unpublished events: no queue is bound for incident.created.critical" in done.stderr
-    told = json.loads(done.stdout)
-    assert (told["runs"], told["left"]) == (30, 210)
+    output = json.loads(done.stdout)
+    assert (output["runs"], output["left"]) == (30, 210)
     assert await count(engine, "outbox_events") == 3 * 210
 
 
-async def test_what_a_live_relay_holds_is_passed_over_and_said_to_be_held(engine, broker):
+async def test_drain_skips_and_reports_events_locked_by_a_relay(engine, broker):
     await commit(engine, 10, age="1 min")
     events = await listen(broker)
     async with held_by_a_relay(engine, 4) as held:
@@ -238,11 +234,11 @@ async def test_what_a_live_relay_holds_is_passed_over_and_said_to_be_held(engine
 
     assert len(held) == 4
     assert (report.runs, report.left, report.reasons) == (6, 4, [])
-    told = {e.header.properties.correlation_id for e in await received(events, 18)}
-    assert not {str(row.run_id) for row in held} & told
+    output = {e.header.properties.correlation_id for e in await received(events, 18)}
+    assert not {str(row.run_id) for row in held} & output
 
 
-async def test_several_drains_and_a_worker_at_once_publish_every_event_once(
+async def test_concurrent_drains_and_a_worker_publish_every_event_once(
     engine, database_url, broker, amqp_url, bare_amqp_url
 ):
     ids = await commit(engine, 600, age="1 min")
@@ -260,7 +256,7 @@ async def test_several_drains_and_a_worker_at_once_publish_every_event_once(
         await other.close()
 
 
-async def test_what_is_committed_while_it_drains_is_left_to_its_worker(engine, broker):
+async def test_drain_leaves_events_committed_meanwhile_to_their_worker(engine, broker):
     await commit(engine, RUNS_A_SWEEP + 1, age="1 min")
     more: list[asyncio.Task[list[str]]] = []
 

@@ -25,7 +25,7 @@ def relay(engine: AsyncEngine, broker: BrokerConnection, *, grace: float = 0.0, 
 
 
 async def commit_without_publishing(engine: AsyncEngine, number: int) -> list[str]:
-    """Commit runs whose worker dies before it publishes; return their event ids in order."""
+    """Commit runs without publishing their events; return their event ids in order."""
     await create_transaction_coordinator(engine=engine).execute_many([runs.run() for _ in range(number)])
     async with engine.connect() as conn:
         ids = await conn.execute(
@@ -36,7 +36,7 @@ async def commit_without_publishing(engine: AsyncEngine, number: int) -> list[st
         return [str(i) for i in ids.scalars()]
 
 
-async def test_the_relay_publishes_a_dead_workers_events_under_their_ids_and_in_each_runs_order(engine, broker):
+async def test_the_relay_publishes_a_dead_workers_events_with_their_ids_and_in_order(engine, broker):
     ids = await commit_without_publishing(engine, 50)
     events = await listen(broker)
 
@@ -53,14 +53,14 @@ async def test_the_relay_publishes_a_dead_workers_events_under_their_ids_and_in_
         assert (await conn.execute(published_runs())).scalar_one() == 50
 
 
-async def test_events_younger_than_the_grace_period_are_left_to_the_fast_path(engine, broker):
+async def test_the_relay_leaves_events_younger_than_the_grace_period_to_their_worker(engine, broker):
     await commit_without_publishing(engine, 1)
 
     assert await relay(engine, broker, grace=60).sweep() == 0
     assert await count(engine, "outbox_events") == 3
 
 
-async def test_several_relays_at_once_publish_every_event_exactly_once(engine, broker, bare_amqp_url):
+async def test_concurrent_relays_publish_every_event_exactly_once(engine, broker, bare_amqp_url):
     ids = await commit_without_publishing(engine, 600)
     events = await listen(broker)
     others = [BrokerConnection(bare_amqp_url, name=f"relay {n}") for n in range(3)]
@@ -74,21 +74,21 @@ async def test_several_relays_at_once_publish_every_event_exactly_once(engine, b
         await other.close()
 
 
-async def test_events_that_nobody_takes_do_not_keep_later_ones_waiting(engine, broker):
+async def test_unroutable_events_do_not_delay_later_ones(engine, broker):
     await commit_without_publishing(engine, 250)
     sweeper = relay(engine, broker, required=True)
     with pytest.raises(Exception, match="no queue is bound"):
         await sweeper.sweep()
     await listen(broker)
 
-    assert await sweeper.sweep() == 50  # behind the first 200
-    assert await sweeper.sweep() == 200  # and over again
+    assert await sweeper.sweep() == 50  # after the first 200
+    assert await sweeper.sweep() == 200  # and from the start again
     async with engine.connect() as conn:
         assert (await conn.execute(select(func.count()).select_from(tables.outbox_events))).scalar_one() == 0
 
 
-async def test_of_a_run_whose_event_failed_the_later_ones_are_sent_again_behind_it(engine, broker):
-    """A binding for the last event only: with subscribers required, the first two fail, so the third is kept too."""
+async def test_events_after_a_failed_one_of_the_same_run_are_published_again_after_it(engine, broker):
+    """Only the last event has a binding: with subscribers required, the first two fail, so the third is kept, too."""
     await commit_without_publishing(engine, 1)
     channel = await broker.channel(confirms=False)
     queue = (await channel.queue_declare("", exclusive=True)).queue
@@ -100,7 +100,7 @@ async def test_of_a_run_whose_event_failed_the_later_ones_are_sent_again_behind_
     assert await count(engine, "outbox_events") == 3
 
 
-async def test_a_relay_without_a_broker_leaves_everything_and_says_so(engine):
+async def test_a_relay_without_a_broker_keeps_every_event_and_logs_it(engine):
     await commit_without_publishing(engine, 1)
     nowhere = BrokerConnection("amqp://u:p@127.0.0.1:1/", name="nowhere")
 

@@ -1,16 +1,12 @@
-"""``closeout parked``: what was parked is seen, sent back or thrown away, and never lost by it."""
+"""``closeout parked``: parked messages are listed, replayed or discarded, and never lost."""
 
 import asyncio
 import itertools
 import json
-import os
 import re
-import subprocess
-import sys
 from base64 import b64decode
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,10 +23,11 @@ from consumer.errors import UnavailableError
 from consumer.parked.copies import headers_of
 from consumer.parked.operations import Filters, discard, find, replay
 from tests.support import run_messages as runs
-from tests.support.roles import OPERATOR_USER, as_user
-from tests.support.traffic import emptied, eventually, parked, publish, published_runs, worker
+from tests.support.command_line import closeout_blocking
+from tests.support.roles import OPERATOR_USER, as_user, permit
+from tests.support.traffic import emptied, eventually, has_length, parked, publish, published_runs, worker
+from tests.support.waiting import PATIENCE, until
 
-CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
 EVERYTHING = Filters()
 _names = itertools.count()
 
@@ -39,6 +36,7 @@ _names = itertools.count()
 async def any_broker(any_rabbit: RabbitServer) -> AsyncIterator[BrokerConnection]:
     vhost = f"parked{next(_names)}"
     made = BrokerConnection(any_rabbit.create_vhost(vhost), name="tests")
+    permit(any_rabbit, vhost, OPERATOR_USER)
     await declare(made)
     yield made
     await made.close()
@@ -46,25 +44,17 @@ async def any_broker(any_rabbit: RabbitServer) -> AsyncIterator[BrokerConnection
 
 
 def closeout(amqp_url: str, *arguments: str, status: int = 0) -> tuple[str, str]:
-    done = subprocess.run(
-        [CLOSEOUT, "parked", *arguments],
-        env={**os.environ, "AMQP_URL": amqp_url, "NO_COLOR": "1", "LOG_LEVEL": "ERROR"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+    done = closeout_blocking("parked", *arguments, AMQP_URL=amqp_url)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout, done.stderr
 
 
-async def said(amqp_url: str, *arguments: str, status: int = 0) -> str:
+async def printed(amqp_url: str, *arguments: str, status: int = 0) -> str:
     return (await asyncio.to_thread(closeout, amqp_url, *arguments, status=status))[0]
 
 
 async def put(broker: BrokerConnection, body: bytes, *, ago: timedelta = timedelta(0), **more: Any) -> None:
-    """Park *body* as a worker would have, so long ago."""
+    """Park *body* as a worker does, with a given age."""
     headers = {
         "x-closeout-reason": more.pop("reason", "attempts_exhausted"),
         "x-closeout-error": more.pop("error", "it did not work"),
@@ -79,7 +69,7 @@ async def put(broker: BrokerConnection, body: bytes, *, ago: timedelta = timedel
 
 
 def senders_headers(message: Any) -> dict[str, Any]:
-    """Return the message's headers but the one that the broker adds when it delivers."""
+    """Return the message's headers without the one that the broker adds on delivery."""
     return {name: value for name, value in headers_of(message).items() if name != "x-delivery-count"}
 
 
@@ -89,12 +79,12 @@ async def bodies_in_order(broker: BrokerConnection) -> list[bytes]:
     return [message.body for _, message in held]
 
 
-async def test_a_replay_after_the_cause_is_mended_closes_out_the_run(
+async def test_a_replay_closes_out_the_run_once_the_cause_is_fixed(
     database_url, amqp_url, bare_amqp_url, rabbit, engine, broker
 ):
     vhost = bare_amqp_url.rsplit("/", 1)[1]
     runner = BrokerConnection(rabbit.add_user(f"sender-{vhost}", "pw", "^$", ".*", ".*", vhost), name="runner")
-    # Who replays vouches for what is replayed, and must be believed.
+    # A replay carries the operator's user id, which must be trusted.
     trusted = f"sender-{vhost},{OPERATOR_USER}"
     async with engine.begin() as conn:
         await conn.execute(text("ALTER TABLE governance.incidents ADD CONSTRAINT no_b CHECK (tenant_id <> 'b')"))
@@ -106,17 +96,17 @@ async def test_a_replay_after_the_cause_is_mended_closes_out_the_run(
             expiration="600000",
             headers={"CC": ["nowhere"]},
         )
-        await _parked_count(broker, 1)
+        await until(lambda: has_length(broker, "closeout.parked", 1))
         async with engine.begin() as conn:
             await conn.execute(text("ALTER TABLE governance.incidents DROP CONSTRAINT no_b"))
         operators = as_user(amqp_url, OPERATOR_USER)
-        assert "1 replayed and confirmed: attempts_exhausted 1" in await said(operators, "replay", "--tenant", "b")
+        assert "1 replayed and confirmed: attempts_exhausted 1" in await printed(operators, "replay", "--tenant", "b")
         await eventually(engine, published_runs(), 1)
     assert await emptied(broker, "closeout.parked") == []
     await runner.close()
 
 
-async def test_a_replayed_message_is_the_senders_without_our_headers_and_the_brokers(amqp_url, broker):
+async def test_a_replayed_message_has_only_the_senders_headers(amqp_url, broker):
     await put(
         broker,
         b"{}",
@@ -155,7 +145,7 @@ async def test_a_replayed_message_is_the_senders_without_our_headers_and_the_bro
         ({"x-closeout-exchange": 5, "x-closeout-routing-key": None}, [], "closeout.run-completed"),
     ],
 )
-async def test_a_message_goes_back_to_where_it_came_from_if_that_can_be_believed(broker, origin, named, arrives):
+async def test_a_message_is_replayed_to_its_source_exchange_if_that_is_trusted(broker, origin, named, arrives):
     channel = await broker.channel(confirms=False)
     await channel.exchange_declare("other", exchange_type="direct")
     await channel.queue_declare("others")
@@ -165,7 +155,7 @@ async def test_a_message_goes_back_to_where_it_came_from_if_that_can_be_believed
     assert len(await emptied(broker, arrives)) == 1
 
 
-async def test_a_replay_that_no_queue_takes_leaves_the_message_parked_and_exits_1(amqp_url, broker):
+async def test_an_unroutable_replay_keeps_the_message_parked_and_exits_1(amqp_url, broker):
     channel = await broker.channel(confirms=False)
     await channel.queue_unbind("closeout.run-completed", "runs", routing_key="run.completed")
     for _ in range(40):
@@ -176,7 +166,7 @@ async def test_a_replay_that_no_queue_takes_leaves_the_message_parked_and_exits_
     assert len(await emptied(broker, "closeout.parked")) == 40
 
 
-async def test_a_header_that_cannot_be_written_again_keeps_its_message_parked_and_no_other(broker, monkeypatch):
+async def test_a_header_that_cannot_be_encoded_keeps_only_its_message_parked(broker, monkeypatch):
     for number in range(3):
         await put(broker, str(number).encode(), headers={"odd": number == 1})
     encode = spec.Basic.Properties.marshal
@@ -204,20 +194,20 @@ async def test_a_crash_between_confirm_and_ack_leaves_the_message_in_both_places
         patch.setattr("aiormq.channel.Channel.basic_ack", dies)
         with pytest.raises(SystemError):
             await replay(any_broker, EVERYTHING, rows=1)
-    await _parked_count(any_broker, 2)  # the broker needs a moment to take back what the dead one held
+    await until(lambda: has_length(any_broker, "closeout.parked", 2))
     assert sorted(await bodies_in_order(any_broker)) == [b"1", b"2"]
     assert sorted(m.body for m in await emptied(any_broker, "closeout.run-completed")) == [b"1", b"2"]
 
 
-async def test_messages_of_untrusted_publishers_are_vouched_for_only_by_name(amqp_url, broker):
+async def test_messages_of_untrusted_publishers_are_replayed_only_with_an_explicit_reason(amqp_url, broker):
     await put(broker, b"{}", reason="untrusted_publisher")
     out, err = await asyncio.to_thread(closeout, amqp_url, "replay", status=1)
     assert "0 replayed" in out
     assert "--reason untrusted_publisher" in err
-    assert "1 replayed" in await said(amqp_url, "replay", "--reason", "untrusted_publisher")
+    assert "1 replayed" in await printed(amqp_url, "replay", "--reason", "untrusted_publisher")
 
 
-async def test_looking_thirty_times_loses_nothing_and_keeps_the_order(any_broker):
+async def test_listing_thirty_times_loses_nothing_and_keeps_the_order(any_broker):
     bodies = [str(number).encode() for number in range(100)]
     for body in bodies:
         await put(any_broker, body)
@@ -237,7 +227,7 @@ async def test_discarding_some_keeps_the_others_in_order(any_broker):
     assert left == [str(n).encode() for n in range(100) if n % 3 or n >= 60]
 
 
-async def test_a_look_that_dies_gives_everything_back(any_broker):
+async def test_a_listing_that_crashes_returns_every_message(any_broker):
     for number in range(40):
         await put(any_broker, str(number).encode())
 
@@ -246,11 +236,11 @@ async def test_a_look_that_dies_gives_everything_back(any_broker):
 
     with pytest.raises(SystemError):
         await find(any_broker, EVERYTHING, rows=1, progress=dies)
-    await _parked_count(any_broker, 40)
+    await until(lambda: has_length(any_broker, "closeout.parked", 40))
     assert len(await bodies_in_order(any_broker)) == 40
 
 
-async def test_a_worker_goes_on_parking_while_somebody_looks(database_url, amqp_url, broker):
+async def test_a_worker_parks_messages_while_they_are_listed(database_url, amqp_url, broker):
     for number in range(200):
         await put(broker, str(number).encode())
     async with worker(database_url, amqp_url):
@@ -261,7 +251,7 @@ async def test_a_worker_goes_on_parking_while_somebody_looks(database_url, amqp_
     assert [m.body for m in found].count(b"{bad") == 50
 
 
-async def test_two_who_look_at_once_do_not_hide_messages_from_each_other_in_silence(broker):
+async def test_concurrent_listings_report_the_messages_they_could_not_see(broker):
     for number in range(300):
         await put(broker, str(number).encode())
     channel = await broker.channel(confirms=False)
@@ -272,14 +262,14 @@ async def test_two_who_look_at_once_do_not_hide_messages_from_each_other_in_sile
         got.set()
 
     await channel.basic_consume("closeout.parked", hold)
-    await asyncio.wait_for(got.wait(), 10)
+    await asyncio.wait_for(got.wait(), PATIENCE)
     with pytest.raises(UnavailableError, match="another consumer"):
         await find(broker, EVERYTHING, rows=1)
     await channel.close()
     assert (await find(broker, EVERYTHING, rows=1)).count == 300
 
 
-async def test_filters_choose_and_all_must_hold(broker):
+async def test_a_message_is_chosen_only_if_all_filters_match(broker):
     mine = runs.message(tenant_id="mine")
     run = mine["run_id"]
     await put(broker, runs.body(mine), reason="conflicting_duplicate", message_id="a", ago=timedelta(hours=3))
@@ -309,33 +299,33 @@ async def test_filters_choose_and_all_must_hold(broker):
         assert "".join(m.message_id or "" for m in report.rows) == expected, filters
 
 
-async def test_list_counts_by_reason_and_json_is_for_machines(amqp_url, broker):
+async def test_list_counts_by_reason_and_prints_json(amqp_url, broker):
     for number in range(3):
         await put(broker, runs.body(tenant_id="t"), reason="too_large" if number else "invalid_json")
-    told = await said(amqp_url, "list", "--limit", "1")
-    assert "and 2 more" in told
-    assert "3 parked: too_large 2, invalid_json 1" in told
-    found = json.loads(await said(amqp_url, "list", "--reason", "too_large", "--json"))
+    output = await printed(amqp_url, "list", "--limit", "1")
+    assert "and 2 more" in output
+    assert "3 parked: too_large 2, invalid_json 1" in output
+    found = json.loads(await printed(amqp_url, "list", "--reason", "too_large", "--json"))
     assert found["by_reason"] == {"too_large": 2}
     assert [m["position"] for m in found["messages"]] == [2, 3]
     assert found["messages"][0]["tenant_id"] == "t"
     for nonsense in ("soon", "5", "-1d", "999999d"):  # the last is before the year 1
         _, complaint = await asyncio.to_thread(closeout, amqp_url, "list", f"--older-than={nonsense}", status=2)
         assert "--older-than: found" in complaint
-    await said(amqp_url, "list", "--reason", "bad luck", status=2)
+    await printed(amqp_url, "list", "--reason", "bad luck", status=2)
 
 
 async def test_a_dry_run_changes_nothing(amqp_url, broker):
     bodies = [b"1", b"2", b"3"]
     for body in bodies:
         await put(broker, body)
-    assert "3 would be replayed" in await said(amqp_url, "replay", "--dry-run")
-    assert "2 would be discarded" in await said(amqp_url, "discard", "--all", "--limit", "2", "--dry-run")
+    assert "3 would be replayed" in await printed(amqp_url, "replay", "--dry-run")
+    assert "2 would be discarded" in await printed(amqp_url, "discard", "--all", "--limit", "2", "--dry-run")
     assert await bodies_in_order(broker) == bodies
     assert await emptied(broker, "closeout.run-completed") == []
 
 
-async def test_discard_needs_a_filter_and_a_yes_and_dumps_what_it_removes(amqp_url, broker, tmp_path):
+async def test_discard_needs_a_filter_and_confirmation_and_dumps_what_it_removes(amqp_url, broker, tmp_path):
     await put(
         broker,
         b"\xff\x00",
@@ -345,10 +335,10 @@ async def test_discard_needs_a_filter_and_a_yes_and_dumps_what_it_removes(amqp_u
     )
     await put(broker, b"{}")
     file = tmp_path / "dump.jsonl"
-    await said(amqp_url, "discard", "--yes", status=2)
-    await said(amqp_url, "discard", "--all", status=2)
-    told = await said(amqp_url, "discard", "--reason", "invalid_json", "--yes", "--dump", str(file))
-    assert "1 discarded: invalid_json 1" in told
+    await printed(amqp_url, "discard", "--yes", status=2)
+    await printed(amqp_url, "discard", "--all", status=2)
+    output = await printed(amqp_url, "discard", "--reason", "invalid_json", "--yes", "--dump", str(file))
+    assert "1 discarded: invalid_json 1" in output
     (line,) = file.read_text().splitlines()
     dumped = json.loads(line)
     assert b64decode(dumped["body_base64"]) == b"\xff\x00"
@@ -356,11 +346,11 @@ async def test_discard_needs_a_filter_and_a_yes_and_dumps_what_it_removes(amqp_u
     assert dumped["headers"]["t"] == {"u": [1, None]}
     assert dumped["properties"]["message_id"] == "m"
     assert file.stat().st_mode & 0o077 == 0
-    await said(amqp_url, "discard", "--all", "--yes", "--dump", str(file), status=2)  # it would overwrite
+    await printed(amqp_url, "discard", "--all", "--yes", "--dump", str(file), status=2)  # it would overwrite
     assert await bodies_in_order(broker) == [b"{}"]
 
 
-async def test_what_cannot_be_dumped_is_not_removed(broker):
+async def test_a_message_that_cannot_be_dumped_is_not_discarded(broker):
     await put(broker, b"1")
 
     def full(_: object) -> None:
@@ -371,7 +361,7 @@ async def test_what_cannot_be_dumped_is_not_removed(broker):
     assert await bodies_in_order(broker) == [b"1"]
 
 
-async def test_what_was_parked_after_the_question_is_not_discarded_by_its_answer(broker):
+async def test_a_message_parked_after_the_prompt_is_not_discarded(broker):
     await put(broker, b"1")
     found = await find(broker, EVERYTHING, rows=1)
     await put(broker, b"2")
@@ -382,7 +372,7 @@ async def test_what_was_parked_after_the_question_is_not_discarded_by_its_answer
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e\x7f[red]"
 
 
-async def test_hostile_messages_are_shown_and_no_control_character_reaches_the_terminal(amqp_url, broker):
+async def test_hostile_messages_are_shown_without_control_characters(amqp_url, broker):
     bodies = [
         json.dumps({"tenant_id": HOSTILE, "run_id": HOSTILE}, ensure_ascii=False).encode(),
         json.dumps({"tenant_id": HOSTILE}).encode(),
@@ -404,51 +394,55 @@ async def test_hostile_messages_are_shown_and_no_control_character_reaches_the_t
             message_type=HOSTILE,
             headers={HOSTILE: HOSTILE, "deep": nested, "when": datetime.now(UTC), "raw": bytearray(b"\x1b\xff")},
         )
-    told = [await said(amqp_url, "list"), await said(amqp_url, "list", "--json"), await said(amqp_url, "show", HOSTILE)]
-    told += [await said(amqp_url, "show", str(position)) for position in range(1, len(bodies) + 1)]
-    told.append(await said(amqp_url, "show", "1", "--json"))
-    for words in told:
+    output = [
+        await printed(amqp_url, "list"),
+        await printed(amqp_url, "list", "--json"),
+        await printed(amqp_url, "show", HOSTILE),
+    ]
+    output += [await printed(amqp_url, "show", str(position)) for position in range(1, len(bodies) + 1)]
+    output.append(await printed(amqp_url, "show", "1", "--json"))
+    for words in output:
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", words)
-    assert "\\u001b[2J" in told[0]
-    assert "ff fe 1b 5b" in told[6]
-    (shown,) = json.loads(told[-1])
+    assert "\\u001b[2J" in output[0]
+    assert "ff fe 1b 5b" in output[6]
+    (shown,) = json.loads(output[-1])
     assert shown["headers"][HOSTILE] == HOSTILE
     assert b64decode(shown["body_base64"]) == bodies[0]
     assert await bodies_in_order(broker) == bodies
 
 
-async def test_show_finds_a_run_and_says_when_there_is_none(amqp_url, broker):
+async def test_show_finds_a_run_and_reports_a_missing_one(amqp_url, broker):
     fields = runs.message(tenant_id="acme")
     await put(broker, runs.body(fields), error="because")
-    told = await said(amqp_url, "show", f"acme/{fields['run_id'].upper()}")
-    assert "because" in told
-    assert '\n  "tenant_id": "acme",\n' in told
-    await said(amqp_url, "show", "acme/nothing", status=1)
+    output = await printed(amqp_url, "show", f"acme/{fields['run_id'].upper()}")
+    assert "because" in output
+    assert '\n  "tenant_id": "acme",\n' in output
+    await printed(amqp_url, "show", "acme/nothing", status=1)
 
 
-async def test_a_message_that_rabbitmq_dead_lettered_itself_is_listed_and_replayed(amqp_url, broker):
+async def test_a_message_dead_lettered_by_rabbitmq_is_listed_and_replayed(amqp_url, broker):
     await publish(broker, b"{}", message_id="m")
     channel = await broker.channel(confirms=False)
     message = await channel.basic_get("closeout.run-completed")
     await channel.basic_reject(message.delivery_tag or 0, requeue=False)
-    await _parked_count(broker, 1)
-    (found,) = json.loads(await said(amqp_url, "list", "--json"))["messages"]
+    await until(lambda: has_length(broker, "closeout.parked", 1))
+    (found,) = json.loads(await printed(amqp_url, "list", "--json"))["messages"]
     assert (found["reason"], found["message_id"]) == (None, "m")
     assert found["parked_at"]
     assert "rejected" in found["error"]
-    assert "1 replayed" in await said(amqp_url, "replay")
+    assert "1 replayed" in await printed(amqp_url, "replay")
     (message,) = await emptied(broker, "closeout.run-completed")
     assert senders_headers(message) == {}
 
 
-async def test_a_missing_queue_and_a_broker_that_is_away_are_told_in_words(bare_amqp_url):
+async def test_a_missing_queue_and_an_unavailable_broker_are_reported(bare_amqp_url):
     _, err = await asyncio.to_thread(closeout, bare_amqp_url, "list", status=1)
     assert "run closeout topology" in err
     _, err = await asyncio.to_thread(closeout, "amqp://u:p@127.0.0.1:1/", "list", status=1)
     assert "RabbitMQ is not available" in err
 
 
-def test_long_bodies_are_cut_and_what_is_escaped_can_be_read():
+def test_long_bodies_are_truncated_and_escapes_are_readable():
     assert format_body(b'{"a":1.000000000000000000001}') == '{\n  "a": 1.000000000000000000001\n}'
     assert format_body(b"x" * 30_000).endswith("… and 10,000 more characters (--json has all)")
     assert printable("tab\t\U000e0001") == "tab\\u0009\\U000e0001"
@@ -457,10 +451,3 @@ def test_long_bodies_are_cut_and_what_is_escaped_can_be_read():
 async def _look_repeatedly(broker: BrokerConnection) -> None:
     for _ in range(5):
         assert (await find(broker, EVERYTHING, rows=1)).count >= 200
-
-
-async def _parked_count(broker: BrokerConnection, number: int) -> None:
-    channel = await broker.channel(confirms=False)
-    async with asyncio.timeout(20):
-        while (await channel.queue_declare("closeout.parked", passive=True)).message_count != number:
-            await asyncio.sleep(0.05)

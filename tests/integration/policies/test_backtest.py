@@ -1,12 +1,8 @@
 """``closeout policies backtest``: a file's policies over stored runs, read-only, beside what was in force."""
 
 import json
-import os
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,8 +23,8 @@ from domains.policies.cel.conditions import visible_fields
 from domains.policies.files import PolicyDraft
 from domains.tables import metadata
 from tests.support import run_messages as runs
+from tests.support.command_line import closeout_blocking
 
-CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 MONTH: dict[str, Any] = {"since": NOW - timedelta(days=30), "until": NOW}
 
@@ -348,9 +344,6 @@ def test_a_time_that_is_none_is_used_wrongly(database_url, tmp_path):
 
 
 def invoked(database_url: str, *words: str, status: int = 0) -> str:
-    environ = {**os.environ, "DATABASE_URL": database_url, "NO_COLOR": "1"}
-    done = subprocess.run(
-        [CLOSEOUT, "policies", *words], env=environ, capture_output=True, text=True, check=False, timeout=60
-    )
+    done = closeout_blocking("policies", *words, DATABASE_URL=database_url)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr

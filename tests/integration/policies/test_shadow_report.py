@@ -1,10 +1,6 @@
 """``closeout policies shadow``: what shadows have caught since they were applied, beside the version in force."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 from sqlalchemy import text
 
@@ -13,8 +9,7 @@ from consumer.policy_analysis.shadow_results import caught_in_shadow
 from domains.policies.apply import apply_policies
 from domains.policies.files import PolicyDraft
 from tests.support import run_messages as runs
-
-CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
+from tests.support.command_line import closeout_blocking
 
 
 def draft(name="cost", **changes):
@@ -146,9 +141,6 @@ async def test_the_way_of_a_policy_from_a_file_to_shadow_and_into_force(engine, 
 
 
 def invoked(database_url: str, *words: str) -> str:
-    environ = {**os.environ, "DATABASE_URL": database_url, "NO_COLOR": "1"}
-    done = subprocess.run(
-        [CLOSEOUT, "policies", *words], env=environ, capture_output=True, text=True, check=False, timeout=60
-    )
+    done = closeout_blocking("policies", *words, DATABASE_URL=database_url)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

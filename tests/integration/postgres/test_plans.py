@@ -1,4 +1,4 @@
-"""What a batch costs the database: only lookups by key, however large the tables have grown."""
+"""The query plans of a batch: only lookups by key, whatever the size of the tables."""
 
 from sqlalchemy import text
 
@@ -13,7 +13,7 @@ from tests.support import run_messages as runs
 GROWING = ("run_completions", "incidents", "policy_evaluations", "traces", "outbox_events")
 
 
-async def test_no_statement_of_a_close_out_scans_a_table_that_grows(database_url, engine, broker):
+async def test_no_close_out_statement_scans_a_growing_table(database_url, engine, broker):
     closing_out = create_engine(database_url, pool_size=1, by_key=True)
     publisher = EventPublisher(ConfirmedChannel(broker), metrics=Metrics())
     coordinator = RunCompletionTransaction(engine=closing_out, policies=PolicyBook(), publisher=publisher)

@@ -1,4 +1,4 @@
-"""The database's roles as ``deploy/postgresql`` makes them: each may do what it is for, and is refused the rest."""
+"""The database's roles of ``deploy/postgresql``: each has exactly its privileges."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ from tests.support.roles import DEPLOY, OPERATOR, OWNER, READER, WORKER, WORKER_
 TABLES = [*sorted(table.name for table in metadata.tables.values()), "schema_version"]
 PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER", "MAINTAIN")
 BY_COLUMN = ("INSERT", "UPDATE", "REFERENCES")
-# Whatever the worker reads beside its tables: the schema's version, for closeout doctor.
+# What a worker reads in addition to its tables: the schema's version, for closeout doctor.
 OF_WORKER = {**WORKER_PRIVILEGES, "schema_version": "SELECT"}
 ALL_READ = dict.fromkeys(TABLES, "SELECT")
 OF_OPERATOR = ALL_READ | {
@@ -28,7 +28,7 @@ OF_OPERATOR = ALL_READ | {
     "traces": "SELECT DELETE",
     "rollbacks": "SELECT DELETE",
 }
-# None of them any role's but the owner's or an administrator's.
+# Reserved to the owner or an administrator.
 REFUSED = {
     "drop a table": "DROP TABLE governance.incidents",
     "empty a table": "TRUNCATE governance.outbox_events",
@@ -62,7 +62,7 @@ REFUSED = {
     "write past the disk's rules": "SET session_replication_role = replica",
     "end another's session": "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'postgres'",
 }  # fmt: skip
-# The worker alone; the operator prunes and applies policies.
+# Only for the worker; the operator prunes and applies policies.
 REFUSED_TO_THE_WORKER = {
     "write policies": "INSERT INTO governance.policies SELECT * FROM governance.policies",
     "switch policies": "UPDATE governance.policies SET enabled = false",
@@ -72,7 +72,7 @@ REFUSED_TO_THE_WORKER = {
 
 @pytest.fixture(scope="module")
 def place(postgres: PostgresServer) -> Iterator[str]:
-    """A migrated database in which roles.sql itself was run: what it says of the database is in no template."""
+    """A migrated database on which roles.sql was run: its database-level grants are not part of a template."""
     name = "roles"
     postgres.create_database(name, template="migrated")
     make_roles(postgres, name)
@@ -114,27 +114,27 @@ def listed(rights: dict[str, str]) -> dict[str, set[str]]:
 @pytest.mark.parametrize(
     ("role", "rights"), [(WORKER, OF_WORKER), (OPERATOR, OF_OPERATOR), (READER, ALL_READ)], ids=lambda v: str(v)[:17]
 )
-def test_each_role_has_exactly_its_rights_on_every_table_and_column(postgres, place, role, rights):
+def test_each_role_has_exactly_its_privileges_on_every_table_and_column(postgres, place, role, rights):
     assert held(postgres, place, role) == listed(dict(rights))
 
 
 @pytest.mark.parametrize("role", [WORKER, OPERATOR, READER])
-def test_what_is_no_roles_business_is_refused(postgres, place, role):
+def test_operations_granted_to_no_role_are_refused(postgres, place, role):
     assert not_refused(postgres, place, role, REFUSED) == []
 
 
 @pytest.mark.parametrize("role", [WORKER, READER])
-def test_policies_and_history_are_the_operators_to_change_and_not_the_workers(postgres, place, role):
+def test_operators_change_policies_and_history_and_workers_cannot(postgres, place, role):
     assert not_refused(postgres, place, role, REFUSED_TO_THE_WORKER) == []
 
 
-def test_the_owner_migrates_and_is_master_of_its_schema_only(postgres, place):
+def test_the_owner_can_migrate_and_only_within_its_schema(postgres, place):
     of_the_owner = {what: sql for what, sql in REFUSED.items() if "governance." not in sql or "COPY" in sql}
 
     assert not_refused(postgres, place, OWNER, of_the_owner) == ["be the owner"]
 
 
-def test_who_may_read_cannot_let_others_read(postgres, place):
+def test_a_reader_cannot_grant_its_privileges(postgres, place):
     before = held(postgres, place, "public")
     postgres.psql("GRANT SELECT ON ALL TABLES IN SCHEMA governance TO PUBLIC", place, user=OPERATOR)
 
@@ -142,7 +142,7 @@ def test_who_may_read_cannot_let_others_read(postgres, place):
 
 
 def not_refused(postgres: PostgresServer, database: str, role: str, statements: dict[str, str]) -> list[str]:
-    """Return what *role* was not refused, each tried in a transaction that is given up."""
+    """Return the statements that *role* may execute, each tried in a transaction that is rolled back."""
     return [what for what, sql in statements.items() if not refused(postgres, database, role, sql)]
 
 
@@ -151,40 +151,40 @@ def refused(postgres: PostgresServer, database: str, role: str, statement: str) 
     try:
         postgres.psql(statement if alone else f"BEGIN; {statement}; ROLLBACK", database, user=role)
     except psycopg.Error as error:
-        # Another error would say nothing about the right.
+        # Another error would not show the privilege.
         return isinstance(error, psycopg.errors.InsufficientPrivilege)
     return False
 
 
-def test_a_command_run_as_a_role_that_may_not_says_what_was_refused_and_where_to_look(
-    postgres, place, bare_amqp_url, tmp_path, monkeypatch
-):
+def test_a_command_without_privileges_reports_what_was_refused(postgres, place, bare_amqp_url, tmp_path, monkeypatch):
     file = tmp_path / "policies.yaml"
     file.write_text("- {name: n, effect: flag, severity: LOW, condition: 'true'}\n")
     monkeypatch.setenv("DATABASE_URL", postgres.url(place, user=WORKER))
     monkeypatch.setenv("AMQP_URL", as_user(bare_amqp_url, WORKER_USER))
-    asked = {("policies", "apply", str(file)): "table policies", ("topology",): "exchange 'runs'"}
-    for words, named in asked.items():
-        told = CliRunner().invoke(app, list(words))
+    refused = {("policies", "apply", str(file)): "table policies", ("topology",): "exchange 'runs'"}
+    for words, named in refused.items():
+        result = CliRunner().invoke(app, list(words))
 
-        assert told.exit_code == 1
-        assert named in told.output
-        assert "refused for user 'closeout-worker'" in told.output or "deploy/README.md lists the role" in told.output
+        assert result.exit_code == 1
+        assert named in result.output
+        assert (
+            "refused for user 'closeout-worker'" in result.output or "deploy/README.md lists the role" in result.output
+        )
 
 
-def test_a_reader_s_role_is_enough_for_every_command_that_only_looks(postgres, place, tmp_path, monkeypatch):
+def test_the_reader_role_is_enough_for_every_read_only_command(postgres, place, tmp_path, monkeypatch):
     file = tmp_path / "policies.yaml"
     file.write_text("- {name: n, effect: flag, severity: LOW, condition: 'true'}\n")
     monkeypatch.setenv("DATABASE_URL", postgres.url(place, user=READER))
     looks = ["runs list", "policies list", "policies shadow", "outbox status", "reconcile", "migrate --check"]
     for words in [*looks, f"policies backtest {file} --since 1d"]:
-        told = CliRunner().invoke(app, words.split())
+        result = CliRunner().invoke(app, words.split())
 
-        assert told.exit_code == 0, f"{words}: {told.output}"
+        assert result.exit_code == 0, f"{words}: {result.output}"
 
 
-def test_whoever_owns_the_database_and_may_create_roles_can_make_them_without_being_a_superuser(postgres):
-    """What a managed PostgreSQL gives its customers; the roles under other names, for those of the tests are there."""
+def test_a_database_owner_with_createrole_can_create_the_roles(postgres):
+    """As on a managed PostgreSQL; with other role names, because those of the tests exist."""
     made = (DEPLOY / "postgresql/roles.sql").read_text().replace("closeout_", "managed_")
     postgres.psql("CREATE ROLE customer LOGIN CREATEROLE")
     postgres.psql("CREATE DATABASE managed OWNER customer")

@@ -1,8 +1,7 @@
-"""Passwords in mounted files are changed while a worker runs, in either order, as Kubernetes changes the files."""
+"""Rotation of passwords in mounted files under a running worker, in either order, as Kubernetes replaces files."""
 
 import asyncio
 import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,16 +15,16 @@ from config.settings import SettingsError, load_settings
 from consumer.amqp.connection import BrokerConnection
 from consumer.contract.names import PARKED_QUEUE, RETRY_QUEUE
 from tests.support import run_messages as runs
-from tests.support.command_line import closeout
-from tests.support.fault_scenario import Running
+from tests.support.command_line import CLOSEOUT, closeout
+from tests.support.faults.running_worker import RunningWorker
 from tests.support.traffic import emptied, eventually, publish, published_runs
+from tests.support.waiting import until
 
-CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
 OLD, NEW = "of-old-3f9c", "of-new-71ab"
 
 
 class MountedSecret:
-    """A file as kubelet mounts it: a link through ..data, which is replaced as one."""
+    """A file as kubelet mounts it: a link through ..data, which is replaced atomically."""
 
     def __init__(self, folder: Path, content: str) -> None:
         folder.mkdir()
@@ -44,7 +43,7 @@ class MountedSecret:
 
 
 class Rotation:
-    """A role and a user with a password each, the two files that a worker reads, and all that was to be read of it."""
+    """A role and a user with passwords, the two files that a worker reads, and all output of the worker."""
 
     def __init__(self, postgres: PostgresServer, rabbit: RabbitServer, database: str, vhost: str, folder: Path) -> None:
         self._postgres, self._rabbit, self._database, self._vhost = postgres, rabbit, database, vhost
@@ -59,7 +58,7 @@ class Rotation:
             "HTTP_PORT": "0",
             "TRANSACTION_COORDINATOR_ENABLED": "true",
         }
-        self.told: list[str] = []
+        self.output: list[str] = []
 
     def _database_url(self, password: str) -> str:
         return self._postgres.url(self._database, user=self.role, password=password)
@@ -77,7 +76,7 @@ class Rotation:
         self._rabbit.add_user(self.user, OLD, "^$", ".*", ".*", self._vhost)
 
     def change_on_the_servers(self) -> None:
-        """Change both passwords, and end what was opened with the old ones."""
+        """Change both passwords, and close the connections opened with the old ones."""
         self._postgres.psql(f"ALTER ROLE {self.role} PASSWORD '{NEW}'")
         self._postgres.psql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{self.role}'")
         self._rabbit.eval(
@@ -93,7 +92,7 @@ class Rotation:
         self.broker.write(self._amqp_url(NEW).replace(self.user, user or self.user))
 
     def add_seconds(self) -> tuple[str, str]:
-        """Add a second role and user with the rights of the first; return their names."""
+        """Add a second role and user with the privileges of the first; return their names."""
         role, user = f"second_{self.role}", f"second-{self.user}"
         self._postgres.psql(f"CREATE ROLE {role} LOGIN PASSWORD '{NEW}' IN ROLE {self.role}")
         self._postgres.admit(f"host all {self.role},{role} 127.0.0.1/32 scram-sha-256")
@@ -101,42 +100,39 @@ class Rotation:
         return role, user
 
     @asynccontextmanager
-    async def worker(self) -> AsyncIterator[Running]:
+    async def worker(self) -> AsyncIterator[RunningWorker]:
         with self._log.open("wb") as errors:
             process = await asyncio.create_subprocess_exec(
                 CLOSEOUT, "worker", env=os.environ | self.environ, stderr=errors
             )
-        running = Running(0, process, self._log)
+        running = RunningWorker(0, process, self._log)
         try:
-            async with asyncio.timeout(20):
-                while not (begun := running.records()):
-                    await asyncio.sleep(0.02)
-            running.port = int(begun[0]["http"].rpartition(":")[2])
+            await running.find_port()
             yield running
             assert running.alive, "the worker ended by itself"
-            self.told += await asyncio.to_thread(_seen_from_outside, process.pid)
+            self.output += await asyncio.to_thread(_seen_from_outside, process.pid)
             assert await running.stop() == 0
         finally:
             if running.alive:
                 await running.kill()
-            self.told += running.lines()
+            self.output += running.lines()
 
-    async def waits(self, running: Running, words: str) -> str:
+    async def waits(self, running: RunningWorker, words: str) -> str:
         """Wait until /readyz gives a reason with *words* in it; return it."""
-        found = ""
-        async with asyncio.timeout(15):
-            while words not in found:
-                found = (await running.get("/readyz"))[1]
-                self.told.append(found)
-                await asyncio.sleep(0.05)
-        return found
 
-    async def consumes(self, running: Running) -> None:
+        async def named() -> str:
+            found = (await running.get("/readyz"))[1]
+            self.output.append(found)
+            return found if words in found else ""
+
+        return await until(named, what=f"a reason with {words!r}")
+
+    async def consumes(self, running: RunningWorker) -> None:
         await self.waits(running, '"ready":true')
 
 
 def _seen_from_outside(pid: int) -> list[str]:
-    """Return a process's arguments and environment, which others on the machine may read."""
+    """Return a process's arguments and environment, which other users may read."""
     return [Path(f"/proc/{pid}/{file}").read_text() for file in ("cmdline", "environ")]
 
 
@@ -147,22 +143,27 @@ def rotation(postgres, rabbit, database_url, amqp_url, tmp_path) -> Rotation:
     return made
 
 
-async def test_changed_on_the_servers_first_it_is_an_outage_that_ends_with_the_files(rotation, engine, broker):
+async def test_passwords_changed_on_the_servers_first_cause_an_outage_until_the_files_follow(rotation, engine, broker):
     async with rotation.worker() as running:
         await rotation.consumes(running)
         await asyncio.to_thread(rotation.change_on_the_servers)
         await publish(broker, runs.body())
-        told = await rotation.waits(running, "password authentication failed")
-        assert f'password authentication failed for user \\"{rotation.role}\\"' in told
+        output = await rotation.waits(running, "password authentication failed")
+        assert f'password authentication failed for user \\"{rotation.role}\\"' in output
 
-        asked = await closeout("doctor", **rotation.environ)
-        rotation.told += [asked.stdout, asked.stderr, (await running.get("/"))[1], (await running.get("/metrics"))[1]]
-        assert asked.stdout.count("a worker reads DATABASE_URL_FILE again at each try") == 1
-        assert asked.stdout.count("a worker reads AMQP_URL_FILE again at each try") == 1
+        result = await closeout("doctor", **rotation.environ)
+        rotation.output += [
+            result.stdout,
+            result.stderr,
+            (await running.get("/"))[1],
+            (await running.get("/metrics"))[1],
+        ]
+        assert result.stdout.count("a worker reads DATABASE_URL_FILE again at each try") == 1
+        assert result.stdout.count("a worker reads AMQP_URL_FILE again at each try") == 1
 
         rotation.change_the_database_s_file()
-        told = await rotation.waits(running, "ACCESS_REFUSED")
-        assert f"(user {rotation.user})" in told
+        output = await rotation.waits(running, "ACCESS_REFUSED")
+        assert f"(user {rotation.user})" in output
         rotation.change_the_broker_s_file()
         await rotation.consumes(running)
         await eventually(engine, published_runs(), 1)
@@ -170,9 +171,7 @@ async def test_changed_on_the_servers_first_it_is_an_outage_that_ends_with_the_f
     await nothing_else_happened(rotation, broker)
 
 
-async def test_changed_in_the_files_first_what_is_open_stays_and_a_second_role_and_user_are_never_refused(
-    rotation, engine, broker
-):
+async def test_credentials_of_a_second_role_and_user_rotate_without_an_outage(rotation, engine, broker):
     sessions = text(
         f"SELECT array_agg(pid::text ORDER BY pid) FROM pg_stat_activity "
         f"WHERE usename = '{rotation.role}' AND application_name = 'closeout'"
@@ -185,24 +184,24 @@ async def test_changed_in_the_files_first_what_is_open_stays_and_a_second_role_a
         rotation.change_the_broker_s_file()
         await rotation.consumes(running)
         assert set(before) <= set(await value(engine, sessions))
-        # Whether this run finds a free session, or needs one that the server does not open yet, it is closed out.
+        # This run is closed out whether it gets an open session or needs a new one that is refused at first.
         await publish(broker, runs.body())
         await asyncio.to_thread(rotation.change_on_the_servers)
         await publish(broker, runs.body())
-        await eventually(engine, published_runs(), 2, within=25)
+        await eventually(engine, published_runs(), 2)
         await rotation.consumes(running)
         assert not set(before) & set(await value(engine, sessions))
 
-        said = len(running.lines())
+        logged = len(running.lines())
         role, user = await asyncio.to_thread(rotation.add_seconds)
         rotation.change_the_database_s_file(role)
         rotation.change_the_broker_s_file(user)
-        await asyncio.to_thread(rotation.change_on_the_servers)  # which ends what the first ones have open
+        await asyncio.to_thread(rotation.change_on_the_servers)  # which closes the connections of the first ones
         await publish(broker, runs.body())
         await eventually(engine, published_runs(), 3)
         assert await value(engine, sessions) == []
         refused = ("password authentication failed", "ACCESS_REFUSED")
-        assert not any(words in line for line in running.lines()[said:] for words in refused)
+        assert not any(words in line for line in running.lines()[logged:] for words in refused)
     await nothing_else_happened(rotation, broker)
 
 
@@ -212,16 +211,16 @@ async def value(engine: AsyncEngine, statement: TextClause) -> list[str]:
 
 
 async def nothing_else_happened(rotation: Rotation, broker: BrokerConnection) -> None:
-    """Nothing was parked or put off, and no password is in a log, an answer, an argument or the environment."""
+    """Nothing was parked or retried, and no password is in a log, a response, an argument or the environment."""
     for queue in (PARKED_QUEUE, RETRY_QUEUE):
         assert await emptied(broker, queue) == []
-    everything = "\n".join(rotation.told)
+    everything = "\n".join(rotation.output)
     assert all(seen in everything for seen in ("consuming", '"ready":true', "DATABASE_URL_FILE", "worker"))
     assert OLD not in everything
     assert NEW not in everything
 
 
-def test_a_file_that_is_no_url_for_a_moment_is_named_and_read_again(tmp_path):
+def test_an_invalid_url_file_is_reported_and_read_again(tmp_path):
     secret = MountedSecret(tmp_path / "secret", f"postgresql://u:{OLD}@h/d")
     settings = load_settings({"DATABASE_URL_FILE": str(secret.path)}, need_amqp=False)
     for content, words in (

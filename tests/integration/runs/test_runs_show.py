@@ -1,4 +1,4 @@
-"""``closeout runs``: a run explained, wherever it stopped; and what people see on a terminal of 80 columns."""
+"""``closeout runs``: a run report for every state, and the output on a terminal of 80 columns."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from domains.policies.book import PolicyBook
 from domains.policies.files import read_policies
 from domains.run import CompletedRun
 from tests.support import run_messages as runs
-from tests.support.broken_writes import break_writes_to, mend_writes
+from tests.support.broken_writes import break_writes_to, repair_writes
 from tests.support.command_line import closeout, on_a_terminal, plain
 from tests.support.traffic import worker
 
@@ -51,18 +51,16 @@ async def parked(broker: BrokerConnection, run: CompletedRun, reason: str, error
     )  # fmt: skip
 
 
-async def test_a_run_that_went_through_is_told_from_its_start_to_its_last_confirm(
-    engine, database_url, broker, amqp_url
-):
+async def test_a_completed_run_is_shown_from_its_start_to_its_last_confirm(engine, database_url, broker, amqp_url):
     run = runs.run(tenant_id="loud")
     await put_policies_into_force(engine)
     await break_writes_to(engine, "traces")
     with pytest.raises(TransactionFailed):
         await create_transaction_coordinator(engine=engine).execute(run)
-    await mend_writes(engine)
+    await repair_writes(engine)
     await create_transaction_coordinator(engine=engine, amqp_url=amqp_url).execute(run)
 
-    told = await shown(run, database_url)
+    output = await shown(run, database_url)
 
     for words in (
         f"Run loud/{run.run_id}",
@@ -86,22 +84,22 @@ async def test_a_run_that_went_through_is_told_from_its_start_to_its_last_confir
         "incident.created confirmed by 20",
         "cost usd 0.0125",
     ):
-        assert words in told, words
-    assert told.index("rolled back at") < told.index("committed in one")
+        assert words in output, words
+    assert output.index("rolled back at") < output.index("committed in one")
 
 
-async def test_a_suppressed_incident_is_explained_by_the_policy_and_its_condition_even_after_it_was_changed(
-    engine, database_url
-):
+async def test_a_suppressed_incident_names_the_policy_version_that_suppressed_it(engine, database_url):
     run = runs.run(tenant_id="quiet")
     await put_policies_into_force(engine)
     await create_transaction_coordinator(engine=engine).execute(run)
     why = "policy night shift (version 1, tenant quiet, {}): its condition was true: run.error_code =="
 
-    told = await shown(run, database_url)
-    assert f"no incident suppressed by {why.format('enforced')}" in told
-    assert "a policy suppressed its incident. Phase COMMITTED: 3 of its 3 events are not confirmed" in told
-    assert re.search(r"incident.suppressed unpublished since \S+ \S+, routing key incident.suppressed.high, id ", told)
+    output = await shown(run, database_url)
+    assert f"no incident suppressed by {why.format('enforced')}" in output
+    assert "a policy suppressed its incident. Phase COMMITTED: 3 of its 3 events are not confirmed" in output
+    assert re.search(
+        r"incident.suppressed unpublished since \S+ \S+, routing key incident.suppressed.high, id ", output
+    )
 
     async with engine.begin() as conn:
         await conn.execute(text("UPDATE governance.policies SET enabled = false"))
@@ -112,46 +110,47 @@ async def test_a_suppressed_incident_is_explained_by_the_policy_and_its_conditio
     assert json.loads((await closeout("runs", "show", str(run.run_id), "--json", DATABASE_URL=database_url)).stdout)
 
 
-async def test_of_a_half_done_legacy_run_it_is_told_where_it_stopped(engine, database_url):
+async def test_a_half_done_legacy_run_shows_where_it_stopped(engine, database_url):
     run = runs.run()
     await break_writes_to(engine, "policy_evaluations")
     with pytest.raises(TransactionFailed):
         await LegacyCloseOut(engine=engine, policies=PolicyBook()).execute(Arrival.of(run))
 
-    told = await shown(run, database_url)
+    output = await shown(run, database_url)
 
-    assert "Phase INCIDENT_CREATED: the legacy close-out stopped after this write" in told
-    assert "first write: incident or prevention record" in told
-    assert "policies not evaluated yet" in told
-    assert "trace none yet" in told
-    assert "none yet events are published after the last write" in told
+    assert "Phase INCIDENT_CREATED: the legacy close-out stopped after this write" in output
+    assert "first write: incident or prevention record" in output
+    assert "policies not evaluated yet" in output
+    assert "trace none yet" in output
+    assert "none yet events are published after the last write" in output
 
 
-async def test_some_events_out_and_some_waiting_are_told_apart(engine, database_url):
+async def test_published_and_unpublished_events_are_shown_separately(engine, database_url):
     run = runs.run(trace_id=None)
     await create_transaction_coordinator(engine=engine).execute(run)
     async with engine.begin() as conn:
         await conn.execute(text("DELETE FROM governance.outbox_events WHERE sequence = 1"))
 
-    told = await shown(run, database_url)
+    output = await shown(run, database_url)
 
-    assert "2 of its 3 events are not confirmed by RabbitMQ yet" in told
-    assert "incident.created confirmed policy.evaluated unpublished since" in told
-    assert "trace none: the run has no trace id" in told
+    assert "2 of its 3 events are not confirmed by RabbitMQ yet" in output
+    assert "incident.created confirmed policy.evaluated unpublished since" in output
+    assert "trace none: the run has no trace id" in output
 
 
-async def test_an_unknown_run_whose_message_is_parked_is_told_to_be(database_url, broker, amqp_url):
+async def test_an_unknown_run_with_a_parked_message_is_reported_as_parked(database_url, broker, amqp_url):
     run = runs.run()
     await parked(broker, run, "schema_violation", "status: found 'done'; expected succeeded")
     await parked(broker, runs.run(), "invalid_json", "another")
 
-    told = await shown(run, database_url, status=1, AMQP_URL=amqp_url)
+    output = await shown(run, database_url, status=1, AMQP_URL=amqp_url)
     plainly = await closeout("runs", "show", str(run.run_id), "--json", DATABASE_URL=database_url, AMQP_URL=amqp_url)
 
-    assert "schema_violation: status: found 'done'; expected succeeded" in told
-    assert "another" not in told
+    assert "schema_violation: status: found 'done'; expected succeeded" in output
+    assert "another" not in output
     assert (
-        f"the runner must republish it with a valid body; then: closeout parked discard --run acme/{run.run_id}" in told
+        f"the runner must republish it with a valid body; then: closeout parked discard --run acme/{run.run_id}"
+        in output
     )
     assert plainly.returncode == 1
     found = json.loads(plainly.stdout)
@@ -159,20 +158,16 @@ async def test_an_unknown_run_whose_message_is_parked_is_told_to_be(database_url
     assert [message["reason"] for message in found["parked"]] == ["schema_violation"]
 
 
-async def test_a_parked_message_that_was_not_at_fault_is_sent_back_once_the_cause_is_mended(
-    database_url, broker, amqp_url
-):
+async def test_a_parked_valid_message_is_advised_to_be_replayed(database_url, broker, amqp_url):
     run = runs.run()
     await parked(broker, run, "attempts_exhausted", "a constraint")
 
-    told = await shown(run, database_url, status=1, AMQP_URL=amqp_url)
+    output = await shown(run, database_url, status=1, AMQP_URL=amqp_url)
 
-    assert f"after fixing the cause: closeout parked replay --run acme/{run.run_id}" in told
+    assert f"after fixing the cause: closeout parked replay --run acme/{run.run_id}" in output
 
 
-async def test_an_unknown_run_that_is_nowhere_is_told_to_be_and_where_nobody_looked(
-    database_url, broker, amqp_url, bare_amqp_url
-):
+async def test_an_unknown_run_reports_where_it_was_searched_for(database_url, broker, amqp_url, bare_amqp_url):
     run = runs.run()
 
     assert "no parked message has it" in await shown(run, database_url, status=1, AMQP_URL=amqp_url)
@@ -181,7 +176,7 @@ async def test_an_unknown_run_that_is_nowhere_is_told_to_be_and_where_nobody_loo
     assert "closeout.parked could not be searched: RabbitMQ is not available" in away
 
 
-async def test_what_a_runner_wrote_cannot_act_on_the_terminal(engine, database_url):
+async def test_text_from_a_runner_cannot_control_the_terminal(engine, database_url):
     evil = "\x1b[2J\u202e[red]x[/red]"
     run = runs.run(error_message=f"{evil}\n" * 30, agent_id=evil, metadata={evil: evil})
     await create_transaction_coordinator(engine=engine).execute(run)
@@ -193,9 +188,7 @@ async def test_what_a_runner_wrote_cannot_act_on_the_terminal(engine, database_u
     assert "more lines (--json has all)" in done.stdout
 
 
-async def test_a_run_is_found_by_its_id_alone_without_reading_the_table_and_of_several_tenants_one_is_asked_for(
-    engine, database_url
-):
+async def test_a_run_is_found_by_its_id_without_a_scan_and_an_ambiguous_one_needs_a_tenant(engine, database_url):
     async with engine.begin() as conn:
         await conn.execute(MANY_RUNS)
         await conn.execute(text("ANALYZE governance.run_completions"))
@@ -209,7 +202,7 @@ async def test_a_run_is_found_by_its_id_alone_without_reading_the_table_and_of_s
         assert (await conn.execute(ONE_OF_THEM)).one() == (run_id, scans)
 
 
-# Of ten tenants, and t2 has a run of the same id as one of t1's.
+# Of ten tenants; one run id exists in both t1 and t2.
 MANY_RUNS = text(
     """
     INSERT INTO governance.run_completions (tenant_id, run_id, status, phase, mode, payload_digest, started_at,
@@ -225,8 +218,8 @@ ONE_OF_THEM = text("SELECT md5('11')::uuid, seq_scan FROM pg_stat_user_tables WH
 LONG = "a-tenant-with-a-rather-long-name.eu-central-1"
 
 
-async def scene(engine: AsyncEngine, broker: BrokerConnection) -> CompletedRun:
-    """Make something of everything that the commands show."""
+async def populate(engine: AsyncEngine, broker: BrokerConnection) -> CompletedRun:
+    """Store one of everything that the commands show."""
     await put_policies_into_force(engine)
     made = [runs.run(tenant_id=LONG, error_message="a long story " * 20) for _ in range(3)]
     await create_transaction_coordinator(engine=engine).execute_many(made)
@@ -242,8 +235,8 @@ COMMANDS = (
 )  # fmt: skip
 
 
-async def test_on_80_columns_nothing_is_cut_and_on_200_the_same_is_said(engine, database_url, broker, amqp_url):
-    run = await scene(engine, broker)
+async def test_output_on_80_columns_is_not_truncated_and_matches_200_columns(engine, database_url, broker, amqp_url):
+    run = await populate(engine, broker)
     name = f"{run.tenant_id}/{run.run_id}"
     for command in COMMANDS:
         arguments = [name if word == "RUN" else word for word in command]
@@ -252,7 +245,7 @@ async def test_on_80_columns_nothing_is_cut_and_on_200_the_same_is_said(engine, 
         _, wide = await on_a_terminal(*arguments, columns=200, **urls)
 
         assert "Traceback" not in narrow
-        # No cell was so narrow that an id was cut, or that words were written down the page.
+        # No cell was so narrow that an id was truncated or a word wrapped letter by letter.
         assert "…" not in narrow, narrow
         assert not re.search(r"(?:^ *\S{1,4} *\n){2}", narrow, re.MULTILINE), narrow
         missing = {word for word in set(_words(wide)) - set(_words(narrow)) if len(word) > 3 and word.isalpha()}
@@ -262,7 +255,7 @@ async def test_on_80_columns_nothing_is_cut_and_on_200_the_same_is_said(engine, 
             assert identity in narrow, (identity, narrow)
 
 
-async def test_on_40_columns_the_words_and_numbers_of_each_step_are_there(engine, database_url):
+async def test_output_on_40_columns_contains_each_step(engine, database_url):
     run = runs.run()
     await create_transaction_coordinator(engine=engine).execute(run)
 
@@ -274,7 +267,7 @@ async def test_on_40_columns_the_words_and_numbers_of_each_step_are_there(engine
     assert "0 search: succeeded, 120 ms, " in " ".join(narrow.split())
 
 
-# Of tables that have no heading where there is no room for it.
+# Headings that narrow tables omit.
 _HEADINGS = {
     "received",
     "code",
@@ -295,8 +288,8 @@ def _words(written: str) -> list[str]:
 
 
 @pytest.mark.parametrize("command", [["doctor"], ["reconcile"], ["outbox", "status"]])
-async def test_colours_are_for_terminals_and_respect_no_color(engine, database_url, broker, amqp_url, command):
-    await scene(engine, broker)
+async def test_colours_are_used_on_terminals_only_and_respect_no_color(engine, database_url, broker, amqp_url, command):
+    await populate(engine, broker)
     urls: dict[str, Any] = {"DATABASE_URL": database_url, "AMQP_URL": amqp_url}
 
     _, coloured = await on_a_terminal(*command, colour=True, **urls)
@@ -309,10 +302,10 @@ async def test_colours_are_for_terminals_and_respect_no_color(engine, database_u
     assert "\x1b" not in piped.stdout
 
 
-async def test_a_live_worker_s_run_can_be_shown_whole_a_moment_later(database_url, amqp_url, broker, engine):
+async def test_a_run_of_a_live_worker_is_shown_completely(database_url, amqp_url, broker, engine):
     run = runs.run(error_code=None, status="succeeded")
     async with worker(database_url, amqp_url):
         await create_transaction_coordinator(engine=engine, amqp_url=amqp_url).execute(run)
-        told = await shown(run, database_url)
+        output = await shown(run, database_url)
 
-    assert "incident NONE, EXECUTION_SUCCESS, CLOSED" in told
+    assert "incident NONE, EXECUTION_SUCCESS, CLOSED" in output

@@ -1,4 +1,4 @@
-"""What a worker that has done every kind of thing shows: to promtool, to a real Prometheus, to alerts and dashboard."""
+"""The metrics of a worker that has processed every kind of message: promtool, Prometheus, alerts and dashboard."""
 
 import json
 import math
@@ -6,7 +6,6 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic, sleep
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -23,11 +22,12 @@ from consumer.metrics import Metrics
 from consumer.version import installed_version
 from tests.conftest import _TEMPLATE
 from tests.support.monitored_worker import DEPLOY, KEPT_BACK, PREFETCH, RULES, Monitored, monitored
+from tests.support.waiting import until_blocking
 from tests.unit.docs.test_runbooks import ON_CALL
 
 DASHBOARD = json.loads((DEPLOY / "grafana" / "closeout.json").read_text())
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
-# Counted only where a rollback's answer is lost with the line; and no policy is in shadow here.
+# Counted only where a rollback's response is lost with the connection; no policy is in shadow here.
 NEVER_HERE = {
     'closeout_transactions_total{mode="atomic",result="failed"}',
     'closeout_transactions_total{mode="legacy",result="failed"}',
@@ -46,7 +46,7 @@ def seen(
         yield found
 
 
-def test_promtool_finds_nothing_wrong_with_a_real_scrape(seen):
+def test_promtool_accepts_a_real_scrape(seen):
     checked = subprocess.run(
         [PROMETHEUS.find() / "usr/bin/promtool", "check", "metrics"],
         input=seen.scrape()[0], capture_output=True, text=True, check=False,
@@ -54,7 +54,7 @@ def test_promtool_finds_nothing_wrong_with_a_real_scrape(seen):
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
 
 
-def test_both_formats_are_served_and_say_the_same(seen):
+def test_both_exposition_formats_contain_the_same_values(seen):
     (plain, plain_type), (open_text, open_type) = seen.scrape(), seen.scrape(OPENMETRICS)
     assert plain_type.startswith("text/plain")
     assert open_type.startswith("application/openmetrics-text")
@@ -67,7 +67,7 @@ def test_both_formats_are_served_and_say_the_same(seen):
     assert named(read_openmetrics(open_text)) == named(read_text(plain))
 
 
-def test_every_series_of_every_counter_has_counted(seen):
+def test_every_series_of_every_counter_is_incremented(seen):
     counted = {name for name, value in _samples(seen.scrape()[0]).items() if value > 0}
     every = {name for name in _samples(seen.scrape()[0]) if "_total" in name and name.startswith("closeout_")}
     assert every - counted == NEVER_HERE
@@ -83,23 +83,23 @@ def test_a_scrape_stays_small(seen):
     assert len(seen.scrape(OPENMETRICS)[0]) < 40_000
 
 
-def test_a_worker_is_paused_from_its_start_until_it_consumes_and_while_its_broker_is_away(seen):
+def test_a_worker_reports_paused_until_it_consumes_and_while_its_broker_is_unavailable(seen):
     assert seen.query("closeout_consumer_paused") == {seen.worker: 0, seen.idle: 1}
     # At its start, then for the closed connections: up, down, up, down.
     assert seen.query("changes(closeout_consumer_paused[10m])")[seen.worker] >= 3
     assert seen.query("min_over_time(closeout_consumer_paused[10m])")[seen.idle] == 1
 
 
-def test_the_coordinator_gauge_says_what_the_flag_says(seen):
+def test_the_coordinator_gauge_follows_the_setting(seen):
     assert seen.query("closeout_coordinator_enabled") == {seen.worker: 1, seen.idle: 0}
 
 
-def test_deliveries_in_flight_rise_to_the_prefetch_and_fall_to_none(seen):
+def test_deliveries_in_flight_rise_to_the_prefetch_count_and_return_to_zero(seen):
     assert seen.query("max_over_time(closeout_inflight_deliveries[10m])") == {seen.worker: PREFETCH, seen.idle: 0}
     assert seen.query("closeout_inflight_deliveries") == {seen.worker: 0, seen.idle: 0}
 
 
-def test_the_outbox_gauges_rise_while_nothing_can_be_published_and_every_worker_shows_them(seen):
+def test_every_worker_reports_the_outbox_gauges_while_events_cannot_be_published(seen):
     for gauge, least in (("pending", KEPT_BACK), ("oldest_seconds", 1)):
         highest = seen.query(f"max_over_time(closeout_outbox_{gauge}[10m])")
         assert set(highest) == {seen.worker, seen.idle}
@@ -107,13 +107,13 @@ def test_the_outbox_gauges_rise_while_nothing_can_be_published_and_every_worker_
     assert seen.query("closeout_outbox_pending")[seen.worker] == 0
 
 
-def test_build_info_names_the_version_and_the_process_is_measured(seen):
+def test_build_info_has_the_version_and_process_metrics_are_served(seen):
     assert f'closeout_build_info{{version="{installed_version()}"}} 1.0' in seen.scrape()[0]
     assert seen.query("process_resident_memory_bytes")[seen.worker] > 20_000_000
     assert seen.query("process_cpu_seconds_total")[seen.worker] > 0.1
 
 
-def test_a_worker_that_cannot_ask_for_its_outbox_does_not_hide_what_another_sees(seen):
+def test_a_worker_without_outbox_statistics_does_not_hide_those_of_another(seen):
     both = 'label_replace(vector(130), "instance", "a", "", "") or label_replace(vector(NaN), "instance", "b", "", "")'
     assert seen.query(f"max({both}) > 120") == {"": 130}
     assert seen.query("max(vector(NaN)) > 120") == {}
@@ -133,7 +133,7 @@ def test_every_query_of_the_dashboard_returns_data(seen, title, expr):
     assert any(not math.isnan(float(row["value"][1])) for row in rows), f"{title}: only NaN"
 
 
-def test_the_picture_of_the_dashboard_has_every_panel_and_what_its_queries_answer(seen):
+def test_the_dashboard_image_has_every_panel_with_its_query_results(seen):
     drawn = page(answered(seen.prometheus, seen.at - 60, seen.at))
 
     svg = ET.fromstring(drawn[drawn.index("<svg") :])  # noqa: S314 - our own
@@ -144,11 +144,11 @@ def test_the_picture_of_the_dashboard_has_every_panel_and_what_its_queries_answe
     assert len(list(svg.iter("polyline"))) > 20
 
 
-def test_the_dashboard_s_variables_and_annotations_are_answered(seen):
+def test_the_dashboards_variables_and_annotations_return_data(seen):
     for variable in DASHBOARD["templating"]["list"][1:]:
-        asked = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"])
-        assert asked
-        series, label = asked.groups()
+        match = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"])
+        assert match
+        series, label = match.groups()
         assert {row["metric"][label] for row in seen.rows(_filled_in(series))}
     assert seen.rows(DASHBOARD["annotations"]["list"][0]["expr"])
 
@@ -159,10 +159,10 @@ def test_every_rule_is_evaluated_without_an_error(seen):
     assert {(rule["name"], rule["health"], rule.get("lastError", "")) for rule in rules} == {
         (name, "ok", "") for name in _alerts()
     }
-    deadline = monotonic() + 30  # a worker that was paused a moment ago is pending at the next evaluation
-    while (states := _states(seen))["CloseoutWorkerPaused"] == "inactive" and monotonic() < deadline:
-        sleep(0.2)
-    # What has just happened, and nothing else: no alert is up that a person would have to be told about by mistake.
+    # A worker that was paused a moment ago is pending at the next evaluation.
+    until_blocking(lambda: _states(seen)["CloseoutWorkerPaused"] != "inactive", what="the alert of a paused worker")
+    states = _states(seen)
+    # Only the alerts of what has just happened: a false alert would page a person.
     assert {name for name, state in states.items() if state == "firing"} == {
         "CloseoutMessagesParked",
         "CloseoutLegacyFallbacks",
@@ -175,8 +175,8 @@ def _states(seen) -> dict[str, str]:
     return {rule["name"]: rule["state"] for group in groups for rule in group["rules"]}
 
 
-def test_alerts_and_dashboard_name_only_metrics_labels_and_values_that_exist(seen):
-    """A misspelt name is no error to Prometheus: the alert never fires."""
+def test_alerts_and_dashboard_use_only_existing_metrics_labels_and_values(seen):
+    """Prometheus does not report a misspelt name: the alert would never fire."""
     scraped = seen.scrape()[0]
     names = set(re.findall(r"^(\w+)", scraped, re.MULTILINE)) | {"up", "ALERTS"}
     pairs = set(re.findall(r'(\w+)="([^"]+)"', scraped))
@@ -189,7 +189,7 @@ def test_alerts_and_dashboard_name_only_metrics_labels_and_values_that_exist(see
             assert (label, value) in pairs, expr
 
 
-def test_every_metric_is_described_and_every_description_is_served(seen):
+def test_every_metric_is_documented_and_every_documented_metric_is_served(seen):
     described = {metric.name for metric in Metrics().described}
     served = {family.name for family in read_openmetrics(seen.scrape(OPENMETRICS)[0])}
     assert {name.removesuffix("_total").removesuffix("_info") for name in described} == {
@@ -197,7 +197,7 @@ def test_every_metric_is_described_and_every_description_is_served(seen):
     }
 
 
-async def test_every_query_for_the_person_on_call_runs(engine):
+async def test_every_query_of_the_runbook_runs(engine):
     queries = re.findall(r"```sql\n(.*?)```", ON_CALL, re.DOTALL)
     assert len(queries) == 2
     async with engine.connect() as conn:

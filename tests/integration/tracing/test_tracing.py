@@ -1,4 +1,4 @@
-"""A runner's trace on its way through a close-out into its events; then, with OpenTelemetry, the spans."""
+"""The propagation of a runner's trace through a close-out into its events, and the spans with OpenTelemetry."""
 
 import json
 from typing import Any
@@ -38,10 +38,10 @@ SOURCE = "runs:run.completed:closeout.run-completed"
 
 
 def named(event: DeliveredMessage) -> TraceContext | None:
-    """Return the trace that an event names in its text, which its headers must name too."""
-    said = context_in(json.loads(event.body))
-    assert context_in(headers_of(event)) == said
-    return said
+    """Return the trace in an event's body, which must equal that in its headers."""
+    context = context_in(json.loads(event.body))
+    assert context_in(headers_of(event)) == context
+    return context
 
 
 def arrival(trace: TraceContext | None, **changes: Any) -> Arrival:
@@ -49,7 +49,7 @@ def arrival(trace: TraceContext | None, **changes: Any) -> Arrival:
 
 
 @pytest.mark.parametrize("atomic", ["true", "false"])
-async def test_a_runners_traceparent_is_in_each_of_its_events_and_an_invalid_one_does_no_harm(
+async def test_each_event_has_its_runners_traceparent_and_an_invalid_one_is_ignored(
     database_url, amqp_url, engine, broker, atomic
 ):
     events = await listen(broker)
@@ -72,7 +72,7 @@ async def test_a_runners_traceparent_is_in_each_of_its_events_and_an_invalid_one
         assert named(event) == expected[str(event.header.properties.correlation_id)]
 
 
-async def test_events_that_a_relay_publishes_name_their_trace_too(engine, broker):
+async def test_events_published_by_a_relay_have_their_traceparent(engine, broker):
     await create_transaction_coordinator(engine=engine).execute_many([arrival(SENDER), arrival(None)])
     events = await listen(broker)
     publisher = EventPublisher(ConfirmedChannel(broker), metrics=Metrics())
@@ -81,7 +81,7 @@ async def test_events_that_a_relay_publishes_name_their_trace_too(engine, broker
     assert sorted(map(named, events), key=str) == [None] * 3 + [SENDER] * 3
 
 
-async def test_a_resend_under_another_traceparent_is_a_duplicate(database_url, amqp_url, engine, broker):
+async def test_a_resent_run_with_another_traceparent_is_a_duplicate(database_url, amqp_url, engine, broker):
     events, body = await listen(broker), runs.body()
     async with worker(database_url, amqp_url):
         await publish(broker, body, headers=SENDER.headers)
@@ -93,7 +93,7 @@ async def test_a_resend_under_another_traceparent_is_a_duplicate(database_url, a
     assert [named(event) for event in (await received(events, 6))[:3]] == [SENDER] * 3
 
 
-async def test_a_copy_that_waits_to_be_tried_again_keeps_its_trace(broker):
+async def test_a_copy_in_the_retry_queue_keeps_its_trace(broker):
     await publish(broker, runs.body(), headers=SENDER.headers)
     (message,) = await emptied(broker, "closeout.run-completed")
     await retry_later(ConfirmedChannel(broker), message, attempts=1, error="unforeseen")
@@ -153,9 +153,7 @@ def coordinator(engine: AsyncEngine, broker: BrokerConnection, recorder: Recorde
     return RunCompletionTransaction(engine=engine, policies=PolicyBook(), publisher=publisher, observe=recorder.attempt)
 
 
-async def test_a_run_that_is_a_batch_of_its_own_is_told_whole_in_its_runners_trace(
-    database_url, amqp_url, engine, broker, recorder
-):
+async def test_a_batch_of_one_run_is_recorded_in_its_runners_trace(database_url, amqp_url, engine, broker, recorder):
     events = await listen(broker)
     body = runs.body()
     async with worker(database_url, amqp_url, recorder):
@@ -179,7 +177,7 @@ async def test_a_run_that_is_a_batch_of_its_own_is_told_whole_in_its_runners_tra
     assert links_of(receive) == [SENDER.traceparent]
     assert links_of(process) == [SENDER.traceparent, context_of(receive)]
     assert links_of(send) == [context_of(process)]
-    # A subscriber's span joins the runner's trace below ours, with what the vendors said.
+    # A subscriber's span joins the runner's trace below ours, with the vendors' tracestate.
     assert {named(event) for event in await received(events, 3)} == {TraceContext(context_of(process), "vendor=1")}
     assert process.attributes == {
         "messaging.system": "rabbitmq",
@@ -206,7 +204,7 @@ async def test_a_run_that_is_a_batch_of_its_own_is_told_whole_in_its_runners_tra
     }
 
 
-async def test_a_batch_has_a_trace_of_its_own_and_links_to_each_run_in_its_runners_trace(engine, broker, recorder):
+async def test_a_batch_has_a_separate_trace_with_links_to_each_runners_trace(engine, broker, recorder):
     events = await listen(broker)
     batch = [arrival(SENDER), arrival(OTHER), arrival(None)]
     outcomes = await recorder.closing_out(coordinator(engine, broker, recorder).execute_many)(batch)
@@ -230,7 +228,7 @@ async def test_a_batch_has_a_trace_of_its_own_and_links_to_each_run_in_its_runne
         assert trace.traceparent[:52] == context_of(processes[str(event.header.properties.correlation_id)])[:52]
 
 
-async def test_phases_follow_each_other_within_their_transaction(engine, broker, recorder):
+async def test_phase_spans_are_consecutive_within_their_transaction(engine, broker, recorder):
     await coordinator(engine, broker, recorder).execute(runs.run())
     attempt = recorder.one("close out")
     moments = [attempt.start_time]
@@ -242,7 +240,7 @@ async def test_phases_follow_each_other_within_their_transaction(engine, broker,
 
 
 @pytest.mark.parametrize("runs_at_once", [1, 3])
-async def test_a_rollback_is_an_error_in_its_run_s_its_transaction_s_and_its_phase_s_span(
+async def test_a_rollback_is_an_error_in_the_spans_of_its_run_transaction_and_phase(
     engine, broker, recorder, runs_at_once
 ):
     await break_writes_to(engine, "policy_evaluations", message="a secret of the tenant")
@@ -265,7 +263,7 @@ async def test_a_rollback_is_an_error_in_its_run_s_its_transaction_s_and_its_pha
     assert "secret" not in recorder.everything()
 
 
-async def test_a_message_that_is_refused_is_an_error_in_its_senders_trace(database_url, amqp_url, broker, recorder):
+async def test_a_refused_message_is_an_error_in_its_senders_trace(database_url, amqp_url, broker, recorder):
     async with worker(database_url, amqp_url, recorder):
         await publish(broker, runs.body(status="secret"), headers=SENDER.headers, message_id="m-1")
         await parked(broker, 1)
@@ -277,7 +275,7 @@ async def test_a_message_that_is_refused_is_an_error_in_its_senders_trace(databa
     assert "secret" not in recorder.everything()
 
 
-async def test_a_conflict_is_an_error_and_a_duplicate_is_none(engine, broker, recorder):
+async def test_a_conflict_is_an_error_span_and_a_duplicate_is_not(engine, broker, recorder):
     fields = runs.message()
     close_out = recorder.closing_out(coordinator(engine, broker, recorder).execute_many)
     for changes in ({}, {}, {"model": "other"}):
@@ -295,7 +293,7 @@ async def test_a_conflict_is_an_error_and_a_duplicate_is_none(engine, broker, re
     ]
 
 
-async def test_events_that_cannot_be_sent_are_an_error_of_their_span_alone(engine, recorder):
+async def test_unpublished_events_are_an_error_of_the_publish_span_only(engine, recorder):
     away = BrokerConnection("amqp://127.0.0.1:1/", name="away")
     await recorder.closing_out(coordinator(engine, away, recorder).execute_many)([arrival(SENDER)])
     send = recorder.one("publish governance.events")
@@ -305,7 +303,7 @@ async def test_events_that_cannot_be_sent_are_an_error_of_their_span_alone(engin
     assert recorder.one(f"process {SOURCE}").attributes["closeout.phase"] == "COMMITTED"
 
 
-async def test_what_a_relay_publishes_is_linked_to_the_runs_whose_events_it_is(engine, broker, recorder):
+async def test_a_relays_publish_span_links_to_the_runs_of_its_events(engine, broker, recorder):
     await create_transaction_coordinator(engine=engine).execute_many([arrival(SENDER), arrival(OTHER), arrival(None)])
     publisher = EventPublisher(ConfirmedChannel(broker), metrics=Metrics(), observe=recorder.sending)
     await Relay(engine=engine, publisher=publisher, metrics=Metrics(), grace_seconds=0.0).sweep()
@@ -314,7 +312,7 @@ async def test_what_a_relay_publishes_is_linked_to_the_runs_whose_events_it_is(e
     assert sorted(links_of(publish_span)) == sorted([SENDER.traceparent, OTHER.traceparent])
 
 
-async def test_the_legacy_path_tells_its_phases_too(engine, recorder):
+async def test_the_legacy_path_records_its_phases(engine, recorder):
     legacy = LegacyCloseOut(engine=engine, policies=PolicyBook(), observe=recorder.attempt)
 
     async def close_out(arrivals: Any) -> list[Outcome]:
@@ -327,7 +325,7 @@ async def test_the_legacy_path_tells_its_phases_too(engine, recorder):
     assert {trace_of(span) for span in recorder.kept.get_finished_spans()} == {SENDER.traceparent[3:35]}
 
 
-async def test_what_the_runner_did_not_sample_is_not_recorded_and_its_events_say_so(engine, broker):
+async def test_an_unsampled_trace_is_not_recorded_and_its_events_stay_unsampled(engine, broker):
     recorder = Recorder(sampler=ParentBased(TraceIdRatioBased(1)))
     events = await listen(broker)
     unsampled = TraceContext(SENDER.traceparent[:-2] + "00")

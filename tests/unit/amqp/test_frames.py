@@ -1,4 +1,4 @@
-"""The frames that are packed by hand are the client's own, byte for byte."""
+"""The frames that are packed by hand equal those of the client library, byte for byte."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ NAMES = st.text(st.characters(codec="ascii", exclude_characters="\0"), min_size=
     body_max=st.integers(50, 600),
     trace=st.none() | st.builds(TraceContext, NAMES, st.none() | NAMES),
 )
-def test_an_events_frames_are_those_that_the_client_would_write(
+def test_event_frames_equal_those_of_the_client_library(
     channel: int, routing_key: str, ids: Any, kind: str, body: bytes, body_max: int, trace: TraceContext | None
 ) -> None:
     properties = spec.Basic.Properties(
@@ -37,7 +37,7 @@ def test_an_events_frames_are_those_that_the_client_would_write(
         message_type=kind,
         headers=trace and {**trace.headers},
     )
-    whole: list[Any] = [
+    frames: list[Any] = [
         spec.Basic.Publish(exchange="governance.events", routing_key=routing_key, mandatory=True),
         ContentHeader(body_size=len(body), properties=properties),
         *(ContentBody(body[start : start + body_max]) for start in range(0, len(body), body_max)),
@@ -53,4 +53,4 @@ def test_an_events_frames_are_those_that_the_client_would_write(
         body=body,
         body_max=body_max,
         trace=trace,
-    ) == b"".join(frame.marshal(each, channel) for each in whole)
+    ) == b"".join(frame.marshal(each, channel) for each in frames)

@@ -1,4 +1,4 @@
-"""Whatever bytes stand in a message's properties, they are read, and a parked copy of them can be written."""
+"""Any bytes in a message's properties can be read and written to a parked copy."""
 
 import struct
 from datetime import UTC, datetime
@@ -41,7 +41,7 @@ LEAVES = st.one_of(
     st.just(b"V"),
     st.binary(max_size=40).map(lambda raw: b"S" + longstr(raw)),
     st.binary(max_size=40).map(lambda raw: b"x" + longstr(raw)),
-    st.binary(min_size=1, max_size=3),  # a tag that nobody knows, or a length that is not there
+    st.binary(min_size=1, max_size=3),  # an unknown tag, or a missing length
 )
 NAMES = st.binary(max_size=20) | st.sampled_from([b"x-closeout-attempts", b"CC", b"x-closeout-exchange"])
 
@@ -84,7 +84,7 @@ def read(raw: bytes) -> Any:
 
 @settings(max_examples=500)
 @given(content_headers())
-def test_every_content_header_is_read_and_its_parked_copy_can_be_written(raw: bytes) -> None:
+def test_every_content_header_can_be_read_and_written_to_a_parked_copy(raw: bytes) -> None:
     ours: dict[str, str | int] = {"x-closeout-reason": "invalid_json", "x-closeout-attempts": 0}
 
     copy = _copied_properties(read(raw), ours, 131_064)
@@ -95,14 +95,14 @@ def test_every_content_header_is_read_and_its_parked_copy_can_be_written(raw: by
 
 
 @pytest.mark.parametrize("unit", [1, 1_000, 1_000_000, 1_000_000_000])
-def test_timestamps_are_read_in_whatever_unit_they_were_counted(unit: int) -> None:
+def test_timestamps_are_read_in_seconds_and_in_finer_units(unit: int) -> None:
     assert decode.METHODS["timestamp"](struct.pack(">Q", 1_800_000_000 * unit)) == (
         8,
         datetime(2027, 1, 15, 8, tzinfo=UTC),
     )
 
 
-def test_headers_that_cannot_be_read_are_kept_as_they_came() -> None:
+def test_unreadable_headers_are_kept_unmodified() -> None:
     raw = table([(b"\xe9", b"V")])
     assert decode.METHODS["table"](raw + b"the next property") == (len(raw), {UNREADABLE: bytearray(raw[4:])})
 
@@ -120,5 +120,5 @@ def test_headers_that_cannot_be_read_are_kept_as_they_came() -> None:
         (None, None),
     ],
 )
-def test_what_can_be_read_and_not_written_becomes_its_text(read_as: object, written_as: object) -> None:
+def test_values_that_cannot_be_encoded_become_text(read_as: object, written_as: object) -> None:
     assert writable(read_as) == written_as

@@ -1,4 +1,4 @@
-"""What ``closeout policies backtest`` and ``shadow`` print, on a screen of 80 columns."""
+"""The output of ``closeout policies backtest`` and ``shadow`` on 80 columns."""
 
 import re
 from io import StringIO
@@ -13,7 +13,7 @@ from domains.policies.files import PolicyDraft
 
 
 @pytest.mark.parametrize("effect", ["flag", "suppress_incident"])
-def test_tenants_that_begin_alike_can_be_told_apart_by_their_whole_names(monkeypatch, effect):
+def test_tenants_with_a_common_prefix_are_shown_with_full_names(monkeypatch, effect):
     printed = StringIO()
     monkeypatch.setattr(screen, "out", Console(file=printed, width=80, highlight=False))
     alike = "a" * 120
@@ -28,7 +28,7 @@ def test_tenants_that_begin_alike_can_be_told_apart_by_their_whole_names(monkeyp
 
 
 @pytest.mark.parametrize("width", [40, 79])
-def test_on_a_narrow_screen_no_number_and_no_word_is_cut(monkeypatch, width):
+def test_a_narrow_screen_truncates_no_number_and_no_word(monkeypatch, width):
     printed = StringIO()
     monkeypatch.setattr(screen, "out", Console(file=printed, width=width, highlight=False))
     draft = PolicyDraft(tenant_id=None, name="dear", effect="suppress_incident", severity="LOW", condition="true")
@@ -36,5 +36,5 @@ def test_on_a_narrow_screen_no_number_and_no_word_is_cut(monkeypatch, width):
 
     screen.print_policy(Tally(draft, Condition("true"), has_history=True, tenants=counts), limit=0)
 
-    said = " ".join(printed.getvalue().split())
-    assert "acme runs 1,234,567, would suppress 7, newly 0, no longer 0, errors 0, unknown 3 globex runs 2," in said
+    output = " ".join(printed.getvalue().split())
+    assert "acme runs 1,234,567, would suppress 7, newly 0, no longer 0, errors 0, unknown 3 globex runs 2," in output

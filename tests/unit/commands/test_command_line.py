@@ -1,7 +1,8 @@
-"""The command line as a whole: all that the contract names is there, and every command explains itself."""
+"""The complete command line: every command of the contract exists and has a useful --help."""
 
 import inspect
 import json
+import logging
 import shlex
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from consumer.cli import app
 from tests.support import run_messages as runs
 
-# The contract's section 7, and what came beside it.
+# The commands of the contract.
 CONTRACT = """
 worker | migrate | topology | publish | runs list | runs show | parked list | parked show | parked replay |
 parked discard | outbox status | outbox drain | policies list | policies apply |
@@ -47,21 +48,21 @@ def test_schema_prints_the_three_documents_of_the_contract():
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_commands_help_has_an_example_of_that_command_and_fits_80_columns(name):
-    told = CliRunner().invoke(app, [*name.split(), "--help"], env={"NO_COLOR": "1", "COLUMNS": "80"})
+def test_every_command_help_has_an_example_and_fits_80_columns(name):
+    result = CliRunner().invoke(app, [*name.split(), "--help"], env={"NO_COLOR": "1", "COLUMNS": "80"})
 
-    assert told.exit_code == 0
-    example = told.stdout.partition("Example: ")[2]
-    assert f"closeout {name}" in " ".join(example.split()), told.stdout
-    assert all(len(line) <= 80 for line in told.stdout.splitlines())
-    assert told.stdout.count("<bool>") <= 1  # of --help, which is typer's own
-    assert "--no-" not in told.stdout
-    # Where a terminal would break a line once more, a word is left alone on the next one.
+    assert result.exit_code == 0
+    example = result.stdout.partition("Example: ")[2]
+    assert f"closeout {name}" in " ".join(example.split()), result.stdout
+    assert all(len(line) <= 80 for line in result.stdout.splitlines())
+    assert result.stdout.count("<bool>") <= 1  # of --help, which is typer's own
+    assert "--no-" not in result.stdout
+    # Where a terminal would wrap a line again, the next one would hold a single word.
     assert all(len(line) <= 78 for line in inspect.cleandoc(ALL[name].help).partition("\n\n")[2].splitlines())
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_example_is_one_that_the_command_takes(name):
+def test_every_example_parses(name):
     written = " ".join((ALL[name].help or "").partition("Example: ")[2].split())
     arguments = shlex.split(written.partition(f"closeout {name}")[2].split(">")[0])
 
@@ -69,44 +70,56 @@ def test_every_example_is_one_that_the_command_takes(name):
 
 
 @pytest.mark.parametrize("name", sorted(MACHINES_READ))
-def test_every_command_that_finds_something_out_has_json(name):
+def test_every_reporting_command_has_a_json_option(name):
     assert "--json" in {option for parameter in ALL[name].params for option in parameter.opts}
 
 
-def test_a_command_that_is_used_wrongly_ends_with_2():
+def test_a_usage_error_exits_with_2():
     wrong = (["nonsense"], ["runs", "show"], ["publish"], ["parked", "list", "--limit", "none"])
     for arguments in (*wrong, ["runs", "list", "--status", "fail"]):
         assert CliRunner().invoke(app, arguments).exit_code == 2
 
 
-def test_a_run_of_one_tenant_that_is_asked_for_as_another_s_is_used_wrongly():
-    told = CliRunner().invoke(app, ["runs", "show", "--tenant", "acme", f"globex/{uuid4()}"])
+def test_a_run_id_of_another_tenant_than_the_option_is_a_usage_error():
+    result = CliRunner().invoke(app, ["runs", "show", "--tenant", "acme", f"globex/{uuid4()}"])
 
-    assert told.exit_code == 2
-    assert told.stderr == "--tenant: found 'acme', but RUN names tenant 'globex'; expected the same\n"
+    assert result.exit_code == 2
+    assert result.stderr == "--tenant: found 'acme', but RUN names tenant 'globex'; expected the same\n"
 
 
-def test_what_ends_publish_early_is_told_to_machines_too_and_a_file_that_cannot_be_read_is_named(tmp_path):
-    nobody = {"AMQP_URL": "amqp://u:p@127.0.0.1:1/"}
+def test_publish_reports_an_early_end_in_json_and_names_an_unreadable_file(tmp_path):
+    unavailable = {"AMQP_URL": "amqp://u:p@127.0.0.1:1/"}
     good = tmp_path / "runs.jsonl"
     good.write_bytes(runs.body())
 
     # A file that can be opened and not read, even by root.
     for file, why in (("/proc/self/mem", "FILE: read failed: "), (str(good), "RabbitMQ is not available: ")):
-        told = CliRunner().invoke(app, ["publish", file, "--json"], env=nobody)
-        assert told.exit_code == 1
-        document = json.loads(told.stdout)
+        result = CliRunner().invoke(app, ["publish", file, "--json"], env=unavailable)
+        assert result.exit_code == 1
+        document = json.loads(result.stdout)
         assert (document["published"], document["refused"]) == (0, 0)
         assert document["failure"].startswith(why)
-        assert told.stderr.startswith(f"0 published and confirmed, then: {why}")
+        assert result.stderr.startswith(f"0 published and confirmed, then: {why}")
 
 
 def test_the_shells_completion_can_be_installed_and_names_every_command():
     runner = CliRunner()
     assert "--install-completion" in runner.invoke(app, ["--help"], env={"COLUMNS": "100"}).stdout
 
-    told = runner.invoke(
+    result = runner.invoke(
         app, [], prog_name="closeout",
         env={"_CLOSEOUT_COMPLETE": "complete_bash", "COMP_WORDS": "closeout outbox ", "COMP_CWORD": "2"},
     )  # fmt: skip
-    assert told.stdout.split() == ["status", "drain"]
+    assert result.stdout.split() == ["status", "drain"]
+
+
+def test_logs_go_to_the_current_standard_error_after_a_command_replaced_it(capsys):
+    """Click's runner closes its own stream, which the handler must not keep."""
+    unavailable = {"DATABASE_URL": "postgresql://u:p@127.0.0.1:1/x"}
+    assert CliRunner().invoke(app, ["runs", "list"], env=unavailable).exit_code == 1
+
+    logging.getLogger("a library").error("the event")
+
+    written = capsys.readouterr().err
+    assert "the event" in written
+    assert "Logging error" not in written

@@ -1,4 +1,4 @@
-"""What the console makes of counters and rows: pure."""
+"""The console's charts, notices and timelines, computed from counters and rows."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -37,7 +37,7 @@ START = 1_793_000_004.0  # a multiple of the columns' width
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 
 
-def test_the_counters_are_read_by_what_they_count():
+def test_the_counters_are_read_by_name_and_label():
     metrics = Metrics()
     metrics.deliveries.labels("duplicate").inc(3)
     metrics.transactions.labels("atomic", "committed").inc(5)
@@ -57,7 +57,7 @@ def test_the_counters_are_read_by_what_they_count():
     assert list(parked_by_reason(metrics).items()) == [("invalid_json", 2), ("too_large", 1)]
 
 
-def test_columns_lie_on_whole_multiples_and_hold_what_was_counted_in_them():
+def test_columns_start_at_multiples_of_their_width_and_hold_their_counts():
     samples = [Counts(START + 2 * beat, committed=10.0 * beat) for beat in range(10)]
     found = slots(samples, START + 18)
     assert [slot.start for slot in found] == [START, START + 6, START + 12, START + 18]
@@ -65,14 +65,14 @@ def test_columns_lie_on_whole_multiples_and_hold_what_was_counted_in_them():
     assert [slot.per_second for slot in found] == [5, 5, 5, 5]
 
 
-def test_one_look_makes_no_column_and_a_gap_is_averaged():
+def test_one_sample_makes_no_column_and_a_gap_is_averaged():
     assert slots([Counts(START, committed=1)], START) == []
     assert slots([], START) == []
     (slot,) = slots([Counts(START), Counts(START + 60, committed=120)], START + 60)
     assert slot.per_second == 2
 
 
-def test_a_history_keeps_ten_minutes_and_no_more():
+def test_a_history_keeps_ten_minutes():
     history = History(Metrics())
     for beat in range(1_000):
         history.sample(START + 2 * beat)
@@ -81,7 +81,7 @@ def test_a_history_keeps_ten_minutes_and_no_more():
     assert len(slots(kept, START + 1_998)) <= SLOTS
 
 
-def test_now_is_the_last_ten_seconds():
+def test_the_current_rate_covers_the_last_ten_seconds():
     samples = [Counts(START + 2 * beat, events=30.0 * beat) for beat in range(100)]
     now = lately(samples, START + 198)
     assert now is not None
@@ -89,12 +89,12 @@ def test_now_is_the_last_ten_seconds():
     assert lately(samples[:1], START) is None
 
 
-def test_a_young_worker_s_charts_show_less_time():
+def test_the_charts_of_a_new_worker_cover_less_time():
     assert [columns_since(START - age, START) for age in (0, 60, 119, 250, 400, 10_000)] == [20, 20, 50, 50, 100, 100]
     assert columns_since(None, START) == 20
 
 
-def test_a_quantile_is_read_as_prometheus_reads_it():
+def test_a_quantile_is_computed_as_prometheus_does():
     lags = [(0.1, 10.0), (0.5, 90.0), (1.0, 100.0), (float("inf"), 100.0)]
     assert quantile(lags, 0.5) == pytest.approx(0.3)
     assert quantile(lags, 0.95) == pytest.approx(0.75)
@@ -104,7 +104,7 @@ def test_a_quantile_is_read_as_prometheus_reads_it():
 
 
 @given(st.floats(min_value=1e-3, max_value=1e6))
-def test_an_axis_ends_at_a_round_number_not_far_above_what_it_must_hold(value):
+def test_an_axis_ends_at_a_round_number_close_above_its_maximum(value):
     top = round_up(value)
     assert value * (1 - 1e-6) <= top <= value * 1.6
 
@@ -113,16 +113,16 @@ def test_an_axis_ends_at_a_round_number_not_far_above_what_it_must_hold(value):
     ("seconds", "top"),
     [(0.03, 0.03), (7, 8), (51, 60), (61, 120), (400, 480), (3_599, 3_600), (3_700, 7_200), (90_000, 172_800)],
 )
-def test_an_axis_of_time_ends_at_whole_minutes_hours_or_days(seconds, top):
+def test_a_time_axis_ends_at_whole_minutes_hours_or_days(seconds, top):
     assert round_up_time(seconds) == pytest.approx(top)
 
 
-def test_an_axis_without_anything_on_it_ends_at_one():
+def test_an_empty_axis_ends_at_one():
     assert round_up(0) == 1
 
 
 @given(st.lists(st.tuples(st.integers(0, 5_000), st.booleans()), min_size=2, max_size=300))
-def test_every_bar_and_every_line_stays_in_its_drawing(beats):
+def test_every_bar_and_line_stays_within_its_chart(beats):
     committed, samples = 0.0, []
     for beat, (more, trouble) in enumerate(beats):
         committed += more
@@ -166,45 +166,45 @@ def words(**changes: Any) -> list[tuple[str, str]]:
     return [(trouble.level, trouble.words) for trouble in troubles_of(picture(**changes))]
 
 
-def test_when_all_is_well_nothing_is_told():
+def test_a_healthy_service_has_no_notices():
     assert words() == []
 
 
-def test_a_server_that_is_away_is_named_once_though_worker_and_console_both_found_it_so():
+def test_an_unavailable_server_is_named_once_for_worker_and_console():
     away = "PostgreSQL is not available: connection refused"
-    ((level, told),) = words(reason=away, waiting=Reading(fault=away), runs=Reading(fault=away))
+    ((level, message),) = words(reason=away, waiting=Reading(fault=away), runs=Reading(fault=away))
     assert level == "bad"
-    assert told.endswith(f"since 11:00:00 UTC: {away}")
+    assert message.endswith(f"since 11:00:00 UTC: {away}")
     assert f"since {NOW - timedelta(days=2):%m-%d} 12:00 UTC" in words(reason=away, since=NOW - timedelta(days=2))[0][1]
 
 
-def test_what_the_console_alone_could_not_read_is_told_too_and_what_is_only_slow_is_no_alarm():
-    slow: Reading[Any] = Reading(fault="PostgreSQL: given up after 0.75 s", is_slow=True)
+def test_a_failed_console_read_is_a_notice_and_a_slow_one_is_not():
+    slow: Reading[Any] = Reading(fault="PostgreSQL: given up after 3 s", is_slow=True)
     assert words(depths=Reading(fault="RabbitMQ is not available: x"), runs=slow, pace=slow) == [
         ("bad", "RabbitMQ is not available: x"),
-        ("watch", "PostgreSQL: given up after 0.75 s"),
+        ("watch", "PostgreSQL: given up after 3 s"),
     ]
 
 
-def test_starting_is_no_alarm():
+def test_a_starting_worker_is_not_an_alarm():
     assert [level for level, _ in words(reason="starting")] == ["watch"]
 
 
-def test_events_that_wait_longer_than_the_relay_takes_are_an_alarm():
+def test_events_older_than_the_relay_delay_are_an_alarm():
     assert words(waiting=Reading(Pending(3, 59.0), NOW)) == []
-    ((level, told),) = words(waiting=Reading(Pending(1_234, 300.0), NOW))
+    ((level, message),) = words(waiting=Reading(Pending(1_234, 300.0), NOW))
     assert level == "bad"
-    assert "1,234 committed runs" in told
-    assert "5 min" in told
+    assert "1,234 committed runs" in message
+    assert "5 min" in message
     assert "Events of 1 committed run are not" in words(waiting=Reading(Pending(1, 300.0), NOW))[0][1]
     assert (
         "Events of 10,000 committed runs or more are not" in words(waiting=Reading(Pending(10_000, 300.0), NOW))[0][1]
     )
-    # What is only the last known state of a server that is away is not told as news.
-    assert [told for _, told in words(waiting=Reading(Pending(1, 300.0), NOW, "away"))] == ["away"]
+    # The last known state of an unavailable server is not reported as new.
+    assert [message for _, message in words(waiting=Reading(Pending(1, 300.0), NOW, "away"))] == ["away"]
 
 
-def test_parked_messages_a_rollback_a_fallback_and_the_flag_are_told():
+def test_parked_messages_rollbacks_fallbacks_and_the_disabled_coordinator_are_notices():
     row = {"occurred_at": NOW - timedelta(seconds=90), "error_type": "DeadlockDetectedError"}
     assert ("watch", "The last attempt was rolled back 1 min 30 s ago: DeadlockDetectedError.") in words(
         rollbacks=Reading([row], NOW)
@@ -216,7 +216,7 @@ def test_parked_messages_a_rollback_a_fallback_and_the_flag_are_told():
     assert words(is_atomic=False, depths=Reading(Depths(0, 0, 1, 1), NOW))[0][0] == "bad"
 
 
-def test_rollbacks_are_shown_by_their_reason():
+def test_rollbacks_are_shown_by_reason():
     rows = [{"phase_reached": "NOT_STARTED", "error_type": kind, "error": "x", "n": n} for n, kind in enumerate("abab")]
     assert [(reason.error_type, len(reason.rows)) for reason in by_reason(rows)] == [("a", 2), ("b", 2)]
 
@@ -233,7 +233,7 @@ def run_file(**changes: Any) -> RunFile:
     return RunFile(completion={**completion, **changes}, outbox=outbox, rollbacks=[], **parts)
 
 
-def test_a_run_s_moments_are_all_there_and_those_not_reached_say_so():
+def test_a_timeline_has_every_phase_and_marks_those_not_reached():
     marks = one_run.marks(run_file(phase="INCIDENT_CREATED", incident={"created_at": NOW}))
     assert [mark.name for mark in marks if mark.is_reached] == [
         "run started", "run ended", "received", "incident created",
@@ -243,26 +243,26 @@ def test_a_run_s_moments_are_all_there_and_those_not_reached_say_so():
     ]  # fmt: skip
 
 
-def test_a_moment_of_another_day_is_marked_and_a_prevention_is_called_one():
+def test_a_timeline_marks_another_day_and_names_a_prevention_record():
     started = NOW.replace(hour=0) - timedelta(seconds=1)
     marks = one_run.marks(run_file(started_at=started, prevention_record={"created_at": NOW}))
     assert [mark.is_other_day for mark in marks[:2]] == [False, True]
     assert "prevention recorded" in {mark.name for mark in marks}
 
 
-def test_the_time_from_a_run_s_end_to_its_last_event_is_split_in_three():
+def test_the_time_from_run_end_to_last_event_is_split_into_three_parts():
     found = one_run.stretches(run_file())
     assert [(s.kind, s.seconds) for s in found] == [("waited", 1.0), ("closed-out", 0.5), ("published", 0.5)]
     assert found[0].width == pytest.approx(2 * found[1].width, abs=0.2)
 
 
-def test_clocks_that_disagree_make_no_negative_length_and_what_has_not_happened_has_none():
+def test_clock_skew_makes_no_negative_duration_and_missing_times_have_none():
     found = one_run.stretches(run_file(received_at=NOW - timedelta(seconds=1), events_published_at=None))
     assert [(s.kind, s.seconds) for s in found] == [("waited", 0.0), ("closed-out", 2.5)]
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(0, 2**63 - 1)), max_size=1_000))
-def test_steps_lie_end_to_end_and_each_can_be_seen(durations):
+def test_steps_are_drawn_end_to_end_and_each_is_visible(durations):
     steps = [{"index": n, "duration_ms": took} for n, took in enumerate(durations)]
     bars = one_run.step_bars(run_file(trace={"steps": steps[::-1]}))
     assert [bar.step["index"] for bar in bars] == list(range(len(durations)))
@@ -272,7 +272,7 @@ def test_steps_lie_end_to_end_and_each_can_be_seen(durations):
         assert bar.x + bar.width <= one_run.WIDTH + 0.2
 
 
-def test_events_wait_or_are_confirmed_and_there_are_none_before_the_last_write():
+def test_events_are_unpublished_or_confirmed_and_absent_before_the_last_write():
     waiting = [{"type": "run.finalized", "created_at": NOW}]
     found = one_run.events(run_file(outbox=waiting, phase="COMMITTED", events_published_at=None))
     assert [(e.type, e.is_confirmed) for e in found] == [
@@ -282,7 +282,7 @@ def test_events_wait_or_are_confirmed_and_there_are_none_before_the_last_write()
     assert one_run.events(run_file(prevention_record={"created_at": NOW}))[0].type == "incident.suppressed"
 
 
-async def test_what_is_counted_no_further_is_shown_to_be_as_much_or_more():
+async def test_a_count_at_its_limit_is_shown_as_a_minimum():
     async def shown(runs: int, waiting: int) -> list[str]:
         seen = picture(pace=Reading(Pace(runs, 0.1, 0.2), NOW), waiting=Reading(Pending(waiting, 1.0), NOW))
         page = await Rendering().text("live.html", picture=seen, troubles=[])

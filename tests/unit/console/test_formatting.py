@@ -1,4 +1,4 @@
-"""What a page shows of a value, whatever a sender wrote there."""
+"""Values from senders as pages show them."""
 
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -31,33 +31,33 @@ RUN = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
         ("a\u202eb", 'a<span class="odd">U+202E</span>b'),
         ("\x1b[31m", '<span class="odd">U+001B</span>[31m'),
         ("line one\n\tline two", "line one\n\tline two"),
-        ("שלום 👩‍🚀 naïve", "שלום 👩‍🚀 naïve"),  # what is written from right to left by nature stays as it is
+        ("שלום 👩‍🚀 naïve", "שלום 👩‍🚀 naïve"),  # right-to-left text is unmodified
         (True, "yes"),
         ({"a": "<b>"}, "{&#34;a&#34;: &#34;&lt;b&gt;&#34;}"),
     ],
 )
-def test_a_value_is_escaped_isolated_and_what_turns_text_around_is_made_visible(written, on_the_page):
+def test_a_value_is_escaped_and_isolated_and_bidi_controls_are_visible(written, on_the_page):
     assert shown(written) == f"<bdi>{on_the_page}</bdi>"
 
 
-def test_a_long_value_is_cut_with_a_note_that_says_how_long_it_is():
+def test_a_long_value_is_truncated_with_its_full_length():
     words = shown("<" * 1_048_576, 2_000)
     assert words.count("&lt;") == 2_000
     assert "cut: the first 2,000 of 1,048,576 characters" in words
 
 
-def test_nothing_and_the_empty_text_are_told_apart():
+def test_null_and_empty_text_are_distinguished():
     assert "none" in shown(None)
     assert "empty" in shown("")
 
 
-def test_a_run_s_address_quotes_its_parts():
+def test_the_path_of_a_run_is_percent_encoded():
     assert run_path("acme", RUN) == f"/runs/acme/{RUN}"
     assert run_path("javascript:alert(1)//", "?x") == "/runs/javascript%3Aalert%281%29%2F%2F/%3Fx"
 
 
 @pytest.mark.parametrize("tenant", [".", ".."])
-def test_a_tenant_that_a_browser_takes_for_a_folder_is_reached_by_the_search(tenant):
+def test_a_tenant_named_like_a_relative_path_is_linked_through_the_search(tenant):
     assert run_path(tenant, RUN) == f"/runs?q={tenant}%2F{RUN}"
 
 
@@ -69,11 +69,11 @@ def test_a_tenant_that_a_browser_takes_for_a_folder_is_reached_by_the_search(ten
         (11_040, "3 h 4 min"), (200_000, "2 d 7 h"), (-2, "-2 s"), (None, "-"),
     ],
 )  # fmt: skip
-def test_a_length_of_time_is_told_in_the_units_a_person_would_choose(seconds, words):
+def test_a_duration_is_formatted_in_readable_units(seconds, words):
     assert span(seconds) == words
 
 
-def test_times_are_utc_and_ages_are_in_words():
+def test_times_are_utc_and_ages_are_relative():
     at = datetime(2026, 11, 1, 13, 0, 0, 123_456, tzinfo=UTC).astimezone()
     assert moment(at) == "2026-11-01 13:00:00.123Z"
     assert ago(at, at + timedelta(seconds=75.9)) == "1 min 15 s ago"
@@ -86,12 +86,12 @@ def test_a_time_of_another_day_has_its_date():
     assert when(at, at + timedelta(seconds=2)) == "11-01 23:59"
 
 
-def test_counts_and_paces():
+def test_counts_and_rates_are_formatted():
     assert number(1_234_567) == "1,234,567"
     assert [rate(pace) for pace in (0, 0.42, 9.94, 9.96, 1_530.4, None)] == ["0", "0.4", "9.9", "10", "1,530", "-"]
 
 
-def test_what_names_a_run_and_what_does_not():
+def test_a_search_is_parsed_into_a_run_or_rejected():
     assert names_run("acme", str(RUN))
     assert not names_run("no spaces", str(RUN))
     assert not names_run("acme", "not a uuid")

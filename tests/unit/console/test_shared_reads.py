@@ -1,4 +1,4 @@
-"""One reading for all viewers, and how often it is made."""
+"""One read for all viewers, and its frequency."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from consumer.errors import UnavailableError
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """Seconds that pass when a test sets them."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -28,23 +28,23 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Server:
-    """Answers with how often it was asked, after *takes* seconds of the test's clock, or fails."""
+    """Returns the number of its reads after *takes* seconds of the test's clock, or fails."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock, self.asked, self.takes = clock, 0, 0.0
+        self.clock, self.reads, self.takes = clock, 0, 0.0
         self.error: Exception | None = None
 
     async def read(self) -> int:
-        self.asked += 1
+        self.reads += 1
         await asyncio.sleep(0)
         if isinstance(self.clock, Clock):
             self.clock.now += self.takes
         if self.error is not None:
             raise self.error
-        return self.asked
+        return self.reads
 
 
-async def test_all_who_ask_at_once_share_one_reading_and_a_fresh_one_is_not_made_again(clock):
+async def test_concurrent_requests_share_one_read_and_a_fresh_result_is_reused(clock):
     server = Server(clock)
     shared = Shared("it", server.read)
     assert {reading.value for reading in await asyncio.gather(*(shared.latest() for _ in range(50)))} == {1}
@@ -54,7 +54,7 @@ async def test_all_who_ask_at_once_share_one_reading_and_a_fresh_one_is_not_made
     assert (await shared.latest()).value == 2
 
 
-async def test_a_reading_that_takes_long_is_made_less_often_but_not_too_seldom(clock):
+async def test_a_slow_read_is_repeated_less_often_up_to_a_limit(clock):
     server = Server(clock)
     shared = Shared("it", server.read)
     for takes, pause in ((0.1, 3.0), (5.0, 20.0)):
@@ -71,13 +71,13 @@ async def test_a_reading_that_takes_long_is_made_less_often_but_not_too_seldom(c
 @pytest.mark.parametrize(
     ("error", "is_slow", "pause"),
     [
-        (UnavailableError("away"), False, 1.0),  # looked for again at once: its silence costs it nothing
+        (UnavailableError("away"), False, 1.0),  # queried again at once: the silence of a server costs it nothing
         (BusyError("busy"), True, 1.0),
         (GivenUpError("given up"), True, 20.0),
         (KeyError("a bug"), False, 1.0),
     ],
 )
-async def test_a_fault_keeps_what_was_known_and_says_why_there_is_nothing_newer(clock, error, is_slow, pause):
+async def test_a_failed_read_keeps_the_last_result_and_reports_the_error(clock, error, is_slow, pause):
     server = Server(clock)
     shared = Shared("it", server.read)
     known = await shared.latest()
@@ -92,12 +92,12 @@ async def test_a_fault_keeps_what_was_known_and_says_why_there_is_nothing_newer(
     assert (await shared.latest()).fault is None
 
 
-async def test_nobody_waits_long_for_a_server_that_is_silent_and_one_question_is_enough(clock):
+async def test_requests_do_not_wait_for_an_unresponsive_server_and_share_one_query(clock):
     silence = asyncio.Event()
-    asked: list[int] = []
+    reads: list[int] = []
 
     async def read() -> str:
-        asked.append(1)
+        reads.append(1)
         await silence.wait()
         return "at last"
 
@@ -108,9 +108,9 @@ async def test_nobody_waits_long_for_a_server_that_is_silent_and_one_question_is
     assert (reading.fault or "").startswith("it has not answered for 0.")
     assert reading.is_slow
     clock.now += PATIENCE_SECONDS
-    async with asyncio.timeout(PATIENCE_SECONDS - 0.1):  # it was waited for already
+    async with asyncio.timeout(PATIENCE_SECONDS - 0.1):  # the wait for it has already happened
         assert (await shared.latest()).fault == "it has not answered for 0.6 s"
     silence.set()
     await shared.settle(1)
     assert (await shared.latest()).value == "at last"
-    assert len(asked) == 1
+    assert len(reads) == 1

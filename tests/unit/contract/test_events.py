@@ -1,4 +1,4 @@
-"""What is told downstream once a run is closed out."""
+"""The events that are published once a run is closed out."""
 
 import json
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from tests.support import run_messages as runs
 NOW = datetime(2026, 11, 1, 12, 1, 2, 345678, tzinfo=UTC)
 ABOUT = {"tenant_id", "run_id", "agent_id", "is_synthetic"}
 ENVELOPE = {"specversion", "id", "source", "type", "subject", "time", "datacontenttype", "data"}
-# The contract's section 4.
+# The events of the contract.
 FIELDS = {
     "incident.created": ABOUT | {"incident_id", "outcome", "severity", "category", "error_code"},
     "incident.suppressed": ABOUT | {"prevention_record_id", "policy_id", "error_code"},
@@ -34,7 +34,7 @@ def policy(condition: str, **changes: Any) -> Policy:
     return Policy(**{**fields, **changes}, condition=condition)
 
 
-def told(run: CompletedRun, *policies: Policy) -> tuple[OutboxEvent, ...]:
+def events_of(run: CompletedRun, *policies: Policy) -> tuple[OutboxEvent, ...]:
     evaluation = evaluate(run, PolicySet((one, compiled(one.condition)) for one in policies))
     return events_for(run, finding_for(run, suppressed_by=evaluation.suppressed_by, now=NOW), evaluation, now=NOW)
 
@@ -81,10 +81,10 @@ BROKEN = policy("run.nope")
         ),
     ],
 )
-def test_three_events_go_out_in_order_under_the_contracts_routing_keys(
+def test_a_run_has_three_events_in_order_with_the_contracts_routing_keys(
     changes: dict[str, Any], policies: tuple[Policy, ...], keys: list[str]
 ):
-    events = told(runs.run(**changes), *policies)
+    events = events_of(runs.run(**changes), *policies)
     assert [event.routing_key for event in events] == keys
     assert [event.sequence for event in events] == [1, 2, 3]
     assert [event.type for event in events] == [key.rpartition(".")[0] for key in keys]
@@ -95,10 +95,10 @@ def test_three_events_go_out_in_order_under_the_contracts_routing_keys(
 @pytest.mark.parametrize(
     "changes", [{}, {"agent_id": None, "error_code": None, "trace_id": None}], ids=["full", "null"]
 )
-def test_an_event_has_the_contracts_fields_and_no_others_nulls_included(
+def test_an_event_has_exactly_the_contracts_fields_nulls_included(
     policies: tuple[Policy, ...], status: str, changes: dict[str, Any]
 ):
-    for event in told(runs.run(status=status, **changes), *policies):
+    for event in events_of(runs.run(status=status, **changes), *policies):
         envelope = json.loads(event.body)
         assert set(envelope) == ENVELOPE
         assert set(envelope["data"]) == FIELDS[event.type]
@@ -107,7 +107,7 @@ def test_an_event_has_the_contracts_fields_and_no_others_nulls_included(
 def test_the_envelope_is_a_cloud_event_about_the_run():
     run = runs.run(tenant_id="acme-eu.1")
     assert CONTENT_TYPE == "application/cloudevents+json"
-    for event in told(run):
+    for event in events_of(run):
         envelope = json.loads(event.body)
         assert envelope["specversion"] == "1.0"
         assert envelope["id"] == str(event.event_id)
@@ -119,14 +119,14 @@ def test_the_envelope_is_a_cloud_event_about_the_run():
         assert event.key == run.key == (event.tenant_id, event.run_id)
 
 
-def test_every_event_has_an_id_of_its_own_and_building_again_makes_new_ones():
+def test_every_event_has_a_unique_id_and_building_again_makes_new_ones():
     run = runs.run()
-    first, second = told(run), told(run)
+    first, second = events_of(run), events_of(run)
     assert len({event.event_id for event in (*first, *second)}) == 6
     assert sorted(event.event_id for event in first) == [event.event_id for event in first]
 
 
-def test_an_incident_is_told_with_what_it_holds():
+def test_an_incident_event_has_the_incidents_fields():
     run = runs.run(is_synthetic=True)
     evaluation = evaluate(run, PolicySet(()))
     finding = finding_for(run, suppressed_by=None, now=NOW)
@@ -159,7 +159,7 @@ def test_an_incident_is_told_with_what_it_holds():
     }
 
 
-def test_a_suppressed_incident_is_told_with_the_record_and_the_policy_that_stand_in_its_place():
+def test_a_suppressed_incident_event_names_the_prevention_record_and_policy():
     run = runs.run(trace_id=None)
     policy_id = uuid4()
     finding = finding_for(run, suppressed_by=policy_id, now=NOW)
@@ -179,21 +179,21 @@ def test_a_suppressed_incident_is_told_with_the_record_and_the_policy_that_stand
     assert data(finalized)["trace_id"] is None
 
 
-def test_violations_are_told_by_policy():
+def test_violations_are_listed_by_policy():
     flag = policy("true", name="slow", severity="LOW")
-    _, evaluated, _ = told(runs.run(), flag, BROKEN)
+    _, evaluated, _ = events_of(runs.run(), flag, BROKEN)
     assert data(evaluated)["policies_checked"] == 2
     assert data(evaluated)["violations"] == [
         {"policy_id": str(flag.policy_id), "name": "slow", "version": 2, "severity": "LOW"}
     ]
 
 
-def test_no_words_of_the_run_leave_with_its_events():
+def test_events_contain_no_free_text_of_the_run():
     run = runs.run(error_message="a customer's secret", metadata={"secret": "secret"}, model="secret")
-    assert all("secret" not in event.body for event in told(run, FLAG, BROKEN))
+    assert all("secret" not in event.body for event in events_of(run, FLAG, BROKEN))
 
 
-def test_any_name_of_an_agent_survives_the_way_through_json():
+def test_any_agent_name_survives_json_encoding():
     agent = 'ä"\\\u2028\U0001f600\x01'
-    assert {data(event)["agent_id"] for event in told(runs.run(agent_id=agent))} == {agent}
-    assert all(UUID(data(event)["run_id"]).version == 4 for event in told(runs.run()))
+    assert {data(event)["agent_id"] for event in events_of(runs.run(agent_id=agent))} == {agent}
+    assert all(UUID(data(event)["run_id"]).version == 4 for event in events_of(runs.run()))

@@ -1,4 +1,4 @@
-"""The printed documents say what the code does."""
+"""The printed documents match the code."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -86,17 +86,17 @@ def test_the_schemas_are_valid_json_schema_2020_12() -> None:
 
 
 @pytest.mark.parametrize("changes", REFUSED_BY_SHAPE, ids=str)
-def test_what_the_decoder_refuses_by_shape_the_schema_refuses_too(changes: dict[str, Any]) -> None:
+def test_the_schema_rejects_every_shape_that_the_decoder_rejects(changes: dict[str, Any]) -> None:
     fields = runs.message(**changes)
     with pytest.raises(MessageRefusedError):
         decode(json.dumps(fields).encode(), max_bytes=1_000_000)
     assert not _validator(run_completed_schema()).is_valid(fields)
-    # Many validators take a format for a remark.
+    # Many validators treat a format as an annotation.
     assert not Draft202012Validator(run_completed_schema()).is_valid(fields)
 
 
 @pytest.mark.parametrize("changes", ACCEPTED, ids=str)
-def test_what_the_decoder_takes_the_schema_takes_too(changes: dict[str, Any]) -> None:
+def test_the_schema_accepts_every_message_that_the_decoder_accepts(changes: dict[str, Any]) -> None:
     fields = runs.message(**changes)
     decode(json.dumps(fields).encode(), max_bytes=1_000_000)
     _validator(run_completed_schema()).validate(fields)
@@ -104,7 +104,7 @@ def test_what_the_decoder_takes_the_schema_takes_too(changes: dict[str, Any]) ->
 
 @pytest.mark.parametrize("trace", [None, TraceContext(TRACEPARENT), TraceContext(TRACEPARENT, "a=1,b=2")])
 @pytest.mark.parametrize("suppressed_by", [None, uuid4()])
-def test_real_events_follow_the_schema_and_another_implementation_of_cloudevents_reads_them(
+def test_real_events_match_the_schema_and_are_read_by_the_cloudevents_library(
     suppressed_by: UUID | None, trace: TraceContext | None
 ) -> None:
     run = runs.run()
@@ -124,7 +124,7 @@ def test_real_events_follow_the_schema_and_another_implementation_of_cloudevents
         assert read.get_attributes().get("tracestate") == (trace.tracestate if trace else None)
 
 
-def test_an_event_with_the_data_of_another_type_or_without_a_field_is_no_event() -> None:
+def test_the_schema_rejects_an_event_with_missing_fields_or_data_of_another_type() -> None:
     run = runs.run()
     now = datetime.now(UTC)
     finding = finding_for(run, suppressed_by=None, now=now)
@@ -139,20 +139,20 @@ def test_an_event_with_the_data_of_another_type_or_without_a_field_is_no_event()
     assert not validator.is_valid({**first, "traceparent": f"{TRACEPARENT}-more"})
 
 
-def test_every_type_of_event_has_its_own_envelope() -> None:
+def test_every_event_type_has_its_own_envelope_schema() -> None:
     schema = events_schema()
     kinds = [_at(schema, branch["$ref"])["properties"]["type"]["const"] for branch in schema["oneOf"]]
     assert kinds == list(get_args(EventType))
 
 
-def test_moments_are_said_to_be_rfc_3339() -> None:
+def test_times_are_documented_as_rfc_3339() -> None:
     definitions = events_schema()["$defs"]
     assert definitions["RunFinalizedEvent"]["properties"]["time"]["format"] == "date-time"
     assert definitions["RunFinalized"]["properties"]["completed_at"]["format"] == "date-time"
     assert run_completed_schema()["properties"]["started_at"]["format"] == "date-time"
 
 
-def test_what_the_types_cannot_say_is_said_in_words() -> None:
+def test_rules_beyond_types_are_in_the_descriptions() -> None:
     words = run_completed_schema()["description"]
     for rule in (
         "completed_at is not before started_at",
@@ -177,14 +177,14 @@ def test_every_reference_in_the_asyncapi_document_resolves() -> None:
         assert _at(document, reference)
 
 
-def test_the_schemas_in_the_asyncapi_document_take_real_messages() -> None:
+def test_the_schemas_of_the_asyncapi_document_accept_real_messages() -> None:
     document = asyncapi()
     payload = document["components"]["messages"]["runCompleted"]["payload"]
     _validator({**document, **payload}).validate(runs.message())
     assert not _validator({**document, **payload}).is_valid(runs.message(tenant_id=...))
 
 
-def test_a_parked_message_is_described_with_the_headers_of_the_contract() -> None:
+def test_the_asyncapi_document_describes_the_headers_of_a_parked_message() -> None:
     assert set(asyncapi()["components"]["messages"]["parked"]["headers"]["required"]) == {
         "x-closeout-reason",
         "x-closeout-error",
@@ -195,7 +195,7 @@ def test_a_parked_message_is_described_with_the_headers_of_the_contract() -> Non
     }
 
 
-def test_the_headers_that_name_a_trace_are_described_for_runners_and_for_subscribers() -> None:
+def test_the_trace_headers_are_described_for_runners_and_subscribers() -> None:
     messages = asyncapi()["components"]["messages"]
     for name in ("runCompleted", "incidentCreated", "incidentSuppressed", "policyEvaluated", "runFinalized"):
         validator = Draft202012Validator(messages[name]["headers"])
@@ -203,7 +203,7 @@ def test_the_headers_that_name_a_trace_are_described_for_runners_and_for_subscri
         assert not validator.is_valid({"traceparent": "00-0"})
 
 
-def test_the_routing_keys_of_real_events_fit_the_addresses() -> None:
+def test_the_routing_keys_of_real_events_match_the_channel_addresses() -> None:
     channels = asyncapi()["channels"].values()
     keys = {
         channel["address"].replace(f"{{{name}}}", word)
@@ -220,7 +220,7 @@ def test_the_routing_keys_of_real_events_fit_the_addresses() -> None:
             assert {event.routing_key for event in events} <= keys
 
 
-def test_the_asyncapi_document_names_the_contracts_channels() -> None:
+def test_the_asyncapi_document_has_the_contracts_channels() -> None:
     addresses = {channel["address"] for channel in asyncapi()["channels"].values()}
     assert addresses == {
         "run.completed",

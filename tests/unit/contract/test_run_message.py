@@ -1,4 +1,4 @@
-"""Bytes and headers become a run, or a refusal that says what to mend."""
+"""Bytes and headers become a run, or a refusal that names what to fix."""
 
 import json
 import operator
@@ -50,7 +50,7 @@ def step(**changes: Any) -> dict[str, Any]:
 
 
 def with_metadata(raw: str) -> bytes:
-    """A valid message whose ``metadata.a`` is *raw* as it stands, JSON or not."""
+    """A valid message whose ``metadata.a`` is *raw* unmodified, JSON or not."""
     fields = runs.message(run_id=RUN_ID, trace_id=None, metadata={"a": "MARK"})
     return json.dumps(fields).replace('"MARK"', raw).encode("utf-8", "surrogatepass")
 
@@ -95,11 +95,11 @@ ACCEPTED: list[tuple[str, Any, Any]] = [
 
 
 @pytest.mark.parametrize(("field", "sent", "held"), ACCEPTED, ids=lambda value: str(value)[:40])
-def test_a_field_is_taken_up_to_its_limits(field: str, sent: Any, held: Any):
+def test_a_field_is_accepted_up_to_its_limits(field: str, sent: Any, held: Any):
     assert getattr(take(runs.body(**{field: sent})).run, field) == held
 
 
-def test_the_shortest_message_has_the_required_fields_and_defaults_for_the_rest():
+def test_a_minimal_message_gets_defaults_for_optional_fields():
     required = ("schema_version", "tenant_id", "run_id", "status", "started_at", "completed_at")
     fields = {name: value for name, value in runs.message().items() if name in required}
     run = take(json.dumps(fields).encode()).run
@@ -120,7 +120,7 @@ def test_the_shortest_message_has_the_required_fields_and_defaults_for_the_rest(
         ("null", None),
     ],
 )
-def test_a_cost_is_held_exactly_as_it_was_written(sent: str, held: Decimal | None):
+def test_a_cost_is_stored_exactly(sent: str, held: Decimal | None):
     body = runs.body(usage={"cost_usd": "MARK"}, steps=[step(cost_usd="MARK")]).replace(b'"MARK"', sent.encode())
     run = take(body).run
     assert run.usage.cost_usd == held
@@ -128,12 +128,12 @@ def test_a_cost_is_held_exactly_as_it_was_written(sent: str, held: Decimal | Non
 
 
 @pytest.mark.parametrize("tokens", [0, 2**63 - 1, None])
-def test_token_counts_fill_a_bigint(tokens: int | None):
+def test_token_counts_are_accepted_up_to_a_bigint(tokens: int | None):
     usage = take(runs.body(usage={"input_tokens": tokens, "output_tokens": tokens})).run.usage
     assert (usage.input_tokens, usage.output_tokens) == (tokens, tokens)
 
 
-def test_a_thousand_steps_in_any_order_are_taken():
+def test_a_thousand_steps_in_any_order_are_accepted():
     steps = [step(index=index, skill=None, duration_ms=2**63 - 1, error_code="E") for index in reversed(range(1000))]
     steps[0]["index"] = 2**31 - 1
     held = take(runs.body(steps=steps)).run.steps
@@ -153,7 +153,7 @@ def test_a_thousand_steps_in_any_order_are_taken():
     ],
     ids=str,
 )
-def test_unknown_fields_are_ignored_wherever_they_stand(extra: dict[str, Any]):
+def test_unknown_fields_are_ignored_at_every_level(extra: dict[str, Any]):
     take(runs.body(**extra))
 
 
@@ -242,7 +242,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "words"), REFUSED, ids=lambda value: str(value)[:50])
-def test_a_wrong_field_is_refused_by_name_with_what_was_found_and_what_is_right(changes: dict[str, Any], words: str):
+def test_an_invalid_field_is_refused_with_its_name_the_value_found_and_the_expected_one(
+    changes: dict[str, Any], words: str
+):
     if "steps" in changes and isinstance(changes["steps"], list):
         changes = {"steps": [_without_ellipsis(item) for item in changes["steps"]]}
     assert refusal(runs.body(**changes)) == ("schema_violation", words)
@@ -252,7 +254,7 @@ def _without_ellipsis(item: Any) -> Any:
     return {k: v for k, v in item.items() if v is not ...} if isinstance(item, dict) else item
 
 
-def test_a_duration_has_bounds_too():
+def test_a_step_duration_has_bounds():
     reason, words = refusal(runs.body(steps=[step(duration_ms=-1)]))
     assert reason == "schema_violation"
     assert words.startswith("steps[0].duration_ms: found -1; expected ")
@@ -261,31 +263,31 @@ def test_a_duration_has_bounds_too():
 @pytest.mark.parametrize(
     ("version", "found"), [(0, "0"), (2, "2"), (-1, "-1"), (10**400, "an integer of hundreds of digits")]
 )
-def test_another_version_is_a_reason_of_its_own(version: int, found: str):
+def test_an_unsupported_version_has_its_own_reason(version: int, found: str):
     words = f"schema_version: found {found}; expected 1"
     assert refusal(runs.body(schema_version=version)) == ("unsupported_schema_version", words)
 
 
-def test_another_version_is_named_before_the_faults_that_come_with_it():
+def test_an_unsupported_version_is_reported_before_other_errors():
     assert refusal(b'{"schema_version": 2}')[0] == "unsupported_schema_version"
 
 
 @pytest.mark.parametrize(
     ("raw", "number"), [("1e400", "1e400"), ("-1e400", "-1e400"), ("1e99999999999", "1e99999999999")]
 )
-def test_a_number_that_no_double_holds_is_refused_with_words_that_say_what_is_right(raw: str, number: str):
+def test_a_number_beyond_a_double_is_refused_with_the_expected_range(raw: str, number: str):
     reason, words = refusal(with_metadata(raw))
     assert reason == "schema_violation"
     assert words.startswith(f'metadata."a": found {number}; expected ')
     assert "expected Number out of range" not in words
 
 
-def test_of_several_numbers_in_the_metadata_the_one_that_is_out_of_range_is_named():
+def test_the_out_of_range_number_in_the_metadata_is_named():
     _, words = refusal(runs.body(metadata={"fine": 1, "half": 0.5, "huge": "MARK"}).replace(b'"MARK"', b"1e400"))
     assert words.startswith('metadata."huge": found 1e400;')
 
 
-def test_an_integer_too_long_to_read_is_refused_and_a_long_one_is_taken():
+def test_an_integer_too_long_to_parse_is_refused_and_a_long_one_is_accepted():
     refusal(with_metadata("9" * 5000))
     held = take(with_metadata("9" * 300)).run.metadata["a"]
     assert float(str(held)) == pytest.approx(1e300)
@@ -315,7 +317,7 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize(("body", "words"), MALFORMED, ids=lambda value: str(value)[:30])
-def test_what_is_not_json_is_refused_with_the_place_where_it_stops(body: bytes, words: str):
+def test_invalid_json_is_refused_with_the_position_of_the_error(body: bytes, words: str):
     assert refusal(body) == ("invalid_json", words)
 
 
@@ -330,7 +332,7 @@ def test_what_is_not_json_is_refused_with_the_place_where_it_stops(body: bytes, 
         (b"{}", "schema_version: missing; expected 1"),
     ],
 )
-def test_json_that_is_no_run_violates_the_schema(body: bytes, words: str):
+def test_json_that_is_not_a_run_is_a_schema_violation(body: bytes, words: str):
     assert refusal(body) == ("schema_violation", words)
 
 
@@ -370,11 +372,11 @@ TORTURE = [
 
 
 @pytest.mark.parametrize("body", TORTURE, ids=lambda body: repr(body[-20:]))
-def test_torture_ends_in_a_run_or_in_a_refusal_that_fits_a_header(body: bytes):
+def test_a_torture_body_ends_in_a_run_or_a_refusal_that_fits_a_header(body: bytes):
     _assert_settles(body)
 
 
-def test_the_name_of_a_key_that_holds_a_nul_is_shown_on_one_short_line():
+def test_a_key_with_a_nul_is_named_on_one_short_line():
     for key in ("k" * 1000 + "\x00", "a\nb\x00", "a\r\x1b[31m\x00"):
         reason, words = refusal(runs.body(metadata={key: 1}))
         assert reason == "schema_violation"
@@ -384,7 +386,7 @@ def test_the_name_of_a_key_that_holds_a_nul_is_shown_on_one_short_line():
         assert words.isprintable()
 
 
-def test_of_a_key_that_is_sent_twice_the_last_value_counts():
+def test_the_last_value_of_a_repeated_key_is_used():
     twice = runs.body(agent_id="second").replace(b'"schema_version"', b'"agent_id": "first", "schema_version"')
     assert take(twice).run.agent_id == "second"
     assert refusal(runs.body(status=5).replace(b'"schema_version"', b'"status": "failed", "schema_version"')) == (
@@ -405,7 +407,7 @@ def test_a_body_one_byte_over_the_limit_is_refused_before_it_is_read():
 @pytest.mark.parametrize(
     "content_type", [None, "", "application/json", "Application/JSON", "application/json; charset=utf-8"]
 )
-def test_json_is_taken_under_its_usual_names(content_type: str | None):
+def test_json_is_accepted_under_its_usual_content_types(content_type: str | None):
     take(runs.body(), content_type=content_type)
 
 
@@ -415,7 +417,7 @@ def test_another_content_type_is_refused(content_type: str):
     assert refusal(runs.body(), content_type=content_type) == ("unsupported_content_type", words)
 
 
-def test_a_compressed_body_is_refused_and_a_plain_one_may_say_that_it_is_plain():
+def test_a_compressed_body_is_refused_and_the_identity_encoding_accepted():
     take(runs.body(), content_encoding="UTF-8")
     take(runs.body(), content_encoding="identity")
     assert refusal(runs.body(), content_encoding="gzip") == (
@@ -424,7 +426,7 @@ def test_a_compressed_body_is_refused_and_a_plain_one_may_say_that_it_is_plain()
     )
 
 
-def test_only_trusted_publishers_are_taken_where_any_are_named():
+def test_only_trusted_publishers_are_accepted_where_any_are_configured():
     trusted = frozenset({"runner"})
     take(runs.body(), user_id="anybody")
     take(runs.body(), user_id="runner", trusted_publishers=trusted)
@@ -435,7 +437,7 @@ def test_only_trusted_publishers_are_taken_where_any_are_named():
         )
 
 
-def test_hostile_properties_are_cut_short():
+def test_hostile_properties_are_truncated():
     for properties in (
         {"content_type": "x" * 5000},
         {"content_encoding": "\n" * 5000},
@@ -477,7 +479,7 @@ def test_the_digest_ignores_order_white_space_and_escapes():
     ],
     ids=str,
 )
-def test_changed_content_has_another_digest_in_unknown_fields_too(changes: dict[str, Any]):
+def test_changed_content_changes_the_digest_also_in_unknown_fields(changes: dict[str, Any]):
     fields = runs.message(metadata={"a": 1})
     before = take(json.dumps(fields).encode()).digest
     changed = {name: value for name, value in {**fields, **changes}.items() if value is not ...}
@@ -488,11 +490,11 @@ def test_a_fraction_and_the_text_of_that_fraction_have_different_digests():
     assert take(with_metadata("1.5")).digest != take(with_metadata('"1.5"')).digest
 
 
-def test_the_digest_tells_apart_what_a_double_cannot():
+def test_the_digest_distinguishes_numbers_that_a_double_cannot():
     assert take(with_metadata("0.1")).digest != take(with_metadata("0.10000000000000000000001")).digest
 
 
-def test_steps_in_another_order_are_another_content():
+def test_steps_in_another_order_change_the_digest():
     fields = runs.message()
     before = take(json.dumps(fields).encode()).digest
     assert take(json.dumps({**fields, "steps": fields["steps"][::-1]}).encode()).digest != before
@@ -531,7 +533,7 @@ def _assert_settles(body: bytes) -> None:
 @given(
     edits=st.lists(st.tuples(st.integers(0, 10_000), st.binary(max_size=4), st.integers(0, 4)), min_size=1, max_size=4)
 )
-def test_flipped_inserted_and_lost_bytes_never_raise_anything_but_a_refusal(edits: list[tuple[int, bytes, int]]):
+def test_flipped_inserted_and_lost_bytes_raise_only_refusals(edits: list[tuple[int, bytes, int]]):
     body = runs.body()
     for place, inserted, lost in edits:
         at = place % (len(body) + 1)
@@ -541,10 +543,10 @@ def test_flipped_inserted_and_lost_bytes_never_raise_anything_but_a_refusal(edit
 
 @settings(max_examples=1500, deadline=None, database=None)
 @given(st.lists(st.tuples(st.sampled_from(_PLACES), st.sampled_from(_AWKWARD)), min_size=1, max_size=4))
-def test_exchanged_values_never_raise_anything_but_a_refusal(exchanges: list[tuple[tuple[Any, ...], Any]]):
+def test_exchanged_values_raise_only_refusals(exchanges: list[tuple[tuple[Any, ...], Any]]):
     fields: Any = runs.message()
     for (*way, last), value in exchanges:
-        # An earlier exchange may have taken away what this one would change.
+        # An earlier exchange may have removed the value that this one would change.
         with suppress(KeyError, IndexError, TypeError):
             part = reduce(operator.getitem, way, fields)
             if value is ...:

@@ -1,4 +1,4 @@
-"""Which traceparent is believed, by W3C's rules, and that no other does any harm."""
+"""Valid traceparents by W3C's rules; invalid ones are ignored."""
 
 import json
 from datetime import UTC, datetime
@@ -42,35 +42,35 @@ INVALID = [
 
 
 @pytest.mark.parametrize("flags", ["00", "01", "02", "03", "ff"])
-def test_a_valid_traceparent_is_passed_on_as_it_came(flags):
+def test_a_valid_traceparent_is_propagated_unmodified(flags):
     text = f"00-{TRACE}-{SPAN}-{flags}"
     assert context_in({"traceparent": text}) == (text, None)
 
 
 @pytest.mark.parametrize("found", [VALID, VALID.encode(), bytearray(VALID.encode())], ids=lambda v: type(v).__name__)
-def test_it_is_read_from_each_type_that_clients_write_text_as(found):
+def test_a_traceparent_is_read_from_each_amqp_text_type(found):
     assert context_in({"traceparent": found, "other": 1}) == (VALID, None)
 
 
 @pytest.mark.parametrize("found", [*INVALID, None, 5, True, {"a": VALID}, [VALID], b"\xff" * 55])
-def test_what_breaks_w3cs_rules_counts_as_none(found):
+def test_an_invalid_traceparent_is_ignored(found):
     assert context_in({"traceparent": found, "tracestate": "a=1"}) is None
 
 
 @pytest.mark.parametrize("headers", [None, {}, {"tracestate": "a=1"}, {"Traceparent": VALID}])
-def test_a_message_without_one_has_none(headers):
+def test_a_message_without_a_traceparent_has_no_trace(headers):
     assert context_in(headers) is None
 
 
 @pytest.mark.parametrize("later", [f"01-{TRACE}-{SPAN}-01", f"cc-{TRACE}-{SPAN}-fd-what-the-future\nwill bring"])
-def test_a_later_version_is_passed_on_as_00_with_the_flags_that_are_known(later):
+def test_a_later_traceparent_version_is_propagated_as_00_with_the_known_flags(later):
     assert context_in({"traceparent": later}) == (VALID, None)
 
 
 @pytest.mark.parametrize(
     "state", ["a=1", "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE", "fw529a3039@dt=FfAB; x , b= y", "a=1,,b=2", "0a*/-_=~!"]
 )
-def test_a_valid_tracestate_goes_along(state):
+def test_a_valid_tracestate_is_propagated(state):
     assert context_in({"traceparent": VALID, "tracestate": state}) == (VALID, state)
 
 
@@ -92,7 +92,7 @@ def test_a_valid_tracestate_goes_along(state):
         None,
     ],
 )
-def test_a_tracestate_that_breaks_the_rules_is_left_out_alone(state):
+def test_an_invalid_tracestate_is_dropped_and_the_traceparent_kept(state):
     assert context_in({"traceparent": VALID, "tracestate": state}) == (VALID, None)
 
 
@@ -104,7 +104,7 @@ def test_a_tracestate_that_breaks_the_rules_is_left_out_alone(state):
         st.sampled_from(["00", "01", "ff", "1", "01-", "01-x", "0G"]),
     ).map("-".join)
 )
-def test_what_is_believed_opentelemetry_believes_too_and_finds_the_same_span_in(text):
+def test_opentelemetry_accepts_every_accepted_traceparent_with_the_same_span(text):
     context = get_current_span(TraceContextTextMapPropagator().extract({"traceparent": text})).get_span_context()
     found = valid_traceparent(text)
     assert (found is not None) == context.is_valid
@@ -113,16 +113,16 @@ def test_what_is_believed_opentelemetry_believes_too_and_finds_the_same_span_in(
 
 
 @pytest.mark.parametrize("trace", [None, TraceContext(VALID), TraceContext(VALID, "a=1")])
-def test_an_events_text_keeps_its_trace_for_whoever_publishes_it_later(trace: TraceContext | None):
+def test_a_stored_event_keeps_its_trace_for_a_later_publisher(trace: TraceContext | None):
     for event in _events(trace):
         assert event.trace == trace_in(event.body) == trace
-        said = json.loads(event.body)
-        assert {name: said.get(name) for name in ("traceparent", "tracestate") if name in said} == (
+        document = json.loads(event.body)
+        assert {name: document.get(name) for name in ("traceparent", "tracestate") if name in document} == (
             trace.headers if trace else {}
         )
 
 
-def test_what_a_runner_writes_into_its_run_is_not_taken_for_a_trace():
+def test_text_in_a_run_is_not_read_as_a_trace():
     assert {trace_in(event.body) for event in _events(None, agent_id='","traceparent":"' + VALID)} == {None}
 
 

@@ -1,4 +1,4 @@
-"""What a batch is made of: what has arrived, bounded in messages and in bytes."""
+"""A batch: the messages that have arrived, bounded in number and in bytes."""
 
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,19 +20,19 @@ async def taken(intake: Intake, at_most: int) -> list[int]:
     return [len(delivery.message.body) for delivery in batch]
 
 
-async def test_a_batch_is_what_has_arrived_in_its_order_up_to_its_number():
+async def test_a_batch_has_the_arrived_messages_in_order_up_to_its_maximum():
     intake = holding(1, 2, 3)
 
     assert [await taken(intake, 2), await taken(intake, 2)] == [[1, 2], [3]]
 
 
-async def test_a_batch_ends_before_the_message_that_would_make_it_too_large():
+async def test_a_batch_ends_before_a_message_that_would_exceed_its_size():
     intake = holding(BATCH_MAX_BYTES - 1, 1, 1)
 
     assert await taken(intake, 100) == [BATCH_MAX_BYTES - 1, 1]
 
 
-async def test_a_message_that_is_too_large_for_any_batch_is_one_of_its_own():
+async def test_a_message_larger_than_any_batch_is_a_batch_by_itself():
     intake = holding(BATCH_MAX_BYTES + 1, 1)
 
     assert [await taken(intake, 100), await taken(intake, 100)] == [[BATCH_MAX_BYTES + 1], [1]]

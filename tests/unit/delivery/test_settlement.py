@@ -1,4 +1,4 @@
-"""How a delivery is settled: from outcome, or from whose fault an error is."""
+"""The settlement of a delivery by its outcome or the classification of its error."""
 
 import asyncio
 from typing import Any, get_args
@@ -101,17 +101,17 @@ def name(value: object) -> str:
 
 
 @pytest.mark.parametrize(("error", "fault"), FAULTS, ids=name)
-def test_every_error_is_somebodys_fault(error: BaseException, fault: Fault):
+def test_every_error_is_classified(error: BaseException, fault: Fault):
     assert fault_of(error) is fault
     assert lies_in_data(error) is (fault is Fault.UNKNOWN)
 
 
-def test_the_nearest_answer_of_the_server_decides_and_what_led_to_it_does_not():
+def test_the_nearest_server_error_decides_the_classification():
     constraint = caused(database_error(Coded("23505")), ConnectionResetError())
     assert fault_of(failed(constraint)) is Fault.UNKNOWN
 
 
-def test_errors_that_are_each_others_cause_are_looked_at_once():
+def test_errors_that_are_each_others_cause_are_visited_once():
     first, second = RuntimeError("a"), RuntimeError("b")
     first.__cause__, second.__cause__ = second, first
     assert fault_of(first) is Fault.UNKNOWN
@@ -142,13 +142,13 @@ def result(state: Any) -> TransactionResult:
         ("unfinished", lambda attempts: RetryLater(attempts, "a legacy close-out of this run is unfinished")),
     ],
 )
-def test_an_outcome_is_settled_by_its_state(state: str, settlement: Any, attempts: int):
+def test_the_state_of_an_outcome_decides_its_settlement(state: str, settlement: Any, attempts: int):
     assert settle(result(state), attempts=attempts, max_attempts=5) == settlement(attempts)
 
 
 @pytest.mark.parametrize("reason", get_args(ParkReason))
 @pytest.mark.parametrize("attempts", [0, 7])
-def test_what_the_sender_must_mend_is_parked_at_once_under_its_reason(reason: ParkReason, attempts: int):
+def test_an_error_of_the_sender_is_parked_immediately_with_its_reason(reason: ParkReason, attempts: int):
     error = MessageRefusedError(reason, "status: found 5; expected one of …")
     assert settled(error, attempts=attempts) == Park(reason, "status: found 5; expected one of …", attempts)
 
@@ -160,12 +160,12 @@ def test_a_refusal_inside_a_failed_transaction_keeps_its_reason():
 
 
 @pytest.mark.parametrize("attempts", [0, 4, 1000])
-def test_the_weather_is_never_counted_and_never_parks(attempts: int):
+def test_a_transient_error_is_never_counted_and_never_parks(attempts: int):
     assert settled(UnavailableError("no answer"), attempts=attempts) == PauseAndRequeue("no answer")
     assert isinstance(settled(failed(database_error(Coded("57P01"))), attempts=attempts), PauseAndRequeue)
 
 
-def test_a_right_that_is_missing_is_the_weather_and_says_who_names_it():
+def test_a_missing_privilege_is_transient_and_refers_to_closeout_doctor():
     settlement = settled(failed(database_error(Coded("42501"))), attempts=0)
     assert isinstance(settlement, PauseAndRequeue)
     assert settlement.why.startswith("PostgreSQL: ")
@@ -183,13 +183,13 @@ def test_a_right_that_is_missing_is_the_weather_and_says_who_names_it():
         (0, 2, RetryLater(1, "a bug")),
     ],
 )
-def test_what_nobody_foresaw_is_tried_a_bounded_number_of_times_then_parked(
+def test_an_unknown_error_is_retried_a_bounded_number_of_times_then_parked(
     attempts: int, max_attempts: int, settlement: Settlement
 ):
     assert settled(ValueError("a bug"), attempts=attempts, max_attempts=max_attempts) == settlement
 
 
-def test_a_delivery_that_always_fails_is_parked_after_exactly_as_many_tries_as_allowed():
+def test_a_failing_delivery_is_parked_after_exactly_the_maximum_of_attempts():
     attempts = tries = 0
     while True:
         tries += 1
@@ -213,11 +213,11 @@ def test_a_delivery_that_always_fails_is_parked_after_exactly_as_many_tries_as_a
     ],
     ids=name,
 )
-def test_an_error_is_told_on_one_short_line_without_the_statement_and_its_parameters(error: BaseException, words: str):
+def test_an_error_is_one_short_line_without_the_statement_and_its_parameters(error: BaseException, words: str):
     assert one_line(error) == words
 
 
-def test_a_failed_transaction_says_where_and_why_without_run_data():
+def test_a_failed_transaction_reports_phase_and_cause_without_run_data():
     error = failed(database_error(asyncpg.CheckViolationError("check failed")))
     assert str(error) == "rolled back at INCIDENT_CREATED: DBAPIError: check failed"
     assert "secret" not in str(error)

@@ -1,4 +1,4 @@
-"""``closeout doctor`` says of each line who could listen to it, or stand in for the server."""
+"""``closeout doctor`` reports connections that can be intercepted or impersonated."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def looked_at(database: str = "postgresql://h/d", amqp: str = "amqps://h") -> li
         ("postgresql://u@localhost.example/d", "warning", "sslmode=prefer"),
     ],
 )
-def test_of_postgresql_only_what_is_checked_or_stays_on_this_machine_is_well(url, state, words):
+def test_postgresql_encryption_check(url, state, words):
     found = looked_at(database=url)[0]
     assert found[0] == state
     assert words in found[1]
@@ -35,11 +35,11 @@ def test_of_postgresql_only_what_is_checked_or_stays_on_this_machine_is_well(url
 @pytest.mark.parametrize(
     ("url", "state"), [("amqps://u@mq", "ok"), ("amqp://u@mq", "warning"), ("amqp://u@localhost/v", "ok")]
 )
-def test_of_rabbitmq_too(url, state):
+def test_amqp_encryption_check(url, state):
     assert looked_at(amqp=url)[1][0] == state
 
 
-def test_of_a_url_that_is_faulty_nothing_more_is_said():
+def test_an_invalid_url_is_not_checked_for_encryption():
     assert looked_at(database="mysql://h") == [
         ("ok", "AMQP_URL, amqps://: encrypted, certificate and host are checked")
     ]

@@ -1,4 +1,4 @@
-"""What the standard OTEL_* variables ask for, and what is done where it cannot be had."""
+"""The standard OTEL_* variables, and the warnings where an exporter is missing."""
 
 import subprocess
 import sys
@@ -31,11 +31,11 @@ ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
         ({"OTEL_TRACES_EXPORTER": "otlp, console"}, ("otlp_proto_http", "console")),
     ],
 )
-def test_the_standard_variables_say_which_exporters_are_asked_for(environ, exporters):
+def test_the_standard_variables_choose_the_exporters(environ, exporters):
     assert span_exporters(environ) == exporters
 
 
-def test_an_exporter_that_is_not_installed_is_named_with_those_that_are_and_nothing_else_is_lost():
+def test_a_missing_exporter_is_named_with_the_installed_ones():
     with capture_logs() as logs:
         assert load_spans(["otlp_proto_grpc"], amqp_url="amqp://broker") is None
     assert logs[0]["exporter"] == "otlp_proto_grpc"
@@ -43,7 +43,7 @@ def test_an_exporter_that_is_not_installed_is_named_with_those_that_are_and_noth
     assert "otlp_proto_http" in logs[0]["installed"]
 
 
-def test_opentelemetry_is_not_imported_unless_it_is_asked_for():
+def test_opentelemetry_is_imported_only_when_configured():
     code = (
         "import sys, consumer.assembly, consumer.cli; from consumer.tracing.loading import load_spans; "
         "load_spans((), amqp_url='amqp://broker'); "

@@ -1,19 +1,19 @@
-"""Holding a worker at one point of its way, from the database's side."""
+"""Locks that stop a worker at one point of its transaction."""
 
 import contextlib
 from collections.abc import AsyncIterator
 
 import asyncpg
 
-from tests.support.fault_scenario import Scene
+from tests.support.faults.scenario import Scenario
 
 _KEY = 4711
 
 
 @contextlib.asynccontextmanager
-async def table_locked(scene: Scene, table: str) -> AsyncIterator[None]:
-    """Let every statement on *table* wait; the worker's lock_timeout gives 5 s for what is to be done meanwhile."""
-    conn = await asyncpg.connect(scene.postgres.url(scene.database))
+async def lock_table(scenario: Scenario, table: str) -> AsyncIterator[None]:
+    """Block every statement on *table*; the worker's lock_timeout ends the wait after 5 s."""
+    conn = await asyncpg.connect(scenario.postgres.url(scenario.database))
     try:
         await conn.execute(f"BEGIN; LOCK TABLE governance.{table} IN ACCESS EXCLUSIVE MODE")
         yield
@@ -22,9 +22,9 @@ async def table_locked(scene: Scene, table: str) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def trigger_held(scene: Scene, when: str) -> AsyncIterator[None]:
-    """Let a trigger wait: *when* is what stands between its name and EXECUTE."""
-    conn = await asyncpg.connect(scene.postgres.url(scene.database))
+async def hold_in_trigger(scenario: Scenario, when: str) -> AsyncIterator[None]:
+    """Block in a trigger; *when* is the part of CREATE TRIGGER between its name and EXECUTE."""
+    conn = await asyncpg.connect(scenario.postgres.url(scenario.database))
     try:
         await conn.execute(
             "CREATE FUNCTION governance.hold() RETURNS trigger LANGUAGE plpgsql AS "
@@ -38,13 +38,13 @@ async def trigger_held(scene: Scene, when: str) -> AsyncIterator[None]:
         await conn.close()
 
 
-async def waiting(scene: Scene) -> bool:
-    return bool(await waiting_ports(scene))
+async def waits_for_lock(scenario: Scenario) -> bool:
+    return bool(await ports_waiting_for_locks(scenario))
 
 
-async def waiting_ports(scene: Scene) -> list[int]:
+async def ports_waiting_for_locks(scenario: Scenario) -> list[int]:
     """Return the client ports of the worker's sessions that wait for a lock."""
-    found = await scene.sql(
-        f"SELECT client_port FROM pg_stat_activity WHERE usename = '{scene.role}' AND wait_event_type = 'Lock'"
+    found = await scenario.sql(
+        f"SELECT client_port FROM pg_stat_activity WHERE usename = '{scenario.role}' AND wait_event_type = 'Lock'"
     )
     return [int(port) for port in found.split()]

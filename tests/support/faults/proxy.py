@@ -1,4 +1,4 @@
-"""A line between a worker and a server that a test can stall, cut and refuse."""
+"""A TCP proxy between a worker and a server that can stall, reset and refuse connections."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,7 @@ import struct
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 seconds: RST in place of FIN
 
 
-class Line:
+class ProxiedConnection:
     """One connection through the proxy."""
 
     def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
@@ -16,27 +16,27 @@ class Line:
         # As the server knows it: pg_stat_activity.client_port.
         self.port: int = server.get_extra_info("sockname")[1]
         self.flowing = asyncio.Event()
-        # The next thing the server says is lost with the line: it has done what it was told, and nobody hears of it.
-        self.doomed = False
-        self.answers_left, self.reset = -1, True
-        # With it, the client is not told that the server is gone; that it is sets the other.
-        self.silent_end, self.ended = False, asyncio.Event()
+        # The server's next response is lost with the connection: the server has acted, and the client cannot know.
+        self.drop_next_response = False
+        self.responses_left, self.reset = -1, True
+        # Whether the client does not see that the server closed the connection; set once it has.
+        self.hide_server_close, self.server_closed = False, asyncio.Event()
 
     async def pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        """Carry bytes until an end closes, only while the line flows."""
+        """Forward bytes until an end closes, and only while the connection flows."""
         with contextlib.suppress(OSError):
             while data := await source.read(65_536):
                 await self.flowing.wait()
-                if sink is self.client:  # what is written goes out before the next is looked at
-                    if self.doomed or self.answers_left == 0:
+                if sink is self.client:  # what is written is sent before the next chunk is read
+                    if self.drop_next_response or self.responses_left == 0:
                         break
-                    self.answers_left -= 1
+                    self.responses_left -= 1
                 sink.write(data)
                 await sink.drain()
-        if self.doomed or self.answers_left == 0:
+        if self.drop_next_response or self.responses_left == 0:
             self.cut() if self.reset else self.client.close()
-        self.ended.set()
-        if not self.silent_end:
+        self.server_closed.set()
+        if not self.hide_server_close:
             sink.close()
 
     def cut(self) -> None:
@@ -47,12 +47,12 @@ class Line:
 
 
 class Proxy:
-    """Passes bytes on to the first of *ports* that listens, until told otherwise; its own port stays the same."""
+    """Forwards connections to the first of *ports* that listens; its own port stays the same."""
 
     def __init__(self, *ports: int) -> None:
         self.targets, self.port = list(ports), 0
-        self.lines: set[Line] = set()
-        # How many answers of the server each coming line lets through before it breaks, and whether by a reset.
+        self.connections: set[ProxiedConnection] = set()
+        # For each coming connection: the number of responses before it breaks, and whether by a reset.
         self.breaks: list[tuple[int, bool]] = []
         self._stalled = False
         self._listener: asyncio.Server | None = None
@@ -61,7 +61,7 @@ class Proxy:
         """Take connections, from the start or again after :meth:`refuse`."""
         if self._listener is not None:
             return self
-        # A small limit, so that a stalled line stops being read.
+        # A small limit, so that a stalled connection stops being read.
         self._listener = await asyncio.start_server(self._carry, "127.0.0.1", self.port, limit=4096)
         self.port = self._listener.sockets[0].getsockname()[1]
         return self
@@ -74,33 +74,33 @@ class Proxy:
         else:
             writer.transport.abort()
             return
-        line = Line(writer, to_server)
+        connection = ProxiedConnection(writer, to_server)
         if not self._stalled:
-            line.flowing.set()
+            connection.flowing.set()
         if self.breaks:
-            line.answers_left, line.reset = self.breaks.pop(0)
-        self.lines.add(line)
+            connection.responses_left, connection.reset = self.breaks.pop(0)
+        self.connections.add(connection)
         try:
-            await asyncio.gather(line.pump(reader, to_server), line.pump(from_server, writer))
+            await asyncio.gather(connection.pump(reader, to_server), connection.pump(from_server, writer))
         finally:
-            self.lines.discard(line)
+            self.connections.discard(connection)
 
-    def stall(self, *, new_lines_too: bool = True) -> None:
-        """Carry nothing any more in either direction; nobody is told."""
-        self._stalled = new_lines_too
-        for line in self.lines:
-            line.flowing.clear()
+    def stall(self, *, new_connections_too: bool = True) -> None:
+        """Forward nothing in either direction, without closing anything."""
+        self._stalled = new_connections_too
+        for connection in self.connections:
+            connection.flowing.clear()
 
     def flow(self) -> None:
         """End a stall: what was written meanwhile arrives."""
         self._stalled = False
-        for line in self.lines:
-            line.flowing.set()
+        for connection in self.connections:
+            connection.flowing.set()
 
     def cut(self) -> None:
-        """Reset every line."""
-        for line in list(self.lines):
-            line.cut()
+        """Reset every connection."""
+        for connection in list(self.connections):
+            connection.cut()
 
     def refuse(self) -> None:
         """Take no new connections."""
