@@ -81,13 +81,13 @@ def _commands() -> str:
 
 
 def _options() -> str:
-    rows = [
-        (f"`closeout {name}`", f"`{_parameter(parameter)}`", parameter.help or "")
-        for name, command in _leaves(typer.main.get_command(app))
-        for parameter in command.params
-        if parameter.name not in {"help", "as_json"}
-    ]
-    return _table(("command", "argument or option", "meaning"), rows)
+    commands: dict[tuple[str, str], list[str]] = {}
+    for name, command in _leaves(typer.main.get_command(app)):
+        for parameter in command.params:
+            if parameter.name not in {"help", "as_json"}:
+                commands.setdefault((_parameter(parameter), parameter.help or ""), []).append(name)
+    rows = ((f"`{parameter}`", _code(names), meaning) for (parameter, meaning), names in commands.items())
+    return _table(("argument or option", "of", "meaning"), rows)
 
 
 def _leaves(command: Any, *names: str) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - typer's commands are private

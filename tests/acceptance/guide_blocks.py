@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
 from tests.support.guides import CODE_BLOCK
 
@@ -58,3 +59,23 @@ def has_form(output: str, shown: str) -> bool:
     """Return whether *output* is what is *shown*, where a line of three dots stands for any lines."""
     pieces = [re.escape(form(piece)) for piece in re.split(r"^\.\.\.$", shown, flags=re.MULTILINE)]
     return re.fullmatch(r"\s*.*\s*".join(pieces), form(output)) is not None
+
+
+def refreshed(shown: str, output: str) -> str:
+    """Return *shown* with the lines between its omissions replaced by the lines of *output* that resemble them most."""
+    lines, end, pieces = output.splitlines(), 0, []
+    for piece in re.split(r"^\.\.\.$\n?", shown, flags=re.MULTILINE):
+        old = piece.splitlines()
+        spans = [
+            lines[i:j] for i in range(end, len(lines)) for j in range(i + 1, min(len(lines), i + len(old) + 3) + 1)
+        ]
+        new = max(spans, key=lambda span: _resemblance(old, span)) if old and spans else []
+        end = lines.index(new[-1], end) + 1 if new else end
+        pieces.append("".join(f"{line}\n" for line in new))
+    return "...\n".join(pieces)
+
+
+def _resemblance(old: list[str], new: list[str]) -> float:
+    """Compare all lines, and the first and the last line again: they are where a piece is cut."""
+    pairs = (("\n".join(old), "\n".join(new)), (old[0], new[0]), (old[-1], new[-1]))
+    return sum(SequenceMatcher(None, *pair).ratio() for pair in pairs)

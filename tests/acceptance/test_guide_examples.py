@@ -1,6 +1,6 @@
 """Every example of the guides, run in order on real servers with a real worker.
 
-``WRITE_GUIDES=1`` writes the current output into the console blocks that omit nothing.
+``WRITE_GUIDES=1`` writes the current output into the console blocks.
 """
 
 import os
@@ -15,7 +15,7 @@ import pytest
 from servers import PostgresServer, RabbitServer
 
 from tests.acceptance import roles_of_commands as identities
-from tests.acceptance.guide_blocks import Block, blocks, has_form, trimmed
+from tests.acceptance.guide_blocks import Block, blocks, has_form, refreshed, trimmed
 from tests.acceptance.guide_reader import LISTED, PARKED, ROOT, Reader
 from tests.support import roles
 from tests.support.guides import GUIDES, read
@@ -162,9 +162,9 @@ class ExampleRun:
             assert output[0] in {0, 1}, f"{block.place}: {command}\n{output[1]}"
             if not has_form(output[1], shown):
                 self.differences.append(f"{block.place}: {command} now prints:\n{output[1]}")
-            if "\n...\n" not in f"\n{shown}":
-                text = self.texts[block.guide]
-                self.texts[block.guide] = text.replace(f"$ {command}\n{shown}", f"$ {command}\n{output[1]}", 1)
+            new = refreshed(shown, output[1]) if "\n...\n" in f"\n{shown}" else output[1]
+            text = self.texts[block.guide]
+            self.texts[block.guide] = text.replace(f"$ {command}\n{shown}", f"$ {command}\n{new}", 1)
 
     def _follow_python(self, block: Block) -> None:
         identity = identities.WORKER._replace(user=None)

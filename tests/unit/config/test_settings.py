@@ -192,8 +192,10 @@ def test_all_faults_are_named_at_once():
     }
     assert sorted(faults(environ)) == [
         f"AMQP_URL: found a secret value; {AMQP_RIGHT}{ENCODED}",
-        "DATABASE_URL_FILE: cannot read /nowhere: No such file or directory; "
-        "expected a file that contains only the URL",
+        (
+            "DATABASE_URL_FILE: cannot read /nowhere: No such file or directory; "
+            "expected a file that contains only the URL"
+        ),
         "HTTP_PORT: found 'x'; expected a whole number",
         "LEGACY_FALLBACK_ENABLED: found 'perhaps'; expected true or false",
         "LOG_LEVEL: found 'loud'; expected one of 'DEBUG', 'INFO', 'WARNING' or 'ERROR'",
