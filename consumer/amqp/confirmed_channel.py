@@ -22,7 +22,7 @@ _DEFAULT_EXCHANGE = ""
 # second, a node restart a few. An unconfirmed event stays in the outbox.
 CONFIRM_TIMEOUT_SECONDS = 10.0
 # Seconds to wait for the broker's reason after a channel closed.
-REASON_SECONDS = 1.0
+REASON_SECONDS = 5.0
 
 
 class ConfirmedChannel:

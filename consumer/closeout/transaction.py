@@ -36,7 +36,7 @@ from domains.traces.writes import complete as complete_traces
 log = structlog.get_logger(__name__)
 
 # Seconds to write the rollback record. In an outage it is abandoned: the first error matters more.
-_RECORD_TIMEOUT_SECONDS = 5.0
+_RECORD_TIMEOUT_SECONDS = 10.0
 
 
 class RunCompletionTransaction:

@@ -1,7 +1,7 @@
-"""The console: read-only pages over the flow and over single runs, served by the worker itself.
+"""The console: read-only pages about the flow and about single runs, served by the worker.
 
-It must never disturb the worker. What it shows comes from three places: counters that the worker keeps anyway, looked
-at every two seconds (``history.py``); the database, in two sessions of its own (``database.py``); the broker's queue
-depths, over a connection of its own (``depths.py``). The last two are asked only while somebody looks, and all viewers
-share one answer (``readings.py``).
+It must never disturb the worker. Its data has three sources: the worker's counters, sampled every two seconds
+(``history.py``); the database, in two dedicated sessions (``queries.py``); and queue depths, over a dedicated
+connection (``queue_depths.py``). The last two are read only while a page is open, and all viewers share one result
+(``shared_reads.py``). Imports ``parked``, ``outbox``, ``runs`` and below.
 """

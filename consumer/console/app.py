@@ -1,4 +1,4 @@
-"""The console: which address shows what, and the overview. It only reads, and never holds up the worker's loop."""
+"""The console's routes and its overview. It only reads, and never blocks the worker's event loop."""
 
 import asyncio
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from consumer.amqp.connection import BrokerConnection
-from consumer.console.alerts import troubles_of
+from consumer.console.alerts import alerts_of
 from consumer.console.history import SAMPLE_SECONDS
 from consumer.console.overview_data import Overview
 from consumer.console.queries import create_console_engine
@@ -28,12 +28,12 @@ log = structlog.get_logger(__name__)
 
 # Seconds without a viewer after which the sessions and the connection are closed.
 _IDLE_SECONDS = 60.0
-# Seconds that closing may take: less than what a stopping worker keeps for it.
+# Seconds for closing: less than a stopping worker reserves for it.
 _CLOSING_SECONDS = 0.5
 
 
 class Console:
-    """The pages of one worker. Nothing is connected until somebody looks, and not for long after."""
+    """The pages of one worker. It connects when a page is opened, and disconnects soon after the last one."""
 
     def __init__(
         self, *, database_url: Url, amqp_url: Url, metrics: Metrics, health: Health, parked: ParkedLately
@@ -50,7 +50,7 @@ class Console:
         self._seen_at: float | None = None
 
     def routes(self) -> Sequence[Route]:
-        """Return the addresses; each answers GET and HEAD, anything else is 405."""
+        """Return the routes; each accepts GET and HEAD, other methods get 405."""
         return (
             Route("/", self.show_overview),
             Route("/live", self.show_live),
@@ -60,22 +60,22 @@ class Console:
         )
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Look at the worker's counters every two seconds until *stopping*; let go of what nobody needs any more."""
+        """Sample the worker's counters every two seconds until *stopping*; close unused connections."""
         while not stopping.is_set():
             try:
                 self._overview.history.sample(time())
                 if self._seen_at is not None and monotonic() > self._seen_at + _IDLE_SECONDS:
                     await self.close()
             except Exception:  # a bug in the console must not end the worker
-                log.exception("the console's history has a gap")
+                log.exception("console metrics sampling failed")
             try:
-                # On the same beat in every worker, so that columns of time hold the same number of looks.
+                # Aligned to the clock, so that all columns have the same number of samples.
                 await asyncio.wait_for(stopping.wait(), SAMPLE_SECONDS - time() % SAMPLE_SECONDS)
             except TimeoutError:
                 continue
 
     async def close(self) -> None:
-        """Close the sessions and the connection; the next viewer opens others. Never raises for a server's sake."""
+        """Close the sessions and the connection; the next viewer opens new ones. Never raises for server errors."""
         self._seen_at = None
         self._runs.forget()
         try:
@@ -83,30 +83,30 @@ class Console:
                 await self._overview.release(_CLOSING_SECONDS)
                 await self._engine.dispose()
         except (TimeoutError, OSError) as error:
-            log.info("the console's connections were left to the system", error=str(error))
+            log.info("console connections not closed in time", error=str(error))
 
     async def show_overview(self, _request: Request) -> Response:
-        """Answer ``/``: the flow as a whole."""
+        """Handle ``/``: the overview."""
         live = Markup(await self._live_part())  # noqa: S704 - it was escaped when it was rendered
         return await self._rendering.page("overview.html", live="/live", content=live)
 
     async def show_live(self, _request: Request) -> Response:
-        """Answer ``/live``: the part of ``/`` that changes."""
+        """Handle ``/live``: the refreshed part of ``/``."""
         return html(await self._live_part())
 
     async def not_found(self, request: Request, _error: Exception) -> Response:
-        """Answer an address that is none."""
-        words = f"There is nothing at {request.url.path[:200]}. The console is at /, a run at /runs/tenant_id/run_id."
-        return await self._rendering.page("message.html", status=404, title="No such page", lines=[words])
+        """Handle an unknown address."""
+        text = f"There is no page at {request.url.path[:200]}. The console is at /, a run at /runs/tenant_id/run_id."
+        return await self._rendering.page("message.html", status=404, title="No such page", lines=[text])
 
     async def _live_part(self) -> str:
-        """Return the overview's changing part, made once a second at most however many look."""
+        """Return the refreshed part of the overview, rendered at most once per second for all viewers."""
         self._seen()
         async with self._one_renders:
             if monotonic() >= self._live_until:
                 picture = await self._overview.read()
-                troubles = troubles_of(picture)
-                self._live = await self._rendering.text("live.html", picture=picture, troubles=troubles)
+                alerts = alerts_of(picture)
+                self._live = await self._rendering.text("live.html", picture=picture, alerts=alerts)
                 self._live_until = monotonic() + FRESH_SECONDS
         return self._live
 

@@ -1,4 +1,4 @@
-"""Values as a page shows them: nothing that a sender wrote can act, hide or reorder what stands around it."""
+"""Formats values for pages. Text from senders is escaped and cannot hide or reorder text around it."""
 
 import json
 import re
@@ -8,27 +8,27 @@ from uuid import UUID
 
 from markupsafe import Markup, escape
 
-# Characters of one value on a page; the command line shows the whole.
+# Characters of one value on a page; the command line prints all.
 SHOWN_CHARACTERS = 2_000
-# Control characters, and those that turn the direction of text around: a name written backwards reads as another one.
-# Letters that are written from right to left by nature are not among them, nor what emoji are joined with.
+# Control characters, and characters that change the direction of text, which can make a name read as another one. Not
+# right-to-left letters, and not the joiners of emoji.
 _ODD = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 _DOTS = re.compile(r"\.{1,2}")
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 def shown(value: object, limit: int = SHOWN_CHARACTERS) -> Markup:
-    """Return *value* as text of a page: escaped, isolated from its neighbours' direction, and cut with a note."""
+    """Return *value* as text for a page: escaped, isolated in direction, and cut with a note."""
     if value is None:
         return Markup('<span class="none">none</span>')
     text = value if isinstance(value, str) else _plain(value)
     if not text:
         return Markup('<span class="none">empty</span>')
-    words = Markup("").join(_pieces(text[:limit]))
+    text_markup = Markup("").join(_pieces(text[:limit]))
     if len(text) > limit:
         note = f"… cut: the first {limit:,} of {len(text):,} characters"
-        words += Markup('<span class="note">{}</span>').format(note)
-    return Markup("<bdi>{}</bdi>").format(words)
+        text_markup += Markup('<span class="note">{}</span>').format(note)
+    return Markup("<bdi>{}</bdi>").format(text_markup)
 
 
 def _pieces(text: str) -> list[Markup]:
@@ -53,7 +53,7 @@ def _plain(value: object) -> str:
 def run_path(tenant_id: object, run_id: object) -> str:
     """Return the address of a run's page.
 
-    A browser takes the tenants ``.`` and ``..`` in a path for folders, however they are written; they are searched for.
+    A browser treats the tenants ``.`` and ``..`` in a path as folders, in any encoding; the search is used for them.
     """
     if _DOTS.fullmatch(str(tenant_id)):
         return f"/runs?q={quote(f'{tenant_id}/{run_id}', safe='')}"
@@ -61,17 +61,17 @@ def run_path(tenant_id: object, run_id: object) -> str:
 
 
 def is_tenant(text: str) -> bool:
-    """Say whether *text* is a tenant's id."""
+    """Return whether *text* is a tenant's id."""
     return _TENANT.fullmatch(text) is not None
 
 
 def names_run(tenant_id: str | None, run_id: str | None) -> bool:
-    """Say whether these are the words of a run's key, so that it has a page."""
+    """Return whether these are a valid run's key, which has a page."""
     return is_tenant(tenant_id or "") and as_run_id(run_id or "") is not None
 
 
 def as_run_id(text: str) -> UUID | None:
-    """Return the UUID that *text* writes, ``None`` if it writes none."""
+    """Return the UUID in *text*, or ``None``."""
     try:
         return UUID(text)
     except ValueError:
@@ -89,7 +89,7 @@ def clock(at: datetime | None) -> str:
 
 
 def when(at: datetime, now: datetime) -> str:
-    """Return a time of the day, UTC, and of another day than *now*'s month and day instead of the seconds."""
+    """Return a time of the day, UTC; on another day than *now*, month and day instead of the seconds."""
     at = at.astimezone(UTC)
     return f"{at:%H:%M:%S}" if at.date() == now.astimezone(UTC).date() else f"{at:%m-%d %H:%M}"
 
@@ -105,12 +105,12 @@ def day(at: datetime) -> str:
 
 
 def stamp(at: datetime | None) -> str:
-    """Return a time as machines read it."""
+    """Return a time in ISO 8601."""
     return "" if at is None else at.astimezone(UTC).isoformat(timespec="milliseconds")
 
 
 def ago(at: datetime | None, now: datetime) -> str:
-    """Return how long before *now* something was, to the second."""
+    """Return the time between *at* and *now*, to the second."""
     if at is None:
         return "-"
     seconds = (now - at).total_seconds()
@@ -121,7 +121,7 @@ _UNITS = ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s"
 
 
 def span(seconds: float | None) -> str:
-    """Return a length of time in the unit that a person would choose, two units at most."""
+    """Return a duration in suitable units, two at most."""
     if seconds is None:
         return "-"
     if seconds < 0:
@@ -139,17 +139,17 @@ def span(seconds: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Return a count with its thousands apart."""
+    """Return a count with thousands separators."""
     return "-" if value is None else f"{value:,.0f}"
 
 
 def rate(per_second: float | None) -> str:
-    """Return how many a second, with a decimal where few."""
+    """Return a rate per second, with a decimal if it is low."""
     if per_second is None:
         return "-"
     return f"{per_second:,.0f}" if per_second >= 9.95 or not per_second else f"{per_second:.1f}"
 
 
 def money(dollars: object) -> str:
-    """Return US dollars with every digit that was stored."""
+    """Return US dollars with all stored digits."""
     return "-" if dollars is None else f"${dollars}"

@@ -1,6 +1,6 @@
-"""What this worker did over the last minutes: its own counters, looked at every two seconds.
+"""The last minutes of this worker: its counters, sampled every two seconds.
 
-Nothing is counted for it on a message's way. A look costs a few hundred microseconds and touches no server.
+Nothing is added to a message's way. A sample takes a few hundred microseconds and uses no server.
 """
 
 from collections import deque
@@ -15,16 +15,16 @@ from prometheus_client.samples import Sample
 from consumer.metrics import Metrics
 
 SAMPLE_SECONDS = 2.0
-# Seconds of one column of the charts. They show ten minutes; of a worker that is younger, five or two.
+# Seconds per column of the charts. They show ten minutes; five or two for a younger worker.
 SLOT_SECONDS = 6.0
 _SPANS = (20, 50, 100)  # columns
 SLOTS = _SPANS[-1]
-# Seconds over which "now" is taken.
+# Seconds that count as "now".
 NOW_SECONDS = 10.0
 
 
 class Counts(NamedTuple):
-    """The worker's counters at one moment; all of them only ever rise."""
+    """The worker's counters at one time; all of them only rise."""
 
     at: float  # seconds since the epoch
     committed: float = 0.0
@@ -37,13 +37,13 @@ class Counts(NamedTuple):
     unroutable: float = 0.0
     fallbacks: float = 0.0
     batches: float = 0.0
-    # Runs whose lag was at most so many seconds: a cumulative histogram.
+    # Runs with a lag of at most so many seconds: a cumulative histogram.
     lags: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """What happened between two moments; lags are in seconds, read from a histogram and so no finer than its steps."""
+    """The difference of two samples; lags are in seconds, with the resolution of the histogram."""
 
     start: float
     seconds: float
@@ -55,7 +55,7 @@ class Slot:
 
     @property
     def per_second(self) -> float:
-        """Runs committed a second."""
+        """Runs committed per second."""
         return self.committed / self.seconds if self.seconds else 0.0
 
 
@@ -67,16 +67,16 @@ class History:
         self._samples: deque[Counts] = deque(maxlen=int(SLOTS * SLOT_SECONDS / SAMPLE_SECONDS) + 4)
 
     def sample(self, now: float) -> None:
-        """Look at the counters."""
+        """Take a sample."""
         self._samples.append(read_counts(self._metrics, now))
 
     def samples(self) -> list[Counts]:
-        """Return the looks so far, oldest first."""
+        """Return the samples, oldest first."""
         return list(self._samples)
 
 
 def read_counts(metrics: Metrics, now: float) -> Counts:
-    """Return what *metrics* count at *now*."""
+    """Return the values of *metrics* at *now*."""
     settled = _by_label(metrics.deliveries, "result")
     return Counts(
         at=now,
@@ -101,13 +101,12 @@ def parked_by_reason(metrics: Metrics) -> dict[str, int]:
 
 
 def slots(samples: Sequence[Counts], now: float) -> list[Slot]:
-    """Return the columns of the charts up to *now*, oldest first; none for a time that no two samples span.
+    """Return the columns of the charts up to *now*, oldest first; none for a time without two samples.
 
-    Columns lie on whole multiples of their width, so that they do not wander between two looks; the last one is as
-    long as it has lasted.
+    Columns start at multiples of their width, so that they do not shift between two pages; the last one is partial.
     """
     oldest = now // SLOT_SECONDS - SLOTS + 1
-    edges: dict[float, Counts] = {}  # by column, the last sample in it; of the one before the oldest, too
+    edges: dict[float, Counts] = {}  # by column, its last sample; also for the one before the oldest
     marks: list[Counts] = []
     for sample in samples:
         column = sample.at // SLOT_SECONDS
@@ -120,19 +119,19 @@ def slots(samples: Sequence[Counts], now: float) -> list[Slot]:
 
 
 def columns_since(start: float | None, now: float) -> int:
-    """Return how many columns the charts have for a worker that began to count at *start*."""
+    """Return the number of columns for a worker that started at *start*."""
     age = 0.0 if start is None else (now - start) / SLOT_SECONDS
     return next((columns for columns in _SPANS if age < columns - 1), SLOTS)
 
 
 def lately(samples: Sequence[Counts], now: float) -> Slot | None:
-    """Return what happened over the last ten seconds, or the time since the start; ``None`` without two samples."""
+    """Return the last ten seconds, or the time since the start; ``None`` without two samples."""
     recent = [sample for sample in samples if sample.at >= now - NOW_SECONDS - SAMPLE_SECONDS]
     return between(recent[0], recent[-1], start=recent[0].at) if len(recent) > 1 else None
 
 
 def between(a: Counts, b: Counts, *, start: float) -> Slot:
-    """Return what was counted from *a* to *b*."""
+    """Return the difference from *a* to *b*."""
     before = dict(a.lags)
     lags = [(bound, number - before.get(bound, 0.0)) for bound, number in b.lags]
     return Slot(

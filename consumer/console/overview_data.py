@@ -1,4 +1,4 @@
-"""The flow as one picture: what the overview shows, and where it comes from."""
+"""The data of the overview, and its sources."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ from consumer.console.history import SLOT_SECONDS, Counts, History, Slot, column
 from consumer.console.queries import Pace
 from consumer.console.queue_depths import Depths, QueueDepths
 from consumer.console.recently_parked import ParkedLately, ParkedMessage
-from consumer.console.shared_reads import Reading, Shared
+from consumer.console.shared_reads import SharedRead, Snapshot
 from consumer.health import Health
 from consumer.metrics import Metrics
 from consumer.outbox.backlog import Pending
@@ -30,7 +30,7 @@ from consumer.version import installed_version
 
 @dataclass(frozen=True, slots=True)
 class RollbackReason:
-    """Attempts that were rolled back at the same phase for the same reason."""
+    """Attempts rolled back at the same phase for the same reason."""
 
     phase: str
     error_type: str
@@ -39,7 +39,7 @@ class RollbackReason:
 
 
 def by_reason(rows: Sequence[Row]) -> list[RollbackReason]:
-    """Return *rows* by what was the matter, in the order in which each reason appears."""
+    """Group *rows* by reason, in order of appearance."""
     reasons: dict[tuple[str, str, str], RollbackReason] = {}
     for row in rows:
         key = (row["phase_reached"], row["error_type"], row["error"])
@@ -49,7 +49,7 @@ def by_reason(rows: Sequence[Row]) -> list[RollbackReason]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """All that the overview shows, read at one moment."""
+    """All data of the overview, read at one time."""
 
     now: datetime
     worker: str
@@ -65,26 +65,26 @@ class Picture:
     lags: LagChart
     reasons: Mapping[str, int]
     parked_lately: Sequence[ParkedMessage]
-    depths: Reading[Depths]
-    waiting: Reading[Pending]
-    pace: Reading[Pace]
-    rollbacks: Reading[Sequence[Row]]
-    runs: Reading[Sequence[Row]]
+    depths: Snapshot[Depths]
+    waiting: Snapshot[Pending]
+    pace: Snapshot[Pace]
+    rollbacks: Snapshot[Sequence[Row]]
+    runs: Snapshot[Sequence[Row]]
 
     @property
     def rollback_reasons(self) -> list[RollbackReason]:
-        """The last rollbacks by their reason."""
+        """The last rollbacks by reason."""
         return by_reason(self.rollbacks.value or ())
 
     @property
     def faults(self) -> dict[str, bool]:
-        """Why something could not be read, each reason once, and whether it is only slow."""
-        readings: tuple[Reading[Any], ...] = (self.depths, self.waiting, self.pace, self.rollbacks, self.runs)
+        """Why data could not be read, each reason once, and whether the server is only slow."""
+        readings: tuple[Snapshot[Any], ...] = (self.depths, self.waiting, self.pace, self.rollbacks, self.runs)
         return {reading.fault: reading.is_slow for reading in readings if reading.fault}
 
 
 class Overview:
-    """Reads the picture: from this worker's counters always, from the two servers when they answer in time."""
+    """Reads the overview: this worker's counters, and the two servers if they respond in time."""
 
     def __init__(
         self, *, engine: AsyncEngine, broker: BrokerConnection, metrics: Metrics, health: Health, parked: ParkedLately
@@ -94,16 +94,18 @@ class Overview:
         self._parked = parked
         self.history = History(metrics)
         self._queues = QueueDepths(broker)
-        self._depths: Shared[Depths] = Shared("RabbitMQ", self._queues.read)
-        # Each by itself: one that takes long on a large table is made less often, and the others are not.
-        self._waiting: Shared[Pending] = Shared("PostgreSQL", partial(database.pending_events, engine))
-        self._pace: Shared[Pace] = Shared("PostgreSQL", partial(database.pace, engine))
-        self._rollbacks: Shared[Sequence[Row]] = Shared("PostgreSQL", partial(database.latest_rollbacks, engine))
-        self._runs: Shared[Sequence[Row]] = Shared("PostgreSQL", partial(database.latest_runs, engine))
+        self._depths: SharedRead[Depths] = SharedRead("RabbitMQ", self._queues.read)
+        # Separate reads: a slow one on a large table becomes less frequent without slowing the others.
+        self._waiting: SharedRead[Pending] = SharedRead("PostgreSQL", partial(database.pending_events, engine))
+        self._pace: SharedRead[Pace] = SharedRead("PostgreSQL", partial(database.pace, engine))
+        self._rollbacks: SharedRead[Sequence[Row]] = SharedRead(
+            "PostgreSQL", partial(database.latest_rollbacks, engine)
+        )
+        self._runs: SharedRead[Sequence[Row]] = SharedRead("PostgreSQL", partial(database.latest_runs, engine))
         self._name = f"{socket.gethostname()}:{os.getpid()}"
 
     async def read(self) -> Picture:
-        """Return the picture within a second, whatever the servers do."""
+        """Return the overview within a second, even if a server does not respond."""
         depths, waiting, pace, rollbacks, runs = await asyncio.gather(
             self._depths.latest(), self._waiting.latest(), self._pace.latest(), self._rollbacks.latest(),
             self._runs.latest(),
@@ -135,8 +137,8 @@ class Overview:
         )
 
     async def release(self, within: float) -> None:
-        """Let go of the broker; readings that are under way get *within* seconds to end."""
-        readings: tuple[Shared[Any], ...] = (self._depths, self._waiting, self._pace, self._rollbacks, self._runs)
+        """Close the broker's connection; reads in progress get *within* seconds to end."""
+        readings: tuple[SharedRead[Any], ...] = (self._depths, self._waiting, self._pace, self._rollbacks, self._runs)
         await asyncio.gather(*(reading.settle(within) for reading in readings))
         await self._queues.close()
 

@@ -1,4 +1,4 @@
-"""What the console asks of PostgreSQL: bounded lookups in read-only transactions, in sessions of its own."""
+"""The console's queries: bounded lookups in read-only transactions, in dedicated sessions."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -21,7 +21,7 @@ from consumer.runs.lookup import Row, RunFile, read_run
 from domains.tables import incidents, policy_evaluations, prevention_records, rollbacks, run_completions
 
 APPLICATION_NAME = "closeout-console"
-# One for the overview, one for single runs; the worker has its own.
+# One for the overview, one for single runs.
 SESSIONS = 2
 # Seconds. A statement takes milliseconds; 0.75 s was too short for a run of a megabyte on a busy machine. Pages do not
 # wait for them: shared_reads.PATIENCE_SECONDS. The pool's timeout exceeds a statement's, the command's exceeds both.
@@ -34,20 +34,20 @@ _SERVER_SETTINGS = {
     "statement_timeout": f"{_STATEMENT_SECONDS * 1000:.0f}ms",
     "lock_timeout": "250ms",
     "idle_in_transaction_session_timeout": "5s",
-    # Never more than one process, and the BRIN index even where statistics are old: a sequential scan of a large table
-    # is the one thing that a page must not begin.
+    # One process, and the BRIN index even with outdated statistics: a page must never start a sequential scan of a
+    # large table.
     "max_parallel_workers_per_gather": "0",
     "enable_seqscan": "off",
     "plan_cache_mode": "force_custom_plan",
     "jit": "off",
 }
-# received_at and occurred_at have BRIN indexes: good at a range of time, no help in sorting. So the range grows until
-# it holds enough, and then shrinks to a little more than that.
+# The BRIN indexes on received_at and occurred_at support time ranges but not sorting. The range is widened until it has
+# enough rows, then narrowed to a little more than that.
 _WINDOWS = tuple(timedelta(seconds=s) for s in (5, 60, 600, 3_600, 6 * 3_600, 86_400, 7 * 86_400))
 _NARROW_ENOUGH = 100
 LATEST_RUNS = 15
 LATEST_ROLLBACKS = 10
-# Seconds over which the pace of all workers is taken.
+# Seconds over which the rate of all workers is measured.
 PACE_SECONDS = 10
 _PACE_AT_MOST = 50_000
 _CANCELED_BY_TIMEOUT = "57014"
@@ -55,7 +55,7 @@ _CANCELED_BY_TIMEOUT = "57014"
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What all workers committed in the last ten seconds; lags are in seconds, ``None`` where nothing was committed."""
+    """The commits of all workers in the last ten seconds; lags are in seconds, ``None`` without commits."""
 
     runs: int
     lag_median: float | None
@@ -63,17 +63,17 @@ class Pace:
 
     @property
     def per_second(self) -> float:
-        """Runs a second."""
+        """Runs per second."""
         return self.runs / PACE_SECONDS
 
     @property
     def is_cut(self) -> bool:
-        """Say whether there may have been more than are counted."""
+        """Return whether there may be more than were counted."""
         return self.runs >= _PACE_AT_MOST
 
 
 def create_console_engine(url: Url) -> AsyncEngine:
-    """Return an engine for *url* that can only read; nothing is connected yet."""
+    """Return a read-only engine for *url*; connects to nothing yet."""
 
     async def connect(**_ignored: Any) -> asyncpg.Connection:  # noqa: ANN401 - SQLAlchemy's own arguments
         return await open_session(
@@ -88,7 +88,7 @@ def create_console_engine(url: Url) -> AsyncEngine:
         pool_timeout=_POOL_SECONDS,
         pool_pre_ping=True,
         pool_use_lifo=True,
-        # Not default_transaction_read_only: a URL with target_session_attrs=read-write would find no host to its taste.
+        # Not default_transaction_read_only: a URL with target_session_attrs=read-write would reject every host.
         execution_options={"postgresql_readonly": True},
     )
 
@@ -100,14 +100,14 @@ async def pending_events(engine: AsyncEngine) -> Pending:
 
 
 async def pace(engine: AsyncEngine) -> Pace:
-    """Return what all workers committed lately; raise :class:`UnavailableError`."""
+    """Return the recent commits of all workers; raise :class:`UnavailableError`."""
     async with _session(engine) as conn:
         runs, lags = (await conn.execute(_PACE)).one()
     median, most = lags or (None, None)
     return Pace(runs, median, most)
 
 
-# received_at is the worker's clock and has the index, committed_at the server's: five seconds for what lies between.
+# received_at (worker's clock) has the index, committed_at (server's clock) has not: allow five seconds in between.
 _PACE = text(
     f"""
     SELECT count(*), percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY lag)
@@ -132,13 +132,13 @@ async def latest_rollbacks(engine: AsyncEngine) -> Sequence[Row]:
 
 
 async def latest_runs(engine: AsyncEngine) -> Sequence[Row]:
-    """Return the runs that all workers received last, newest first, with finding and evaluation.
+    """Return the latest runs of all workers, newest first, with finding and evaluation.
 
     Raises :class:`UnavailableError`.
     """
     run = run_completions.c
-    # By whole keys, and only for the rows that are returned: the server puts what is dear off until after the limit. A
-    # join would read as many rows of three tables as the range of time holds.
+    # By complete keys, and only for returned rows: the server evaluates scalar subqueries after the limit. A join would
+    # read the rows of three tables for the complete time range.
     severity, prevented, policy = (
         select(column).where(table.c.tenant_id == run.tenant_id, table.c.run_id == run.run_id).scalar_subquery()
         for table, column in (
@@ -158,8 +158,8 @@ async def latest_runs(engine: AsyncEngine) -> Sequence[Row]:
 
 
 async def read_one_run(engine: AsyncEngine, tenant_id: str, run_id: UUID) -> RunFile | None:
-    """Return all that is stored of one run; raise :class:`UnavailableError`."""
-    async with _in_words():
+    """Return all stored rows of one run; raise :class:`UnavailableError`."""
+    async with _translated():
         return await read_run(engine, run_id, tenant=tenant_id)
 
 
@@ -176,7 +176,7 @@ async def _newest(conn: AsyncConnection, query: Select[Any], at: Column[Any], nu
         if await _holds(conn, at, window, number):
             break
         shortest = window
-    # After a burst an hour ago the last step holds a million rows: halve it until it does not.
+    # After a burst an hour ago the last range may have a million rows: halve it until it does not.
     while window > _WINDOWS[0] and window - shortest > window / _NARROW_ENOUGH:
         middle = (shortest + window) / 2
         if await _holds(conn, at, middle, number):
@@ -188,25 +188,25 @@ async def _newest(conn: AsyncConnection, query: Select[Any], at: Column[Any], nu
 
 
 async def _holds(conn: AsyncConnection, at: Column[Any], window: timedelta, number: int) -> bool:
-    """Say whether there are *number* rows within *window*; stops reading once there are."""
+    """Return whether there are *number* rows within *window*; stops reading at that number."""
     some = select(at).where(at > func.now() - window).limit(number).subquery()
     return bool((await conn.execute(select(func.count()).select_from(some))).scalar_one() == number)
 
 
 @asynccontextmanager
 async def _session(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    async with _in_words(), engine.connect() as conn:
+    async with _translated(), engine.connect() as conn:
         yield conn
 
 
 @asynccontextmanager
-async def _in_words() -> AsyncIterator[None]:
+async def _translated() -> AsyncIterator[None]:
     try:
         yield
     except PoolTimeoutError as error:
         raise BusyError("PostgreSQL: the console's sessions are busy; try again in a moment") from error
     except DATABASE_ERRORS as error:
         if sqlstate_of(error) == _CANCELED_BY_TIMEOUT:
-            words = f"PostgreSQL: given up after {_STATEMENT_SECONDS:g} s, so that the worker is not disturbed"
-            raise GivenUpError(words) from error
+            text = f"PostgreSQL: query canceled after {_STATEMENT_SECONDS:g} s, to protect the worker"
+            raise GivenUpError(text) from error
         raise UnavailableError(f"PostgreSQL is not available: {one_line(error)}") from error

@@ -1,7 +1,7 @@
-"""How many messages lie in the worker's queues, without touching one.
+"""Counts the messages in the worker's queues without consuming any.
 
-A passive declaration counts them and needs no permission. What is in them is not looked at: a queue can only be read
-by taking from it, which would reorder the parked messages and hide them from ``closeout parked``.
+A passive declaration returns the counts and needs no permission. Snapshot a queue would mean consuming from it, which
+would reorder parked messages and hide them from ``closeout parked``.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from consumer.amqp.connection import BROKER_ERRORS, BrokerConnection
 from consumer.contract.names import PARKED_QUEUE, RETRY_QUEUE, RUN_COMPLETED_QUEUE
 from consumer.errors import UnavailableError, one_line
 
-# Seconds for one answer; the broker gives it in a millisecond.
-_ANSWER_SECONDS = 5.0
+# Seconds for one response; the broker takes a millisecond.
+_RESPONSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Depths:
 
 
 class QueueDepths:
-    """Asks the broker over a connection of its own, which an alarm never blocks, for it never publishes."""
+    """Queries the broker over a dedicated connection, which an alarm never blocks because it never publishes."""
 
     def __init__(self, connection: BrokerConnection) -> None:
         self._connection = connection
@@ -41,9 +41,9 @@ class QueueDepths:
             if self._channel is None or self._channel.is_closed:
                 self._channel = await self._connection.channel(confirms=False)
             with not_cancelled():
-                queued, consumers = await self._ask(self._channel, RUN_COMPLETED_QUEUE)
-                retrying, _ = await self._ask(self._channel, RETRY_QUEUE)
-                parked, _ = await self._ask(self._channel, PARKED_QUEUE)
+                queued, consumers = await self._count(self._channel, RUN_COMPLETED_QUEUE)
+                retrying, _ = await self._count(self._channel, RETRY_QUEUE)
+                parked, _ = await self._count(self._channel, PARKED_QUEUE)
         except AMQPChannelError as error:
             raise UnavailableError(f"RabbitMQ: {one_line(error)}; run closeout topology") from error
         except BROKER_ERRORS as error:
@@ -56,6 +56,6 @@ class QueueDepths:
         self._channel = None
         await self._connection.close()
 
-    async def _ask(self, channel: AmqpChannel, queue: str) -> tuple[int, int]:
-        told = await channel.queue_declare(queue, passive=True, timeout=_ANSWER_SECONDS)
-        return told.message_count or 0, told.consumer_count or 0
+    async def _count(self, channel: AmqpChannel, queue: str) -> tuple[int, int]:
+        declared = await channel.queue_declare(queue, passive=True, timeout=_RESPONSE_SECONDS)
+        return declared.message_count or 0, declared.consumer_count or 0

@@ -1,4 +1,4 @@
-"""What this worker parked lately, remembered as it goes out, for reading the parked queue would disturb it."""
+"""Remembers the messages that this worker parked recently, because reading the parked queue would disturb it."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
 from consumer.contract.names import ATTEMPTS_HEADER, ERROR_HEADER, PARKED_QUEUE, REASON_HEADER
 
-# Messages that are remembered: more than anybody reads on a page.
+# Remembered messages: more than a page shows.
 _REMEMBERED = 20
-# Bytes of a body that are searched for tenant and run: most runs are shorter, and this is done in the worker's loop.
+# Bytes of a body that is searched for tenant and run, in the worker's event loop; most runs are shorter.
 _SEARCHED_BYTES = 256 * 1024
-# Characters of what the sender wrote; they are cut again when they are shown.
+# Characters of a sender's text; a page cuts it again.
 _KEPT = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParkedMessage:
-    """A message that was parked, without its body; ``tenant_id`` and ``run_id`` are its own words, if it has any."""
+    """A parked message without its body; ``tenant_id`` and ``run_id`` come from the body, if readable."""
 
     at: datetime
     reason: str
@@ -43,11 +43,11 @@ class ParkedLately:
         self._messages: deque[ParkedMessage] = deque(maxlen=_REMEMBERED)
 
     def newest(self) -> Sequence[ParkedMessage]:
-        """Return what is remembered, newest first."""
+        """Return the remembered messages, newest first."""
         return list(reversed(self._messages))
 
     def remember(self, body: bytes, properties: spec.Basic.Properties) -> None:
-        """Remember a copy that the parked queue has confirmed."""
+        """Remember a confirmed copy in the parked queue."""
         headers = properties.headers or {}
         tenant, run = _run_in(body)
         attempts, message_id = headers.get(ATTEMPTS_HEADER), properties.message_id
@@ -66,16 +66,16 @@ class ParkedLately:
 
 
 class RememberingChannel(ConfirmedChannel):
-    """The settler's channel, on which only copies go out: what is parked on it is remembered."""
+    """The settler's channel, which publishes only copies; remembers the parked ones."""
 
     def __init__(self, connection: BrokerConnection, lately: ParkedLately) -> None:
         super().__init__(connection)
         self._lately = lately
 
     async def send(self, *, exchange: str, routing_key: str, body: bytes, properties: spec.Basic.Properties) -> None:
-        """Publish as :meth:`ConfirmedChannel.send` does, and remember what was parked, once it is confirmed."""
+        """Publish as :meth:`ConfirmedChannel.send` does, and remember a parked copy once it is confirmed."""
         await super().send(exchange=exchange, routing_key=routing_key, body=body, properties=properties)
-        if routing_key == PARKED_QUEUE:  # of whichever exchange; events have a channel of their own
+        if routing_key == PARKED_QUEUE:  # through any exchange; events use another channel
             self._lately.remember(body, properties)
 
 

@@ -1,4 +1,4 @@
-"""The templates: escaped by default, and an unknown name in one is an error."""
+"""Renders the templates: escaped by default; an unknown name is an error."""
 
 import asyncio
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse
 
-from consumer.console import formatting as words
+from consumer.console import formatting
 
 
 class Rendering:
-    """Renders in a thread, as a scrape is: the loop has messages to attend to."""
+    """Renders in a thread, so that the event loop can process messages."""
 
     def __init__(self) -> None:
         self._templates = Environment(
@@ -23,21 +23,21 @@ class Rendering:
             auto_reload=False,
         )
         for function in (
-            words.shown, words.moment, words.clock, words.instant, words.when, words.day, words.stamp, words.span,
-            words.number, words.rate, words.money,
+            formatting.shown, formatting.moment, formatting.clock, formatting.instant, formatting.when, formatting.day,
+            formatting.stamp, formatting.span, formatting.number, formatting.rate, formatting.money,
         ):  # fmt: skip
             self._templates.filters[function.__name__] = function
-        self._templates.globals |= {"run_path": words.run_path, "names_run": words.names_run}
+        self._templates.globals |= {"run_path": formatting.run_path, "names_run": formatting.names_run}
 
     async def text(self, template: str, **values: Any) -> str:  # noqa: ANN401 - whatever the template shows
-        """Return *template*, filled in."""
+        """Return the rendered *template*."""
         return await asyncio.to_thread(self._templates.get_template(template).render, values)
 
     async def page(self, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:  # noqa: ANN401
-        """Answer with a whole page; ``q`` is what stands in the search, ``live`` the address of what is refreshed."""
+        """Return a complete page; ``q`` is the text of the search, ``live`` the address of the refreshed part."""
         return html(await self.text(template, **{"q": "", "live": "", "status": status, **values}), status=status)
 
 
 def html(body: str, *, status: int = 200) -> HTMLResponse:
-    """Answer with *body*, which nobody stores: it holds what senders wrote, and is old after a second."""
+    """Return *body* with caching disabled: it has senders' data and is outdated after a second."""
     return HTMLResponse(body, status_code=status, headers={"cache-control": "no-store"})

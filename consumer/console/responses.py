@@ -1,4 +1,4 @@
-"""How the HTTP side answers: the headers of every answer, and the few files that pages are made of."""
+"""The headers of every response, and the static files."""
 
 from hashlib import sha256
 from pathlib import Path
@@ -8,8 +8,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Nothing but our own two files is loaded, run or sent anywhere; nothing inline; no frame; and no script, were there
-# one, could make text into markup (Trusted Types without a policy).
+# Only our own files are loaded; no inline content, no frames, and no script can turn text into markup (Trusted Types
+# without a policy).
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'; "
@@ -31,13 +31,13 @@ _FILES = {
 
 
 class SecurityHeaders:
-    """Adds the headers to every answer, also to refusals that no page of ours made."""
+    """Adds the headers to every response, including error responses of the framework."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer by the application inside."""
+        """Pass the request to the inner application."""
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -50,11 +50,10 @@ class SecurityHeaders:
 
 
 class StaticFiles:
-    """Our own files, read once.
+    """The static files, read once.
 
-    Their names do not change with their content: during a rolling deployment a page of the new version may fetch its
-    files from a worker of the old one, and an old style sheet is better than none. So browsers ask whether theirs
-    still holds.
+    Their names do not change with their content: during a rolling deployment a new page may load files from an old
+    worker, and an old style sheet is better than none. Browsers therefore revalidate them.
     """
 
     def __init__(self) -> None:
@@ -62,11 +61,11 @@ class StaticFiles:
         self._files = {name: (folder / name).read_bytes() for name in _FILES}
 
     async def answer(self, request: Request) -> Response:
-        """Return the file that the address names, or 404."""
+        """Return the requested file, or 404."""
         name = request.path_params["name"]
         body = self._files.get(name)
         if body is None:
-            return PlainTextResponse(f"no such file; there are {', '.join(_FILES)}\n", status_code=404)
+            return PlainTextResponse(f"no such file; available: {', '.join(_FILES)}\n", status_code=404)
         tag = f'"{sha256(body).hexdigest()[:16]}"'
         headers = {"etag": tag, "cache-control": "no-cache", "content-type": f"{_FILES[name]}; charset=utf-8"}
         if request.headers.get("if-none-match") == tag:

@@ -1,4 +1,4 @@
-"""The page of a run, and the search for one."""
+"""The page of a run, and the search for runs."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from consumer.console.formatting import as_run_id, is_tenant, run_path
 from consumer.console.queries import owners, read_one_run
 from consumer.console.recently_parked import ParkedLately
 from consumer.console.rendering import Rendering
-from consumer.console.shared_reads import Reading, Shared
+from consumer.console.shared_reads import SharedRead, Snapshot
 from consumer.phases import TransactionPhase
 from consumer.runs.lookup import TENANTS_AT_MOST, RunFile
 
-# Runs that are kept for a second, for all who look at them; one may hold a megabyte.
+# Runs cached for a second, for all viewers; one may have a megabyte.
 _KEPT = 8
 # Seconds that a viewer waits for a run. Before it was first read there is nothing to show in its place, unlike on the
 # overview, and on a busy machine a run of a megabyte takes longer than the overview's patience.
@@ -29,7 +29,7 @@ _A_RUN = "a UUID such as 01890a5d-ac96-774b-bcce-b302099a8057"
 
 
 class RunPages:
-    """``/runs/<tenant_id>/<run_id>`` and ``/runs?q=``; *seen* is called for each that needs the database."""
+    """``/runs/<tenant_id>/<run_id>`` and ``/runs?q=``; *seen* is called for each request that needs the database."""
 
     def __init__(
         self, *, engine: AsyncEngine, parked: ParkedLately, rendering: Rendering, seen: Callable[[], None]
@@ -38,14 +38,14 @@ class RunPages:
         self._parked = parked
         self._rendering = rendering
         self._seen = seen
-        self._shared: OrderedDict[tuple[str, UUID], Shared[Any]] = OrderedDict()
+        self._shared: OrderedDict[tuple[str, UUID], SharedRead[Any]] = OrderedDict()
 
     async def show(self, request: Request) -> Response:
         """Answer ``/runs/<tenant_id>/<run_id>``."""
         return await self._show(request.path_params["tenant_id"], request.path_params["run_id"])
 
     async def search(self, request: Request) -> Response:
-        """Answer ``/runs?q=``: by ``tenant/run`` or the address of a run's page, or by a run's id alone."""
+        """Handle ``/runs?q=``: ``tenant/run``, the address of a run's page, or a run's id."""
         asked = request.query_params.get("q", "").strip()
         if not asked:
             return RedirectResponse("/", 303)
@@ -60,11 +60,11 @@ class RunPages:
         return await self._show(tenant_id, bare, asked) if "?" in path else RedirectResponse(path, 303)
 
     def forget(self) -> None:
-        """Let go of what was read."""
+        """Drop the cached runs."""
         self._shared.clear()
 
     async def _by_id(self, run_id: UUID, asked: str) -> Response:
-        found: Reading[list[str]] = await self._reading("", run_id, partial(owners, self._engine, run_id))
+        found: Snapshot[list[str]] = await self._reading("", run_id, partial(owners, self._engine, run_id))
         if found.value is None:
             return await self._away(found, asked=asked)
         match found.value:
@@ -84,7 +84,7 @@ class RunPages:
         if run_id is None:
             return await self._refusal("run id", text, _A_RUN, asked=asked)
         read = partial(read_one_run, self._engine, tenant_id, run_id)
-        reading: Reading[RunFile | None] = await self._reading(tenant_id, run_id, read)
+        reading: Snapshot[RunFile | None] = await self._reading(tenant_id, run_id, read)
         if reading.read_at is None:
             return await self._away(reading, asked=asked)
         run = reading.value
@@ -94,7 +94,7 @@ class RunPages:
         return await self._rendering.page(
             "run.html",
             q=asked,
-            # A run that is not done yet is looked at again.
+            # An unfinished run is read again.
             live="" if is_final else run_path(tenant_id, run_id),
             run=run,
             reading=reading,
@@ -105,11 +105,11 @@ class RunPages:
             events=one_run.events(run),
         )
 
-    async def _reading(self, tenant_id: str, run_id: UUID, read: Callable[[], Any]) -> Reading[Any]:
-        """Return what *read* finds, asked once for all who look at the same at once."""
+    async def _reading(self, tenant_id: str, run_id: UUID, read: Callable[[], Any]) -> Snapshot[Any]:
+        """Return the result of *read*, shared by concurrent viewers."""
         self._seen()
         key = (tenant_id, run_id)
-        shared = self._shared.setdefault(key, Shared("PostgreSQL", read, patience_seconds=_PATIENCE_SECONDS))
+        shared = self._shared.setdefault(key, SharedRead("PostgreSQL", read, patience_seconds=_PATIENCE_SECONDS))
         self._shared.move_to_end(key)
         while len(self._shared) > _KEPT:
             self._shared.popitem(last=False)
@@ -119,8 +119,8 @@ class RunPages:
         lines = [f"{what}: found {found[:200]!r}; expected {expected}."]
         return await self._rendering.page("message.html", status=404, q=asked, title="No such run", lines=lines)
 
-    async def _away(self, reading: Reading[Any], *, asked: str) -> Response:
-        lines = [reading.fault or "PostgreSQL has not answered.", "What is stored is shown again once it answers."]
+    async def _away(self, reading: Snapshot[Any], *, asked: str) -> Response:
+        lines = [reading.fault or "PostgreSQL has not responded.", "The run is shown once it responds."]
         return await self._rendering.page("message.html", status=503, q=asked, title="No answer", lines=lines)
 
     async def _missing(self, tenant_id: str | None, run_id: UUID, *, asked: str) -> Response:

@@ -1,4 +1,4 @@
-"""One run as its page shows it: its moments on a line, where the time went, and its steps end to end. Pure."""
+"""The data of a run's page: its timeline, its durations, and its steps end to end. Pure functions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,28 +8,28 @@ from typing import Any
 from consumer.phases import TransactionPhase
 from consumer.runs.lookup import RunFile
 
-# Units of a drawing; it is stretched to the page's width.
+# Units of a drawing, which is stretched to the page's width.
 WIDTH = 1_000.0
-# Units. What took no time worth drawing is still there.
+# Units: the minimum width of a step.
 _SLIVER = 3.0
-# Steps in sight; the others are one click away.
+# Steps shown initially; the others are one click away.
 STEPS_IN_SIGHT = 40
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A moment of the run: when it was, or a word where no row tells, or not yet."""
+    """A point of the timeline: its time, or a text if no row has the time, or not reached."""
 
     name: str
     at: datetime | None
     is_reached: bool
-    words: str = ""
+    text: str = ""
     is_other_day: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """A length of time between two moments, and its place in the drawing."""
+    """A duration between two points, and its place in the drawing."""
 
     kind: str
     name: str
@@ -40,7 +40,7 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class StepBar:
-    """A step and its place in the drawing; the message tells how long it took, not when it began."""
+    """A step and its place in the drawing; the message has its duration, not its start."""
 
     step: dict[str, Any]
     x: float
@@ -49,7 +49,7 @@ class StepBar:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One of the run's three events: when it was staged, if it still waits."""
+    """One of the run's three events, with the time it was staged if it is unpublished."""
 
     type: str
     is_confirmed: bool
@@ -57,22 +57,22 @@ class Event:
 
 
 def marks(run: RunFile) -> list[Mark]:
-    """Return the run's moments in order, those not reached included."""
+    """Return the points of the timeline in order, including those not reached."""
     done = run.completion
     reached = dict(run.phases())
     day = done["started_at"].astimezone(UTC).date()
 
-    def mark(name: str, at: datetime | None, *, is_reached: bool = True, words: str = "") -> Mark:
-        return Mark(name, at, is_reached, words, at is not None and at.astimezone(UTC).date() != day)
+    def mark(name: str, at: datetime | None, *, is_reached: bool = True, text: str = "") -> Mark:
+        return Mark(name, at, is_reached, text, at is not None and at.astimezone(UTC).date() != day)
 
     found = [mark("run started", done["started_at"]), mark("run ended", done["completed_at"])]
     for phase in (p for p in TransactionPhase if p not in {TransactionPhase.ROLLED_BACK, TransactionPhase.FAILED}):
-        name, words = _NAMES[phase], ""
+        name, text = _NAMES[phase], ""
         if phase is TransactionPhase.INCIDENT_CREATED and run.prevention_record is not None:
             name = "prevention recorded"
         if phase is TransactionPhase.TRACE_COMPLETED:
-            words = "in the same transaction" if run.trace is not None else "the run was not traced"
-        found.append(mark(name, reached.get(phase.value), is_reached=phase.value in reached, words=words))
+            text = "in the same transaction" if run.trace is not None else "the run has no trace id"
+        found.append(mark(name, reached.get(phase.value), is_reached=phase.value in reached, text=text))
     return found
 
 
@@ -87,7 +87,7 @@ _NAMES = {
 
 
 def stretches(run: RunFile) -> list[Stretch]:
-    """Return where the time between the run's end and its last event went; clocks of three machines tell it."""
+    """Return the durations between the run's end and its last event, by the clocks of three machines."""
     done = run.completion
     moments = [
         ("waited", "from its end to a worker", done["completed_at"], done["received_at"]),
@@ -106,14 +106,14 @@ def stretches(run: RunFile) -> list[Stretch]:
 
 
 def step_bars(run: RunFile) -> list[StepBar]:
-    """Return the trace's steps in order, drawn one behind the other."""
+    """Return the trace's steps in order, drawn end to end."""
     steps = sorted(run.trace["steps"] if run.trace else [], key=lambda step: step["index"])
     places = _placed([float(step["duration_ms"] or 0) for step in steps])
     return [StepBar(step, x, width) for step, (x, width) in zip(steps, places, strict=True)]
 
 
 def events(run: RunFile) -> list[Event]:
-    """Return the run's events in the order in which they go out; none before the last write."""
+    """Return the run's events in publishing order; none before the last write."""
     if run.completion["committed_at"] is None:
         return []
     waiting = {event["type"]: event["created_at"] for event in run.outbox}
@@ -124,7 +124,7 @@ def events(run: RunFile) -> list[Event]:
 
 
 def _placed(lengths: Sequence[float]) -> list[tuple[float, float]]:
-    """Return place and width of each of *lengths*, end to end over the drawing; what is short can still be seen."""
+    """Return place and width of each of *lengths*, end to end; short ones keep a visible width."""
     total = sum(lengths) or 1.0
     room = WIDTH - _SLIVER
     at, places = 0.0, []

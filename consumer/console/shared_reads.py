@@ -1,4 +1,4 @@
-"""One reading for all viewers: fifty open browsers cost a server what one does, and none of them waits for long."""
+"""Shared reads: fifty open browsers cost a server as much as one, and none of them waits long."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -16,40 +16,41 @@ T = TypeVar("T")
 
 
 class BusyError(UnavailableError):
-    """Others are being answered; nobody needs to act."""
+    """All sessions are busy; no action is needed."""
 
 
 class GivenUpError(UnavailableError):
-    """The server worked on it for as long as it may; nobody needs to act."""
+    """The query took too long and was canceled; no action is needed."""
 
 
-# Seconds between two readings at least: a page that refreshes every two seconds always shows a new one.
+# Minimum seconds between two reads: a page that refreshes every two seconds always shows a new one.
 FRESH_SECONDS = 1.0
-# A reading that takes long is made less often, so that all viewers together keep a server busy for a thirtieth of the
-# time at most, however large its tables are; but not so seldom that nobody waits for it.
+# A slow read becomes less frequent, so that all viewers together use at most a thirtieth of the server's time, for any
+# table size; but it stays frequent enough to wait for.
 _SHARE = 30.0
 _SELDOM_SECONDS = 20.0
-# Seconds that a viewer waits for a new reading before the last known one is shown instead: the page answers within one.
+# Seconds that a viewer waits for a new read before the last one is shown: the page responds within one second.
 PATIENCE_SECONDS = 0.6
-# Seconds of silence after which a server counts as away: a first connection over TLS takes longer than the patience.
+# Seconds without a response after which a server counts as unavailable: a first connection over TLS takes longer than
+# the patience.
 _AWAY_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Reading(Generic[T]):
-    """What is known: the last value that could be read, when that was, and why there is no newer one."""
+class Snapshot(Generic[T]):
+    """The last value that was read, its time, and why there is no newer one."""
 
     value: T | None = None
     read_at: datetime | None = None
     fault: str | None = None
-    is_slow: bool = False  # the fault is no more than that
+    is_slow: bool = False  # the server is only slow
 
 
-class Shared(Generic[T]):
-    """Reads when somebody asks and the last reading is not fresh; at most one reading is under way at a time.
+class SharedRead(Generic[T]):
+    """Reads on request if the last value is outdated; at most one read is in progress.
 
-    *read* raises ``UnavailableError`` in words a person understands. It is never cancelled, for a task cancelled
-    inside a database call can leak its connection; it must bound its own waits.
+    *read* raises ``UnavailableError`` with a text for people. It is never cancelled, because a task cancelled inside a
+    database call can leak its connection; it must bound its own waits.
     """
 
     def __init__(
@@ -58,12 +59,12 @@ class Shared(Generic[T]):
         self._what = what
         self._read = read
         self._patience_seconds = patience_seconds
-        self._known: Reading[T] = Reading()
+        self._known: Snapshot[T] = Snapshot()
         self._task: asyncio.Task[None] | None = None
         self._started = self._due = float("-inf")
 
-    async def latest(self) -> Reading[T]:
-        """Return what is known now, waiting a little for a new reading where one is due; never raises."""
+    async def latest(self) -> Snapshot[T]:
+        """Return the current value, waiting briefly for a new read if one is due; never raises."""
         if self._task is None and monotonic() >= self._due:
             self._started = monotonic()
             self._task = asyncio.create_task(self._renew())
@@ -73,19 +74,19 @@ class Shared(Generic[T]):
             if not task.done():
                 waited = monotonic() - self._started
                 if self._known.fault is None:
-                    fault = f"{self._what} has not answered for {waited:.1f} s"
+                    fault = f"{self._what} has not responded for {waited:.1f} s"
                     return replace(self._known, fault=fault, is_slow=waited < _AWAY_SECONDS)
         return self._known
 
     async def settle(self, within: float) -> None:
-        """Wait until no reading is under way, at most *within* seconds."""
+        """Wait until no read is in progress, at most *within* seconds."""
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=within)
 
     async def _renew(self) -> None:
-        cost = 0.0  # of what the server did; the silence of one that is away costs it nothing
+        cost = 0.0  # time the server spent; an unavailable server spends none
         try:
-            self._known = Reading(await self._read(), datetime.now(UTC))
+            self._known = Snapshot(await self._read(), datetime.now(UTC))
             cost = monotonic() - self._started
         except UnavailableError as error:
             if isinstance(error, GivenUpError):
@@ -93,7 +94,7 @@ class Shared(Generic[T]):
             is_slow = isinstance(error, BusyError | GivenUpError)
             self._known = replace(self._known, fault=one_line(error), is_slow=is_slow)
         except Exception as error:  # a bug in the console must not end the worker
-            log.exception("the console cannot read", what=self._what)
+            log.exception("console read failed", what=self._what)
             self._known = replace(self._known, fault=f"{self._what}: {one_line(error)}", is_slow=False)
         finally:
             self._due = monotonic() + min(max(FRESH_SECONDS, _SHARE * cost), _SELDOM_SECONDS)

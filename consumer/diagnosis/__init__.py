@@ -1,1 +1,1 @@
-"""What ``closeout doctor`` looks at, one file for each side; nothing here changes anything."""
+"""The checks of ``closeout doctor``: settings, database and broker; read-only. Imports ``outbox`` and below."""

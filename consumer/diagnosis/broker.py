@@ -1,8 +1,8 @@
-"""The broker, as this user sees it, without the management plugin and without a message going anywhere.
+"""Checks of the broker with this user, without the management plugin and without sending a message.
 
-Rights are seen by asking for what must be refused anyway: RabbitMQ looks at the right first. A publish whose expiration
-is no number, and a consumer whose priority is none, end their channel with PRECONDITION_FAILED if the right is there,
-with ACCESS_REFUSED if it is not. Each leaves a line in RabbitMQ's log.
+Permissions are probed with requests that must be refused: RabbitMQ checks permissions first. A publish with an invalid
+expiration and a consumer with an invalid priority end their channel with PRECONDITION_FAILED if the permission exists,
+and with ACCESS_REFUSED if not. Each leaves a line in RabbitMQ's log.
 """
 
 import asyncio
@@ -22,16 +22,16 @@ from consumer.diagnosis.check import Check, ok, problem, unreachable, warning
 from consumer.errors import UnavailableError, one_line
 from consumer.wording import counted
 
-# 3.10: dead letters of quorum queues are confirmed, so that a retry cannot be lost on its way back.
+# 3.10: quorum queues confirm dead letters, so that a retry cannot be lost on its way back.
 OLDEST_VERSION = (3, 10)
-# Messages. A worker closes out about a thousand runs a second: more than this waits ten seconds and longer.
+# Messages. A worker closes out about a thousand runs per second: more than this takes at least ten seconds.
 _BACKLOG = 10_000
-# Seconds for an answer. In an alarm a broker reads nothing, and so gives none.
-_ANSWER_SECONDS = 3.0
-# Stands for a refusal where the broker gave no answer.
-_SILENCE = "no answer"
+# Seconds for a response. In an alarm a broker reads nothing and does not respond.
+_RESPONSE_SECONDS = 10.0
+# Replaces a refusal if the broker did not respond.
+_SILENCE = "no response"
 
-_TOPOLOGY = "run closeout topology, as a user who may configure"
+_TOPOLOGY = "run closeout topology as a user with configure permission"
 
 
 class _Depth(NamedTuple):
@@ -40,7 +40,7 @@ class _Depth(NamedTuple):
 
 
 async def examine_broker(connection: BrokerConnection) -> list[Check]:
-    """Return what is to be said of the broker at the other end of *connection*; never raises for it."""
+    """Return the checks of the broker at the other end of *connection*; never raises for broker errors."""
     checks: list[Check] = []
     try:
         channel = await connection.channel(confirms=False)
@@ -49,7 +49,7 @@ async def examine_broker(connection: BrokerConnection) -> list[Check]:
         checks += [topology, *_queues(depths)]
         if RUN_COMPLETED_QUEUE in depths:
             checks.append(await _right_to_consume(connection))
-        # Last: in an alarm the broker stops reading this connection at the first publish.
+        # Last: in an alarm the broker blocks this connection at the first publish.
         checks += await _rights_to_publish(connection)
     except (UnavailableError, *BROKER_ERRORS) as error:
         checks.append(unreachable("rabbitmq", error, "AMQP_URL"))
@@ -57,10 +57,10 @@ async def examine_broker(connection: BrokerConnection) -> list[Check]:
 
 
 def version_check(version: str) -> Check:
-    """Say whether a broker of this version will do; one that names none is believed to."""
+    """Check the broker's version; a broker that reports none is accepted."""
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if len(numbers) == 2 and numbers < OLDEST_VERSION:
-        return problem("rabbitmq", f"version {version}; quorum queues need 3.10 or newer here", "upgrade the broker")
+        return problem("rabbitmq", f"version {version}; quorum queues need 3.10 or newer", "upgrade the broker")
     return ok("rabbitmq", f"reachable, version {version}")
 
 
@@ -69,7 +69,7 @@ def _properties_of(channel: AmqpChannel) -> dict[str, Any]:
 
 
 async def _topology(connection: BrokerConnection) -> tuple[Check, dict[str, _Depth]]:
-    """Compare what stands with what should: its existence, and its properties where this user may configure."""
+    """Check that exchanges and queues exist, and their properties if this user may configure."""
     faults: list[str] = []
     unseen = 0
     depths: dict[str, _Depth] = {}
@@ -83,8 +83,8 @@ async def _topology(connection: BrokerConnection) -> tuple[Check, dict[str, _Dep
         unseen += not seen
     if faults:
         return problem("topology", "; ".join(faults), _TOPOLOGY), depths
-    words = f"{len(TOPOLOGY.exchanges)} exchanges and {len(TOPOLOGY.queues)} queues are there"
-    words += "; their properties only a user who may configure can compare" if unseen else ", as they should be"
+    words = f"{len(TOPOLOGY.exchanges)} exchanges and {len(TOPOLOGY.queues)} queues exist"
+    words += "; only a user with configure permission can compare their properties" if unseen else ", as declared"
     return ok("topology", words), depths
 
 
@@ -93,14 +93,14 @@ _Declare = Callable[[AmqpChannel, bool], Awaitable[object]]
 
 def _exchange(exchange: Exchange) -> _Declare:
     return lambda channel, passive: channel.exchange_declare(
-        exchange.name, exchange_type=exchange.type, durable=True, passive=passive, timeout=_ANSWER_SECONDS
+        exchange.name, exchange_type=exchange.type, durable=True, passive=passive, timeout=_RESPONSE_SECONDS
     )
 
 
 def _queue(name: str, arguments: Any, depths: dict[str, _Depth]) -> _Declare:  # noqa: ANN401 - AMQP's own table
     async def declare(channel: AmqpChannel, passive: bool) -> None:  # noqa: FBT001 - as _Declare has it
         told = await channel.queue_declare(
-            name, durable=True, arguments=dict(arguments), passive=passive, timeout=_ANSWER_SECONDS
+            name, durable=True, arguments=dict(arguments), passive=passive, timeout=_RESPONSE_SECONDS
         )
         depths[name] = _Depth(told.message_count or 0, told.consumer_count or 0)
 
@@ -108,11 +108,11 @@ def _queue(name: str, arguments: Any, depths: dict[str, _Depth]) -> _Declare:  #
 
 
 async def _compared(connection: BrokerConnection, what: str, declare: _Declare) -> tuple[list[str], bool]:
-    """Return what is wrong with one thing, and whether its properties could be compared."""
+    """Return the faults of one exchange or queue, and whether its properties could be compared."""
     if refusal := await _refusal_of(connection, lambda channel: declare(channel, True)):
         missing = "NOT_FOUND" in refusal and "no " in refusal
         return [f"{what} is missing" if missing else f"{what}: {refusal}"], True
-    # It exists, so declaring it compares and creates nothing.
+    # It exists: declaring it only compares.
     refusal = await _refusal_of(connection, lambda channel: declare(channel, False))
     if "inequivalent" in refusal:
         return [f"{what} exists with other properties: {refusal.rpartition('inequivalent arg ')[2]}"], True
@@ -127,18 +127,18 @@ def _queues(depths: dict[str, _Depth]) -> list[Check]:
         )
         if not runs.consumers:
             kind = problem if runs.ready else warning
-            checks.append(kind("consumers", words, "start a worker; if one runs, its /readyz says why it waits"))
+            checks.append(kind("consumers", words, "start a worker; if one is running, /readyz has the reason"))
         elif runs.ready > _BACKLOG:
-            checks.append(warning("consumers", words, "more arrives than is closed out: add workers"))
+            checks.append(warning("consumers", words, "runs arrive faster than they are closed out: add workers"))
         else:
             checks.append(ok("consumers", words))
     if retries := depths.get(RETRY_QUEUE):
-        words = f"{counted(retries.ready, 'message waits', 'messages wait')} to be tried again"
-        remedy = "their runs fail for reasons of their own: see the worker's log, or governance.rollbacks"
+        words = f"{counted(retries.ready, 'message')} in the retry queue"
+        remedy = "these runs fail repeatedly: see the worker's log, or governance.rollbacks"
         checks.append(warning("retries", words, remedy) if retries.ready else ok("retries", words))
     if parked := depths.get(PARKED_QUEUE):
         words = f"{counted(parked.ready, 'message')} in {PARKED_QUEUE}"
-        remedy = "closeout parked list says why; mend the cause, then closeout parked replay"
+        remedy = "run closeout parked list for the reasons, fix the cause, then run closeout parked replay"
         checks.append(warning("parked", words, remedy) if parked.ready else ok("parked", words))
     return checks
 
@@ -146,20 +146,20 @@ def _queues(depths: dict[str, _Depth]) -> list[Check]:
 async def _right_to_consume(connection: BrokerConnection) -> Check:
     async def consume(channel: AmqpChannel) -> None:
         await channel.basic_consume(
-            RUN_COMPLETED_QUEUE, _never, arguments={"x-priority": "none"}, timeout=_ANSWER_SECONDS
+            RUN_COMPLETED_QUEUE, _never, arguments={"x-priority": "none"}, timeout=_RESPONSE_SECONDS
         )
 
     refusal = await _refusal_of(connection, consume)
     if "PRECONDITION_FAILED" in refusal:
-        return ok("consume", f"this user may read {RUN_COMPLETED_QUEUE}")
+        return ok("consume", f"this user can read {RUN_COMPLETED_QUEUE}")
     return problem("consume", refusal, f"grant the worker's user read on {RUN_COMPLETED_QUEUE}")
 
 
 async def _never(_message: object) -> None:
-    """Stand for a consumer that is never made."""
+    """Do nothing: the consumer is never created."""
 
 
-# By the names that RabbitMQ's permissions have; the last one only stands in for the one before it.
+# Under the names of RabbitMQ's permissions; the last one only replaces the one before it.
 _WRITTEN = {
     EVENTS_EXCHANGE: (EVENTS_EXCHANGE, "run.finalized.succeeded"),
     INTERNAL_EXCHANGE: (INTERNAL_EXCHANGE, PARKED_QUEUE),
@@ -173,17 +173,19 @@ async def _rights_to_publish(connection: BrokerConnection) -> list[Check]:
         refusal = _SILENCE
         try:
             refusal = await _refusal_of(connection, _publish(exchange, key))
-        except UnavailableError:  # no channel was had
+        except UnavailableError:  # no channel was opened
             if not await connection.is_blocked():
                 raise
         if await connection.is_blocked():
-            words = (
-                "RabbitMQ is in a memory or disk alarm and takes no messages; runs are closed out, their events wait"
-            )
-            return [problem("alarm", words, "free memory or disk there: rabbitmq-diagnostics alarms names which")]
+            words = "RabbitMQ is in a memory or disk alarm and accepts no messages; runs are closed out, their events wait"
+            return [
+                problem(
+                    "alarm", words, "free memory or disk on the broker; rabbitmq-diagnostics alarms has the details"
+                )
+            ]
         if "PRECONDITION_FAILED" not in refusal:
             refusals[name] = refusal
-    return [ok("alarm", "none: the broker reads what is published"), _publishing(refusals)]
+    return [ok("alarm", "none: the broker accepts messages"), _publishing(refusals)]
 
 
 def _publishing(refusals: dict[str, str]) -> Check:
@@ -195,30 +197,30 @@ def _publishing(refusals: dict[str, str]) -> Check:
     if EVENTS_EXCHANGE in missing or (missing and not stands_in):
         return problem("publish", words, remedy)
     if missing:
-        words += "; until then it parks through the default exchange, and may write every queue there is"
-        return warning("publish", words, f"{remedy}, then take amq.default away")
-    return ok("publish", f"this user may write {EVENTS_EXCHANGE} and {INTERNAL_EXCHANGE} (parking, retries)")
+        words += "; until then the worker parks through the default exchange, and can write to every queue"
+        return warning("publish", words, f"{remedy}, then revoke amq.default")
+    return ok("publish", f"this user can write to {EVENTS_EXCHANGE} and {INTERNAL_EXCHANGE} (parking, retries)")
 
 
 def _publish(exchange: str, key: str) -> Callable[[AmqpChannel], Awaitable[object]]:
     properties = spec.Basic.Properties(expiration="never", user_id=None)
     return lambda channel: channel.basic_publish(
-        b"", exchange=exchange, routing_key=key, mandatory=True, properties=properties, timeout=_ANSWER_SECONDS
+        b"", exchange=exchange, routing_key=key, mandatory=True, properties=properties, timeout=_RESPONSE_SECONDS
     )
 
 
-async def _refusal_of(connection: BrokerConnection, ask: Callable[[AmqpChannel], Awaitable[object]]) -> str:
-    """Return in which words the broker refuses, on a channel of its own; empty if it does not, or silence."""
+async def _refusal_of(connection: BrokerConnection, request: Callable[[AmqpChannel], Awaitable[object]]) -> str:
+    """Return the broker's refusal of a request on a separate channel; empty if it does not refuse."""
     channel = await connection.channel(confirms=True)
     try:
         with not_cancelled():
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                await ask(channel)
+            async with asyncio.timeout(_RESPONSE_SECONDS):
+                await request(channel)
             await channel.close()
     except TimeoutError:
         return _SILENCE
     except ChannelLostError:
-        reason = await why_closed(channel, within=_ANSWER_SECONDS)
+        reason = await why_closed(channel, within=_RESPONSE_SECONDS)
         return one_line(reason) if reason else _SILENCE
     except BROKER_ERRORS as error:
         return one_line(error)

@@ -1,4 +1,4 @@
-"""What one look came to."""
+"""The result of one check."""
 
 from enum import StrEnum
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from consumer.tls_errors import HandshakeError
 
 
 class State(StrEnum):
-    """Whether a worker can do its work: as it should be, worth knowing, or in the way."""
+    """The severity of a check: fine, worth knowing, or preventing a worker from working."""
 
     OK = "ok"
     WARNING = "warning"
@@ -16,7 +16,7 @@ class State(StrEnum):
 
 
 class Check(NamedTuple):
-    """One look: its name, what it came to, what was found, and what to do unless all is well."""
+    """One check: its name, its state, what was found, and what to do."""
 
     name: str
     state: State
@@ -25,31 +25,33 @@ class Check(NamedTuple):
 
 
 def ok(name: str, found: str) -> Check:
-    """Return a check at which there is nothing to do."""
+    """Return a check with nothing to do."""
     return Check(name, State.OK, found)
 
 
 def warning(name: str, found: str, remedy: str) -> Check:
-    """Return a check that found what may be meant, or does no harm yet."""
+    """Return a check whose finding may be intended, or is harmless so far."""
     return Check(name, State.WARNING, found, remedy)
 
 
 def problem(name: str, found: str, remedy: str) -> Check:
-    """Return a check that found what keeps a worker from its work, or runs from their end."""
+    """Return a check whose finding prevents a worker from working, or runs from being closed out."""
     return Check(name, State.PROBLEM, found, remedy)
 
 
 def unreachable(name: str, error: BaseException, setting: str) -> Check:
-    """Return a check of a server to which there was no connection: why, and what to do about that."""
+    """Return a check of an unreachable server: the reason, and what to do."""
     remedy = next((link.remedy for link in links(error) if isinstance(link, HandshakeError)), "")
     if not remedy and any(words in one_line(error) for words in _WRONG_PASSWORD):
-        remedy = f"correct the password in {setting}; a worker reads {setting}_FILE again at each try"
+        remedy = f"correct the password in {setting}; a worker reads {setting}_FILE at each attempt"
     if not remedy and f"{setting}: " in one_line(error):  # a file that the URL names
-        remedy = "correct it; a worker looks again at each try"
+        remedy = "correct it; a worker reads it at each attempt"
     words = one_line(error)
     reason = words.partition(" is not available: ")[2] or words
-    return problem(name, f"not reachable: {reason}", remedy or f"start it, or correct {setting}; a worker waits for it")
+    return problem(
+        name, f"not reachable: {reason}", remedy or f"start the server, or correct {setting}; a worker waits for it"
+    )
 
 
-# PostgreSQL's and RabbitMQ's words for a user or a password that is not right.
+# PostgreSQL's and RabbitMQ's errors for a wrong user or password.
 _WRONG_PASSWORD = ("password authentication failed", "ACCESS_REFUSED - Login was refused")

@@ -1,4 +1,4 @@
-"""The settings: every fault, and what is allowed and rarely meant."""
+"""Checks of the settings: every fault, and settings that are allowed but rarely intended."""
 
 import re
 from collections.abc import Mapping
@@ -12,46 +12,46 @@ _LOOPBACK = re.compile(r"/|localhost(:|$)|127\.|\[?::1\]?(:\d+$|$)")
 
 
 def examine_configuration(settings: Settings, faults: Mapping[str, str]) -> list[Check]:
-    """Return what is to be said of *settings*; *faults* are by field, and their fields hold stand-ins."""
+    """Return the checks of *settings*; *faults* are by field, and invalid fields have defaults."""
     found = [problem("settings", fault, "see config/README.md") for fault in faults.values()]
-    found += [warning("settings", words, "correct it, or leave it out") for words in settings.warnings]
-    found = found or [ok("settings", "all as they must be")]
+    found += [warning("settings", words, "correct it, or remove it") for words in settings.warnings]
+    found = found or [ok("settings", "valid")]
     return [*found, *_encryption(settings, faults), *_path(settings, faults)]
 
 
 def _encryption(settings: Settings, faults: Mapping[str, str]) -> list[Check]:
-    """Say who could listen to what is sent to each server, or stand in for it; on one machine nobody."""
+    """Check the encryption of both connections; a connection within this machine needs none."""
     found = []
     if "database_url" not in faults:
         url = settings.database_url.get_secret_value()
         mode = parameters(url).get("sslmode", "prefer")
-        words = f"DATABASE_URL, sslmode={mode}: {_MODES_IN_WORDS[mode]}"
-        remedy = "write sslmode=verify-full&sslrootcert=FILE, the authority that signed the server's certificate"
+        words = f"DATABASE_URL, sslmode={mode}: {_SSL_MODES[mode]}"
+        remedy = "use sslmode=verify-full&sslrootcert=FILE with the authority that signed the server's certificate"
         safe = mode == "verify-full" or _stays_here(url)
         found.append(ok("encryption", words) if safe else warning("encryption", words, remedy))
     if "amqp_url" not in faults:
         url = settings.amqp_url.get_secret_value()
         scheme = url.partition("://")[0]
-        words = "encrypted, certificate and host are checked" if scheme == "amqps" else "not encrypted"
+        words = "encrypted; certificate and host name verified" if scheme == "amqps" else "not encrypted"
         safe = scheme == "amqps" or _stays_here(url)
-        remedy = "write amqps://, with ?cafile=FILE, the authority that signed the server's certificate"
+        remedy = "use amqps:// and ?cafile=FILE with the authority that signed the server's certificate"
         words = f"AMQP_URL, {scheme}://: {words}"
         found.append(ok("encryption", words) if safe else warning("encryption", words, remedy))
     return found
 
 
-_MODES_IN_WORDS = {
+_SSL_MODES = {
     "disable": "not encrypted",
-    "allow": "encrypted only where the server insists, and nothing is checked",
-    "prefer": "encrypted if the server can, and nothing is checked",
-    "require": "encrypted; whose certificate it is, is not checked",
-    "verify-ca": "encrypted, the certificate is checked, the host in it is not",
-    "verify-full": "encrypted, certificate and host are checked",
+    "allow": "encrypted only if the server requires it; certificate not verified",
+    "prefer": "encrypted if the server supports it; certificate not verified",
+    "require": "encrypted; server certificate not verified",
+    "verify-ca": "encrypted; certificate verified, host name not verified",
+    "verify-full": "encrypted; certificate and host name verified",
 }
 
 
 def _stays_here(url: str) -> bool:
-    """Say whether all hosts of *url* are this machine: loopback, or a socket in a folder."""
+    """Return whether all hosts of *url* are this machine: loopback, or a socket in a folder."""
     hosts = (urlsplit(url).netloc.rpartition("@")[2] or parameters(url).get("host", "/")).split(",")
     return all(_LOOPBACK.match(unquote(host)) for host in hosts)
 
@@ -61,15 +61,15 @@ def _path(settings: Settings, faults: Mapping[str, str]) -> list[Check]:
         return []
     found = []
     if not settings.transaction_coordinator_enabled:
-        words = "TRANSACTION_COORDINATOR_ENABLED is false: runs are closed out with three separate writes"
+        words = "TRANSACTION_COORDINATOR_ENABLED is false: each run is closed out with three separate writes"
         found.append(warning("coordinator", words, "set it to true, here and where the worker runs"))
     elif settings.transaction_coordinator_tenants:
         named = ", ".join(sorted(settings.transaction_coordinator_tenants))
-        words = f"on for {named} only; all other tenants' runs are closed out without atomicity"
-        found.append(warning("coordinator", words, "end the rollout: empty TRANSACTION_COORDINATOR_TENANTS"))
+        words = f"enabled for {named} only; runs of all other tenants are closed out without atomicity"
+        found.append(warning("coordinator", words, "to end the rollout, empty TRANSACTION_COORDINATOR_TENANTS"))
     else:
-        found.append(ok("coordinator", "on for all tenants: a run is closed out in one transaction"))
+        found.append(ok("coordinator", "enabled for all tenants: a run is closed out in one transaction"))
     if settings.legacy_fallback_enabled:
-        words = "LEGACY_FALLBACK_ENABLED is true: a run whose transaction fails may end up half closed out"
+        words = "LEGACY_FALLBACK_ENABLED is true: a run whose transaction fails may be partly closed out"
         found.append(warning("fallback", words, "set it to false unless you watch closeout_legacy_fallbacks_total"))
     return found

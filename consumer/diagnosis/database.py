@@ -1,4 +1,4 @@
-"""The database, as this role sees it: whether a worker could close out runs there, and what lies unfinished."""
+"""Checks of the database with this role: whether a worker can close out runs, and what is unfinished."""
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
@@ -18,9 +18,9 @@ from domains.migrations.upgrade import differences, known, newest
 
 # 15: unique constraints that count nulls as equal (policies).
 OLDEST_VERSION = 15
-# Seconds between the two clocks. A second shows in the lag that is measured, a minute in what is pruned or listed.
+# Seconds between the two clocks. A second affects the measured lag, a minute affects listing and pruning.
 _CLOCK_WARNING, _CLOCK_PROBLEM = 1.0, 60.0
-# Seconds after which a legacy close-out that has not finished does not do so by itself.
+# Seconds after which an unfinished legacy close-out does not finish without a redelivery.
 _UNFINISHED_SECONDS = 300
 
 _ABOUT = text(
@@ -52,7 +52,7 @@ _UNFINISHED = text(
 async def examine_database(
     engine: AsyncEngine, *, connections_needed: int, clock: Callable[[], datetime]
 ) -> list[Check]:
-    """Return what is to be said of the database, as a worker with the same URL would find it; never raises for it."""
+    """Return the checks of the database as a worker with the same URL sees it; never raises for database errors."""
     try:
         async with engine.connect() as opened:
             conn = await opened.execution_options(isolation_level="AUTOCOMMIT")
@@ -77,7 +77,7 @@ async def examine_database(
 
 
 def version_check(number: int, name: str) -> Check:
-    """Say whether a server of this version will do."""
+    """Check the server's version."""
     if number >= OLDEST_VERSION * 10_000:
         return ok("postgresql", f"reachable, version {name}")
     return problem("postgresql", f"version {name}; the schema needs {OLDEST_VERSION} or newer", "upgrade the server")
@@ -85,29 +85,29 @@ def version_check(number: int, name: str) -> Check:
 
 def _writable(about: Row[Any]) -> Check:
     if about.in_recovery:
-        words = "this server is a standby, and read-only"
-        return problem("writable", words, "name the primary, or all hosts with target_session_attrs=read-write")
+        words = "this server is a read-only standby"
+        return problem("writable", words, "use the primary, or all hosts with target_session_attrs=read-write")
     if about.read_only:
         words = "transactions are read-only here (default_transaction_read_only)"
         return problem(
-            "writable", words, "find out who set it, for the server, the database or the role; a worker waits"
+            "writable", words, "reset it for the server, the database or the role; until then a worker waits"
         )
-    return ok("writable", "a primary, and takes writes")
+    return ok("writable", "primary, writable")
 
 
 def _role(about: Row[Any]) -> Check:
     if about.superuser:
-        words = f"{about.role} is a superuser, whom no right and no limit stops"
-        return warning("role", words, "run workers as a role that may only read and write the tables")
-    return ok("role", f"{about.role}, no superuser")
+        words = f"{about.role} is a superuser: privileges and connection limits are not enforced"
+        return warning("role", words, "run workers with a role that can only read and write the tables")
+    return ok("role", f"{about.role}, not a superuser")
 
 
 def _clock(theirs: datetime, before: datetime, after: datetime) -> Check:
-    # Half the round trip is the error of the comparison.
+    # Half of the round trip is the error of the comparison.
     off = abs(theirs - (before + (after - before) / 2)) - (after - before) / 2
     seconds = max(off, timedelta(0)).total_seconds()
     words = f"{seconds:.1f} s between this machine and the server"
-    remedy = "keep both on NTP: lags are measured, and runs listed and pruned, by a worker's clock"
+    remedy = "synchronize both with NTP: a worker's clock is used to measure lag and to list and prune runs"
     if seconds > _CLOCK_PROBLEM:
         return problem("clock", words, remedy)
     return warning("clock", words, remedy) if seconds > _CLOCK_WARNING else ok("clock", words)
@@ -120,43 +120,49 @@ def _connections(about: Row[Any], needed: int) -> Check:
     left, name, limit = min((limit - used, name, limit) for limit, used, name in limits)
     words = f"{max(left, 0)} of {limit} left ({name}); a worker takes up to {needed}"
     if left < needed:
-        return warning("connections", words, "enough only if the workers run already; raise it, or run fewer workers")
+        return warning(
+            "connections",
+            words,
+            "this is enough only if all workers are already running; raise the limit, or run fewer workers",
+        )
     return ok("connections", words)
 
 
 async def _pooler(conn: AsyncConnection) -> list[Check]:
-    """Return what is to be said of a pooler before the server; nothing where there is none."""
+    """Check a pooler in front of the server; returns nothing if there is none."""
     if not await is_pooled(conn):
         return []
     found = {row.name: row.value for row in await conn.execute(_IN_SESSION, {"names": list(WORKER_SETTINGS)})}
     missing = [f"{name}={value}" for name, value in WORKER_SETTINGS.items() if found[name] not in {value, "closeout"}]
     if not missing:
-        return [ok("pooler", "there is one before the server, and this role's sessions have what a worker asks for")]
-    words = f"there is one before the server, and this role's sessions do not have {', '.join(missing)}"
-    return [warning("pooler", words, "run deploy/pgbouncer/worker-role.sql as this role, on the server itself")]
+        return [ok("pooler", "PgBouncer detected; required session settings are present")]
+    words = f"PgBouncer detected; this role's sessions lack {', '.join(missing)}"
+    return [warning("pooler", words, "run deploy/pgbouncer/worker-role.sql as this role on the server itself")]
 
 
 async def _schema(conn: AsyncConnection) -> tuple[list[Check], bool]:
-    """Return what is to be said of the schema's version, and whether there are tables to look at."""
+    """Check the schema's version; return also whether its tables can be checked."""
     usage = (await conn.execute(_USAGE)).scalar_one_or_none()
     if usage is None:
-        return [problem("schema", "there is no schema governance here", "run closeout migrate")], False
+        return [problem("schema", "schema governance does not exist", "run closeout migrate")], False
     if not usage:
         return [
             problem(
-                "schema", "this role may not use schema governance", "run deploy/postgresql/rights.sql: it grants USAGE"
+                "schema",
+                "this role has no USAGE on schema governance",
+                "run deploy/postgresql/rights.sql: it grants USAGE",
             )
         ], False
     try:
         current = (await conn.execute(_VERSION)).scalar_one_or_none()
     except DATABASE_ERRORS as error:
-        words = f"its version cannot be read: {one_line(error)}"
+        words = f"version cannot be read: {one_line(error)}"
         return [warning("schema", words, "run closeout migrate, or grant SELECT on governance.schema_version")], True
     if current == newest():
-        return [ok("schema", f"at {current}, which is this version's")], True
+        return [ok("schema", f"at {current}, the version of this closeout")], True
     if current in known():
-        return [problem("schema", f"at {current}, behind this version's {newest()}", "run closeout migrate")], True
-    words = f"at {current}, which this version ({newest()}) does not know: a newer closeout migrated it"
+        return [problem("schema", f"at {current}; this closeout needs {newest()}", "run closeout migrate")], True
+    words = f"at {current}, which is unknown to this closeout ({newest()}): a newer one migrated it"
     return [warning("schema", words, "upgrade this closeout")], True
 
 
@@ -164,22 +170,24 @@ async def _tables(engine: AsyncEngine, version: Check) -> Check:
     found = await differences(engine)
     if not found:
         return version
-    words = f"{version.found.partition(',')[0]}, and {counted(len(found), 'difference')} from it, the first: {found[0]}"
-    return problem("schema", words, "closeout migrate --check names them all; mend them as the tables' owner")
+    words = f"{version.found.partition(',')[0]}, with {counted(len(found), 'difference')}; the first: {found[0]}"
+    return problem("schema", words, "closeout migrate --check lists all; fix them as the tables' owner")
 
 
 async def _rights(conn: AsyncConnection) -> list[Check]:
     missing = await missing_privileges(conn)
     if not missing:
-        return [ok("rights", "this role has all rights on the tables that a worker needs")]
-    return [problem("rights", f"missing: {format_privileges(missing)}", f"{REMEDY}; a worker waits until then")]
+        return [ok("rights", "this role has all privileges that a worker needs")]
+    return [
+        problem("rights", f"missing privileges: {format_privileges(missing)}", f"{REMEDY}; until then a worker waits")
+    ]
 
 
 async def _readable(name: str, look: Callable[[AsyncConnection], Awaitable[Check]], conn: AsyncConnection) -> Check:
     try:
         return await look(conn)
     except DATABASE_ERRORS as error:
-        return problem(name, f"cannot be looked at: {one_line(error)}", "see the lines above: schema, rights")
+        return problem(name, f"cannot be checked: {one_line(error)}", "see the checks schema and rights above")
 
 
 async def _outbox(conn: AsyncConnection) -> Check:
@@ -187,8 +195,8 @@ async def _outbox(conn: AsyncConnection) -> Check:
     meaning, remedy = describe_backlog(found.state())
     if not found.all.events:
         return ok("outbox", f"empty: {meaning}")
-    whose = counted(found.all.runs, "run's", "runs'")
-    words = f"{whose} events wait, the oldest for {format_seconds(found.all.oldest_seconds)}; {meaning}"
+    runs = counted(found.all.runs, "run has", "runs have")
+    words = f"{runs} unpublished events, the oldest for {format_seconds(found.all.oldest_seconds)}; {meaning}"
     if found.state() is BacklogState.STALE:
         return problem("outbox", words, "start a worker, or publish the events now with closeout outbox drain")
     return warning("outbox", words, remedy) if remedy else ok("outbox", words)
@@ -197,6 +205,7 @@ async def _outbox(conn: AsyncConnection) -> Check:
 async def _unfinished(conn: AsyncConnection) -> Check:
     found = (await conn.execute(_UNFINISHED, {"seconds": _UNFINISHED_SECONDS})).one()
     if not found.runs:
-        return ok("unfinished", "no legacy close-out stopped half-way")
-    words = f"{counted(found.runs, 'legacy close-out')} stopped half-way, the first at {found.oldest:%Y-%m-%d %H:%M}Z"
-    return problem("unfinished", words, "closeout reconcile names them and says what to do")
+        return ok("unfinished", "no legacy close-out is unfinished")
+    count = counted(found.runs, "legacy close-out is", "legacy close-outs are")
+    words = f"{count} unfinished, the first since {found.oldest:%Y-%m-%d %H:%M}Z"
+    return problem("unfinished", words, "run closeout reconcile for the runs and what to do")

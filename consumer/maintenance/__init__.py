@@ -1,1 +1,1 @@
-"""Keeping the tables right and small: invariants, reconcile and prune; imports ``outbox`` and below."""
+"""Keeps the tables consistent and small: invariants, reconcile and prune; imports ``closeout`` and below."""

@@ -1,12 +1,12 @@
-"""What must hold of every run: a table of rules, each one set-based statement that finds what breaks it."""
+"""The invariants of every run: each is one set-based statement that finds the violations."""
 
 from typing import NamedTuple
 
 
 class Invariant(NamedTuple):
-    """A rule, the statement that finds what breaks it, and what that means and asks for.
+    """A rule, the statement that finds its violations, what they mean and what to do.
 
-    The statement selects tenant_id, run_id and a detail in words; ``SLICE(alias)`` stands for the slice's bounds.
+    The statement selects tenant_id, run_id and a text; ``SLICE(alias)`` is replaced by the bounds of the slice.
     """
 
     name: str
@@ -16,7 +16,7 @@ class Invariant(NamedTuple):
     remedy: str
 
 
-_RESTORE = "closeout never leaves this behind: look for manual changes, a partial restore, or another writer"
+_RESTORE = "Closeout never causes this: look for manual changes, a partial restore, or another writer"
 
 INVARIANTS = (
     Invariant(
@@ -30,8 +30,8 @@ INVARIANTS = (
           LEFT JOIN governance.prevention_records p USING (tenant_id, run_id)
          WHERE SLICE(r) AND r.committed_at IS NOT NULL AND (i.run_id IS NULL) = (p.run_id IS NULL)
         """,
-        "what became of the run is not recorded, or recorded twice",
-        f"{_RESTORE}; the message, if the runner still has it, says what the run's incident should be",
+        "the outcome of the run is not recorded, or is recorded twice",
+        f"{_RESTORE}; the run's message, if the runner still has it, shows the right incident",
     ),
     Invariant(
         "one-evaluation",
@@ -42,7 +42,7 @@ INVARIANTS = (
           LEFT JOIN governance.policy_evaluations e USING (tenant_id, run_id)
          WHERE SLICE(r) AND r.committed_at IS NOT NULL AND e.run_id IS NULL
         """,
-        "nobody can tell which policies the run was held against",
+        "the policies that were evaluated on the run are unknown",
         _RESTORE,
     ),
     Invariant(
@@ -55,13 +55,13 @@ INVARIANTS = (
          WHERE SLICE(r) AND r.committed_at IS NOT NULL AND t.status = 'running'
         """,
         "the runner opened a trace under another id than its message named, or its message named none",
-        "compare the trace id with run.finalized's; correct the runner, and close the trace by hand",
+        "compare the trace id with the one in run.finalized; fix the runner, and close the trace manually",
     ),
     Invariant(
         "trace-written",
-        "the trace that a waiting run.finalized names exists, or the run has another one",
-        # run_completions does not keep the trace id, so this can be known only while the last event is here. The trace
-        # may be another run's, which named it first, and a run that has a trace under another id keeps that one.
+        "the trace that an unpublished run.finalized names exists, or the run has another one",
+        # run_completions does not store the trace id, so this is known only while the last event is in the outbox. The
+        # trace may belong to another run that named it first; a run with a trace under another id keeps that one.
         """
         SELECT o.tenant_id, o.run_id, 'no trace ' || (o.body::jsonb #>> '{data,trace_id}') AS detail
           FROM governance.outbox_events o
@@ -73,12 +73,12 @@ INVARIANTS = (
            AND NOT EXISTS (
                SELECT FROM governance.traces t WHERE t.tenant_id = o.tenant_id AND t.run_id = o.run_id)
         """,
-        "the run asked for a trace and none was kept, though its event will name it",
+        "the run has no trace, although its event names one",
         _RESTORE,
     ),
     Invariant(
         "phase-and-outbox",
-        "COMMITTED runs have events in the outbox, EVENTS_PUBLISHED runs have none and say when, others have none",
+        "COMMITTED runs have events in the outbox; EVENTS_PUBLISHED runs have none and a time; others have none",
         """
         SELECT r.tenant_id, r.run_id,
                r.phase || ' with ' || coalesce(o.waiting, 0) || ' events waiting, events_published_at '
@@ -90,12 +90,12 @@ INVARIANTS = (
            AND ((r.phase = 'COMMITTED') <> (o.waiting IS NOT NULL)
                 OR (r.phase = 'EVENTS_PUBLISHED') <> (r.events_published_at IS NOT NULL))
         """,
-        "events were deleted unpublished, or the run was told to be published while they wait",
-        f"{_RESTORE}; events that still wait go out by themselves",
+        "events were deleted before they were published, or the run was marked as published too early",
+        f"{_RESTORE}; remaining events are published by the relay",
     ),
     Invariant(
         "outbox-suffix",
-        "the events that a run still has in the outbox are its last ones, up to sequence 3",
+        "the events of a run in the outbox are its last ones, up to sequence 3",
         """
         SELECT o.tenant_id, o.run_id,
                'sequences ' || string_agg(o.sequence::text, ', ' ORDER BY o.sequence) AS detail
@@ -104,14 +104,14 @@ INVARIANTS = (
          GROUP BY o.tenant_id, o.run_id
         HAVING max(o.sequence) <> 3 OR min(o.sequence) < 1 OR count(*) <> 4 - min(o.sequence)
         """,
-        "an event left before an earlier one of its run, or the last is gone: the relay no longer finds the run",
-        f"{_RESTORE}; send the run's message again: a duplicate publishes what waits",
+        "an event was published before an earlier one, or the last one is missing: the relay no longer finds the run",
+        f"{_RESTORE}; send the run's message again: a duplicate publishes the remaining events",
     ),
     Invariant(
         "no-orphans",
         "every row of a domain table and of the outbox belongs to a run in the inbox",
-        # A running trace is the runner's, whose message may be still to come. A rollback without a run is a run that
-        # never went through.
+        # A running trace belongs to the runner, whose message may still arrive. A rollback without a run belongs to a
+        # run that was never committed.
         """
         SELECT x.tenant_id, x.run_id, string_agg(DISTINCT x.of, ', ' ORDER BY x.of) AS detail
           FROM (
@@ -131,12 +131,12 @@ INVARIANTS = (
          WHERE r.run_id IS NULL
          GROUP BY x.tenant_id, x.run_id
         """,
-        "rows were written outside of a close-out, or the inbox row was deleted: a redelivery would fail on them",
+        "rows were written outside of a close-out, or the inbox row was deleted: a redelivery would fail",
         f"{_RESTORE}; delete the orphans, or restore the run's inbox row",
     ),
     Invariant(
         "finished",
-        "an atomic run is finished as soon as it is seen; a legacy run's phase and committed_at agree",
+        "an atomic run is always finished; a legacy run's phase and committed_at agree",
         """
         SELECT r.tenant_id, r.run_id,
                r.mode || ', ' || r.phase || ', committed_at '
@@ -146,12 +146,12 @@ INVARIANTS = (
            AND ((r.mode = 'atomic' AND r.committed_at IS NULL)
                 OR (r.phase IN ('COMMITTED', 'EVENTS_PUBLISHED')) <> (r.committed_at IS NOT NULL))
         """,
-        "a close-out that must be all or nothing is half there",
-        f"{_RESTORE}; report it with the run's closeout runs show",
+        "an atomic close-out is incomplete",
+        f"{_RESTORE}; report it with the output of closeout runs show",
     ),
     Invariant(
         "outbox-stale",
-        "no event waits in the outbox longer than --older-than",
+        "no event is in the outbox longer than --older-than",
         """
         SELECT o.tenant_id, o.run_id,
                count(*) || ' events since ' || to_char(min(o.created_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')
@@ -160,8 +160,8 @@ INVARIANTS = (
          WHERE SLICE(o) AND o.created_at < now() - make_interval(secs => :older_than)
          GROUP BY o.tenant_id, o.run_id
         """,
-        "no worker's relay runs or reaches the broker, or no queue takes the events (REQUIRE_EVENT_SUBSCRIBERS)",
-        "start a worker, or closeout reconcile --repair, which publishes them now under their ids",
+        "no relay is running or reaches the broker, or no queue accepts the events (REQUIRE_EVENT_SUBSCRIBERS)",
+        "start a worker, or run closeout reconcile --repair, which publishes the events now, with the same ids",
     ),
     Invariant(
         "legacy-stale",
@@ -172,8 +172,8 @@ INVARIANTS = (
          WHERE SLICE(r) AND r.mode = 'legacy' AND r.committed_at IS NULL
            AND r.received_at < now() - make_interval(secs => :older_than)
         """,
-        "a non-atomic close-out stopped half-way and its message has not come back",
-        "it cannot be repaired from here, the rest is in its message only: if closeout.parked holds that, replay it "
-        "(closeout parked replay); else let the runner publish it again, unchanged. It goes on from its phase",
+        "a legacy close-out is unfinished, and its message was not redelivered",
+        "only the message can finish it: if it is in closeout.parked, replay it (closeout parked replay); otherwise "
+        "the runner must publish it again, unchanged. The close-out resumes from its phase",
     ),
 )

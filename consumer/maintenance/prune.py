@@ -1,10 +1,9 @@
-"""Removing runs that are old enough, whole, in small transactions beside live workers. ``closeout prune``.
+"""Removes old runs completely, in small transactions, safe next to live workers.
 
-The inbox is walked once, in the order of its pages: a range of pages is read by its address (a TID range scan), so a
-batch costs the same however large the table is and wherever the old rows lie. The BRIN index on ``received_at`` cannot
-do that for long: space that pruning frees is used again, and its page ranges then hold old and new times. Measured with
-90 days kept and pruned daily: a search for the oldest day's first hour read 46 of 4,137 pages at first, 1,333 after a
-month, 4,060 of 4,228 after three.
+The inbox is scanned once in page order with TID range scans, so that a batch costs the same for any table size and any
+distribution of old rows. The BRIN index on ``received_at`` degrades: space freed by pruning is reused, and page ranges
+then contain old and new times. Measured with 90 days kept and daily pruning: finding the first hour of the oldest day
+read 46 of 4,137 pages at first, 1,333 after a month, 4,060 of 4,228 after three.
 """
 
 import asyncio
@@ -34,21 +33,21 @@ from domains.tables import (
     traces,
 )
 
-# Pages (of 8 KiB) that one statement reads: 1 MiB, and up to 64 MiB where nothing old is found.
+# Pages (8 KiB) per statement: 1 MiB, and up to 64 MiB where no old rows are found.
 _PAGES, _PAGES_MAX = 128, 8192
-# Waiting for a row that somebody else holds, and one statement, end far below the worker's own 5 s and 15 s.
+# Limits for a lock and a statement, far below the worker's 5 s and 15 s.
 _BOUNDS = text(
     "SELECT set_config('lock_timeout', '1s', true), set_config('statement_timeout', '10s', true), "
     "set_config('enable_bitmapscan', 'off', true)"
 )
-# Between two batches the database has as much time to itself as the last one took, and at least so many seconds.
+# Minimum pause between two batches, in seconds; the pause is as long as the last batch.
 _PAUSE_SECONDS = 0.01
 
 Place = tuple[int, int]  # page, and position in it
 
 
 class Scope(NamedTuple):
-    """Which runs are old enough, and whether what is found is removed or only counted."""
+    """The runs to remove, and whether to remove or only count them."""
 
     before: datetime
     tenant: str | None = None
@@ -58,7 +57,7 @@ class Scope(NamedTuple):
 
 @dataclass(slots=True)
 class Pruned:
-    """What was removed, or would be: runs, and rows by table; and which runs stayed though they are old enough."""
+    """Removed runs and rows by table (or that would be removed), and old runs that were kept, by reason."""
 
     runs: int = 0
     rows: dict[str, int] = field(default_factory=dict)
@@ -68,7 +67,7 @@ class Pruned:
     in_use: int = 0
 
     def add(self, other: "Pruned") -> None:
-        """Add what became of another batch."""
+        """Add the result of another batch."""
         for name in ("runs", "open_incidents", "events_waiting", "unfinished", "in_use"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for table, number in other.rows.items():
@@ -76,7 +75,7 @@ class Pruned:
 
 
 class _Part(NamedTuple):
-    """The rows between two places, and how many of them to take at most."""
+    """The rows between two places, and the maximum number to take."""
 
     after: Place
     until: Place
@@ -84,14 +83,14 @@ class _Part(NamedTuple):
 
 
 class _Done(NamedTuple):
-    """What became of a batch, and the place of its last row if it was full: the walk goes on behind it."""
+    """The result of a batch, and the place of its last row if it was full: the scan continues after it."""
 
     pruned: Pruned
     last: Place | None
 
 
 async def cutoff(engine: AsyncEngine, age: timedelta) -> datetime:
-    """Return the moment that lies *age* back, by the database's clock."""
+    """Return the time *age* ago by the database's clock."""
     async with engine.connect() as conn:
         now: datetime = (await conn.execute(select(func.now()))).scalar_one()
     return now - age
@@ -100,11 +99,11 @@ async def cutoff(engine: AsyncEngine, age: timedelta) -> datetime:
 async def prune(
     engine: AsyncEngine, scope: Scope, report: Pruned, *, batch: int = BATCH_RUNS, progress: Progress | None = None
 ) -> None:
-    """Remove the runs of *scope* with all that hangs on them; *report* grows as batches are committed.
+    """Remove the runs of *scope* with everything that belongs to them; *report* grows as batches are committed.
 
-    A run goes whole, in one transaction, or it stays: one with events in the outbox, an unfinished legacy close-out,
-    one whose incident is OPEN unless *scope* says otherwise, one that somebody holds at that moment. Rollbacks of runs
-    that never went through go by their own age. Raises what the database raises.
+    A run is removed completely, in one transaction, or kept: if it has events in the outbox, an unfinished legacy
+    close-out, an OPEN incident (unless *scope* includes those), or a lock of another session. Rollbacks of runs that
+    were never committed are removed by their own age. Raises the database's errors.
     """
     walks = [(_prune_runs, run_completions), (_prune_stray_rollbacks, rollbacks)]
     sizes = [await _pages_of(engine, table) for _, table in walks]
@@ -138,7 +137,7 @@ async def _prune_runs(conn: AsyncConnection, scope: Scope, part: _Part) -> _Done
     found = await _look(conn, columns.where(run.received_at < scope.before), run_completions, scope, part)
     pruned = Pruned(unfinished=sum(row.committed_at is None for row in found))
     ready = {RunKey(row.tenant_id, row.run_id) for row in found if row.phase == TransactionPhase.EVENTS_PUBLISHED}
-    # COMMITTED and nothing in the outbox is no state that closeout leaves; it stays for reconcile to tell of.
+    # Closeout never leaves a run COMMITTED without events in the outbox; it is kept, so that reconcile reports it.
     pruned.events_waiting = len(found) - pruned.unfinished - len(ready)
     kept = _keys_of(run_completions).where(run.phase == TransactionPhase.EVENTS_PUBLISHED.value)
     held = (
@@ -161,7 +160,7 @@ async def _prune_runs(conn: AsyncConnection, scope: Scope, part: _Part) -> _Done
 async def _without_open_incidents(
     conn: AsyncConnection, keys: set[RunKey], scope: Scope, pruned: Pruned
 ) -> set[RunKey]:
-    """Return those of *keys* whose incident may go, with that incident locked: it cannot be opened again meanwhile."""
+    """Return those of *keys* whose incident may be removed, and lock it so that it cannot be reopened meanwhile."""
     any_incident = _keys_of(incidents)
     may_go = any_incident if scope.open_incidents else any_incident.where(incidents.c.status != "OPEN")
     free = await _keys(conn, may_go if scope.dry_run else may_go.with_for_update(skip_locked=True, of=incidents), keys)
@@ -195,7 +194,7 @@ _IS_OPEN = incidents.c.status == "OPEN"
 async def _look(
     conn: AsyncConnection, query: Select[Any], table: Table, scope: Scope, part: _Part
 ) -> Sequence[Row[Any]]:
-    """Return what *query* finds of *table* in this part, at most a batch, in the order of places, each with its own."""
+    """Return at most a batch of rows of *query* on *table* in this part, in order of and with their places."""
     query = query.add_columns(text(f"{table}.ctid AS place")).where(
         text(f"{table}.ctid > CAST(CAST(:after AS text) AS tid)"),
         text(f"{table}.ctid < CAST(CAST(:until AS text) AS tid)"),
@@ -212,7 +211,7 @@ def _last(found: Sequence[Row[Any]], part: _Part) -> Place | None:
 
 
 def _keys_of(table: Table) -> Select[Any]:
-    """Select the runs among those given that have rows in *table*."""
+    """Select the given runs that have rows in *table*."""
     given = unnest(table, _RUN)
     return select(table.c.tenant_id, table.c.run_id).where(*(table.c[name] == given.c[name] for name in _RUN))
 

@@ -1,8 +1,8 @@
-"""What must hold of every run, checked from outside: a table of invariants, each one set-based statement.
+"""Checks the invariants of every run from outside.
 
-The tables are walked in slices of the key, and a slice is read in one REPEATABLE READ, read-only transaction: all rows
-of a run are in one slice, so that live workers cause no false alarm, and no snapshot lives long enough to keep vacuum
-from the outbox. Every statement is an index range of bounded size, however large the tables are.
+The tables are read in slices of the key, each in one REPEATABLE READ, read-only transaction. All rows of a run are in
+one slice, so that live workers cause no false alarm, and no snapshot lasts long enough to keep vacuum from the outbox.
+Every statement reads an index range of bounded size, for any table size.
 """
 
 import re
@@ -16,12 +16,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from consumer.maintenance.invariants import INVARIANTS, Invariant
 
-# Runs a slice: each of its statements takes some 30 ms, far below the statement timeout.
+# Runs per slice: each statement takes about 30 ms, far below the statement timeout.
 RUNS_A_SLICE = 10_000
 
 
 class Broken(NamedTuple):
-    """A run that breaks an invariant, and how."""
+    """A run that violates an invariant, and how."""
 
     tenant_id: str
     run_id: UUID
@@ -30,7 +30,7 @@ class Broken(NamedTuple):
 
 @dataclass(slots=True)
 class Finding:
-    """What the walk found of one invariant: how many runs break it, and the first of them."""
+    """The violations of one invariant: their number, and the first of them."""
 
     invariant: Invariant
     count: int = 0
@@ -38,7 +38,7 @@ class Finding:
 
 
 class _Slice(NamedTuple):
-    """A range of keys: after one, up to and with another; either may be open."""
+    """A range of keys: after one, up to and including another; both are optional."""
 
     after: tuple[str, UUID] | None
     upto: tuple[str, UUID] | None
@@ -49,7 +49,7 @@ class _Slice(NamedTuple):
         return text(re.sub(r"SLICE\((\w+)\)", lambda found: self._condition(found[1]), sql))
 
     def _condition(self, alias: str) -> str:
-        # Bounds that are open are left out, not made optional: an OR would keep the index from being used.
+        # Missing bounds are omitted from the SQL: an OR would prevent the use of the index.
         bounds = [
             f"({alias}.tenant_id, {alias}.run_id) > (:after_tenant, :after_run)" if self.after else "",
             f"({alias}.tenant_id, {alias}.run_id) <= (:upto_tenant, :upto_run)" if self.upto else "",
@@ -74,7 +74,7 @@ async def reconcile(
     limit: int = 20,
     runs_a_slice: int = RUNS_A_SLICE,
 ) -> list[Finding]:
-    """Check every invariant over all runs, or one tenant's; name at most *limit* runs of each. Changes nothing."""
+    """Check every invariant over all runs, or one tenant's; list at most *limit* runs of each. Changes nothing."""
     findings = [Finding(invariant) for invariant in INVARIANTS]
     async for conn, part in _slices(engine, tenant, runs_a_slice):
         for finding in findings:
@@ -85,7 +85,7 @@ async def reconcile(
 async def _slices(
     engine: AsyncEngine, tenant: str | None, runs_a_slice: int
 ) -> AsyncIterator[tuple[AsyncConnection, _Slice]]:
-    """Yield each slice with a connection whose transaction, and so whose snapshot, is this slice's own."""
+    """Yield each slice with a connection in a separate transaction, and so a separate snapshot."""
     after: tuple[str, UUID] | None = None
     while True:
         async with engine.connect() as opened:

@@ -28,7 +28,7 @@ from consumer.wording import Progress
 # Messages held in memory at once: 32 MiB if each has the default MESSAGE_MAX_BYTES.
 _BATCH = 32
 # Seconds for the broker's counts to include requeued messages and departed consumers; it takes milliseconds.
-_COUNTS_SETTLE_SECONDS = 3.0
+_COUNTS_SETTLE_SECONDS = 10.0
 # Bytes of a body that is searched for tenant and run; a larger body was parked as too large.
 _SEARCHED_BYTES = 16 * 1024 * 1024
 

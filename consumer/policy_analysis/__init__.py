@@ -1,1 +1,1 @@
-"""What a policy would have done: dry run, backtest and shadow results; imports ``runs``."""
+"""Evaluates what a policy would have done: dry run, backtest and shadow results; imports ``runs``."""

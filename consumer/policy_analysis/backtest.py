@@ -1,6 +1,6 @@
-"""What policies of a file would have done to stored runs, beside what the policies in force did. Read-only.
+"""Evaluates policies of a file on stored runs, and compares the results with the enforced policies. Read-only.
 
-A run at a time is held against the file, some hundred are in memory: the number of runs costs time, not memory.
+A few hundred runs are in memory at a time: the number of runs costs time, not memory.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -22,7 +22,7 @@ from domains.policies.files import PolicyDraft
 from domains.policies.rules import acts_on
 from domains.policies.tables import policies
 
-# Runs a statement: with 1,000 steps each they are 20 MB.
+# Runs per statement: 20 MB if each has 1,000 steps.
 RUNS_A_STATEMENT = 200
 
 EXAMPLES = ("newly", "again", "no_longer", "errors")
@@ -31,7 +31,7 @@ _Name = tuple[str | None, str]
 
 
 class Example(Struct, frozen=True, kw_only=True):
-    """A run, and what the condition read of it."""
+    """A run, and the values that the condition read."""
 
     tenant_id: str
     run_id: UUID
@@ -44,10 +44,10 @@ class Example(Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class Count:
-    """Of one policy and one tenant: runs looked at, and what became of them.
+    """The results of one policy for one tenant.
 
-    ``hits`` are runs that it would have flagged, or suppressed; of these ``newly`` those that a policy of its name did
-    not. ``no_longer`` are those that one did and it would not. ``unknown``: it depends on what is not stored.
+    ``hits`` are runs that it would have flagged or suppressed; ``newly`` are those of them that no policy of its name
+    did. ``no_longer`` are runs that one did and it would not. ``unknown`` depend on data that is not stored.
     """
 
     runs: int = 0
@@ -58,11 +58,11 @@ class Count:
     unknown: int = 0
 
     def note(self, kind: str, *, did: bool) -> None:
-        """Count one run more; *did*: a policy of this name flagged or suppressed it."""
+        """Count a run; *did*: a policy of this name flagged or suppressed it."""
         self.runs += 1
         self.hits += kind in {"again", "newly"}
         self.newly += kind == "newly"
-        # A condition that fails does not flag either.
+        # A failed condition does not flag either.
         self.no_longer += did and kind in {"no_longer", "errors"}
         self.errors += kind == "errors"
         self.unknown += kind == "unknown"
@@ -75,7 +75,7 @@ class Count:
 
 @dataclass(slots=True)
 class Tally:
-    """What one policy would have done. ``has_history``: one of its name and tenant is, or was, in force."""
+    """The results of one policy. ``has_history``: one of its name and tenant is or was enforced."""
 
     draft: PolicyDraft
     condition: Condition | ConditionError
@@ -94,7 +94,7 @@ class Tally:
 
 @dataclass(slots=True)
 class InForce:
-    """What the policies did that were in force when the runs were closed out."""
+    """The results of the policies that were enforced when the runs were closed out."""
 
     flagged: int = 0
     suppressed: int = 0
@@ -103,7 +103,7 @@ class InForce:
 
 @dataclass(slots=True)
 class Backtest:
-    """What came of it."""
+    """The result of a backtest."""
 
     since: datetime
     until: datetime
@@ -122,9 +122,9 @@ async def backtest(
     limit_examples: int = 3,
     progress: Progress = lambda _done, _of: None,
 ) -> Backtest:
-    """Hold *drafts* against the runs received from *since* to *until*; *progress* hears how many of about how many.
+    """Evaluate *drafts* on the runs received from *since* to *until*; *progress* gets done and estimated total.
 
-    Reads only, in short transactions; works with a role that may only SELECT, and on a standby.
+    Reads only, in short transactions; works with a role that has only SELECT, and on a standby.
     """
     async with reading(engine) as conn:
         names, known = await _stored_names(conn)
@@ -139,7 +139,7 @@ async def backtest(
         about = await estimate(conn, since=since, until=until, tenant=tenant)
         async for stored in runs_between(conn, since=since, until=until, tenant=tenant):
             for one in stored:
-                _look_at(one, result, names, limit_examples)
+                _evaluate(one, result, names, limit_examples)
             result.runs += len(stored)
             progress(result.runs, max(about, result.runs))
     return result
@@ -148,7 +148,7 @@ async def backtest(
 async def runs_between(
     conn: AsyncConnection, *, since: datetime, until: datetime, tenant: str | None
 ) -> AsyncIterator[list[StoredRun]]:
-    """Yield the stored runs of a time, the last received first, some hundred at once."""
+    """Yield the stored runs of a time range, newest first, a few hundred at a time."""
     async for page in pages(conn, since=since, until=until, tenant=tenant):
         for start in range(0, len(page), RUNS_A_STATEMENT):
             keys = [received.key for received in page[start : start + RUNS_A_STATEMENT]]
@@ -157,7 +157,7 @@ async def runs_between(
 
 
 async def _stored_names(conn: AsyncConnection) -> tuple[dict[UUID, _Name], set[_Name]]:
-    """Return whose each stored version is, for a run's record names versions; and whose were ever meant to decide."""
+    """Map policy version ids to (tenant, name); also return the names ever enforced."""
     row = policies.c
     rows = (await conn.execute(select(row.policy_id, row.tenant_id, row.name, row.shadow))).all()
     await conn.commit()
@@ -165,7 +165,7 @@ async def _stored_names(conn: AsyncConnection) -> tuple[dict[UUID, _Name], set[_
     return names, {(one.tenant_id, one.name) for one in rows if one.shadow is None}
 
 
-def _look_at(stored: StoredRun, result: Backtest, names: dict[UUID, _Name], limit: int) -> None:
+def _evaluate(stored: StoredRun, result: Backtest, names: dict[UUID, _Name], limit: int) -> None:
     run = stored.run
     result.in_force.flagged += bool(stored.violations)
     result.in_force.errors += stored.outcome == "evaluation_error"
@@ -200,7 +200,7 @@ def _kind(answer: Answer, *, acts: bool, did: bool) -> str:
 def example_of(
     stored: StoredRun, condition: Condition | ConditionError, visible: Visible, error: str | None
 ) -> Example:
-    """Return *stored* with what *condition* read of it, and why it has no answer if it has none."""
+    """Return *stored* with the values that *condition* read, and the reason if it has no result."""
     run = stored.run
     return Example(
         tenant_id=run.tenant_id,

@@ -1,4 +1,4 @@
-"""What policies of a file would make of one run, and why; nothing is read from a database and nothing is written."""
+"""Evaluates policies of a file on one run, without a database."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ _RESULTS: dict[str, Result] = {
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
-    """What one policy says of the run. ``parts`` and ``values`` are why; null and empty where it was not asked."""
+    """The result of one policy. ``parts`` and ``values`` explain it; null and empty if it was not evaluated."""
 
     name: str
     tenant_id: str | None
@@ -46,7 +46,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
 
 class Written(Struct, frozen=True, kw_only=True):
-    """What would stand in the database: an incident, or the prevention record of the policy *by*."""
+    """The row that would be written: an incident, or the prevention record of the policy *by*."""
 
     record: Literal["incident", "prevention_record"]
     by: str | None = None
@@ -55,9 +55,9 @@ class Written(Struct, frozen=True, kw_only=True):
 
 
 class DryRun(Struct, frozen=True, kw_only=True):
-    """What the policies of a file would make of a run.
+    """The results of the policies of a file for one run.
 
-    ``outcome`` and ``writes`` are null if they depend on fields of a stored run that are not stored, ``unknown``.
+    ``outcome`` and ``writes`` are null if they depend on ``unknown`` fields, which are not stored.
     """
 
     tenant_id: str
@@ -75,7 +75,7 @@ class DryRun(Struct, frozen=True, kw_only=True):
 
 
 def policies_of(drafts: Sequence[PolicyDraft]) -> list[tuple[PolicyDraft, Policy, Condition]]:
-    """Return the policies that *drafts* would put into force, or in shadow, compiled; what is off is left out."""
+    """Return the compiled policies that *drafts* would enforce or put in shadow; disabled ones are omitted."""
     return [
         (
             draft,
@@ -97,9 +97,9 @@ def policies_of(drafts: Sequence[PolicyDraft]) -> list[tuple[PolicyDraft, Policy
 
 
 def dry_run(drafts: Sequence[PolicyDraft], run: CompletedRun, *, unknown: frozenset[str] = frozenset()) -> DryRun:
-    """Hold the policies of a file against *run*, as if they alone were in force; *unknown* of its fields are not known.
+    """Evaluate the policies of a file on *run*, as if they alone were applied; its *unknown* fields are not stored.
 
-    The outcome is the worker's own, of the same function.
+    The outcome comes from the function that the worker uses.
     """
     entries = policies_of(drafts)
     visible = Visible(run, unknown=unknown)
@@ -164,7 +164,7 @@ def _is(verdict: Verdict, result: Result) -> bool:
 
 
 def _shadow(verdicts: Sequence[Verdict], run: CompletedRun) -> dict[str, str]:
-    """Return what would be counted of each policy in shadow; of one name that two have, the tenant's is TENANT/NAME."""
+    """Return the result of each shadow policy; if two have one name, the tenant's is TENANT/NAME."""
     names = Counter(verdict.name for verdict in verdicts if verdict.mode == "shadow")
     found: dict[str, str] = {}
     for verdict in verdicts:

@@ -1,6 +1,6 @@
-"""What the policies in shadow have caught since they were applied, as it is recorded; read-only, in short transactions.
+"""Reads the recorded results of shadow policies since they were applied; read-only, in short transactions.
 
-Beside a version in shadow stands what the version in force did to the same runs.
+They are compared with the results of the enforced version on the same runs.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -23,14 +23,14 @@ from domains.policies.files import PolicyDraft
 from domains.run import RunKey
 from domains.tables import policies, policy_evaluations, prevention_records
 
-# A run is received before it is evaluated: minutes where the database is away.
+# A run is received before it is evaluated: minutes earlier if the database was unavailable.
 _RECEIVED_EARLIER = timedelta(hours=1)
 _KEYS = ("tenant_id", "run_id")
 
 
 @dataclass(slots=True)
 class Caught:
-    """A version in shadow, the version that decides meanwhile, and what it caught."""
+    """A shadow version, the enforced version, and the shadow's results."""
 
     policy_id: UUID
     version: int
@@ -54,7 +54,7 @@ async def caught_in_shadow(
     limit_examples: int = 3,
     progress: Progress = lambda _done, _of: None,
 ) -> list[Caught]:
-    """Return what each policy that is in shadow now has caught, of all tenants' runs or one's."""
+    """Return the results of each current shadow policy, for all tenants or one."""
     async with reading(engine) as conn:
         names, found = await _in_shadow(conn)
         if not found:
@@ -64,7 +64,7 @@ async def caught_in_shadow(
         async for evaluated in _evaluations(conn, names, **span, tenant=tenant):
             for one in evaluated:
                 for caught in found:
-                    _look_at(one, caught, limit_examples)
+                    _count(one, caught, limit_examples)
             done += len(evaluated)
             progress(done, max(about, done))
         await _put_examples(conn, found)
@@ -72,7 +72,7 @@ async def caught_in_shadow(
 
 
 async def _in_shadow(conn: AsyncConnection) -> tuple[dict[UUID, str], list[Caught]]:
-    """Return the name of each stored version, by which a run's record is read, and the versions in shadow."""
+    """Return the name of each stored version, and the versions in shadow."""
     row = policies.c
     rows = (await conn.execute(select(policies).order_by(row.tenant_id.nulls_first(), row.name))).mappings().all()
     await conn.commit()
@@ -123,7 +123,7 @@ def _evaluated(key: RunKey, row: Any, names: dict[UUID, str]) -> _Evaluated:  # 
     return _Evaluated(key, row.evaluated_at, {one["policy_id"]: one for one in row.shadow or ()}, frozenset(did))
 
 
-def _look_at(evaluated: _Evaluated, caught: Caught, limit: int) -> None:
+def _count(evaluated: _Evaluated, caught: Caught, limit: int) -> None:
     draft = caught.tally.draft
     if evaluated.at < caught.since or draft.tenant_id not in {None, evaluated.key.tenant_id}:
         return

@@ -1,1 +1,1 @@
-"""Stored runs for people and policies: lookup, pages, and the run as conditions see it."""
+"""Reads stored runs: lookup, pages of keys, and runs as conditions see them; imports ``phases``."""

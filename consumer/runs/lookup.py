@@ -1,4 +1,4 @@
-"""Reading back what is stored of runs; nothing here writes."""
+"""Looks up stored runs; read-only."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -22,12 +22,12 @@ from domains.tables import (
 )
 
 Row = dict[str, Any]
-# That are named where several have a run of one id.
+# Tenants that are listed if several have a run with one id.
 TENANTS_AT_MOST = 50
 
 
 class RunFile(Struct, frozen=True, kw_only=True):
-    """All that is stored of one run, a row of each table."""
+    """All stored rows of one run, by table."""
 
     completion: Row
     incident: Row | None
@@ -39,7 +39,7 @@ class RunFile(Struct, frozen=True, kw_only=True):
     rollbacks: list[Row]
 
     def phases(self) -> list[tuple[str, datetime | None]]:
-        """Return the phases that the run has passed, and when, where a row tells."""
+        """Return the phases that the run has passed, with their times if stored."""
         raised = self.incident or self.prevention_record
         passed: list[tuple[TransactionPhase, Row | None, str]] = [
             (TransactionPhase.NOT_STARTED, self.completion, "received_at"),
@@ -80,7 +80,7 @@ async def list_runs(
             query = query.where(column == value)
     found: list[Row] = []
     async with engine.connect() as conn:
-        # received_at has a BRIN index: good at a range of time, no help in sorting. So the range grows instead.
+        # The BRIN index on received_at supports time ranges but not sorting, so the range is widened step by step.
         for window in (timedelta(minutes=10), timedelta(hours=6), timedelta(days=7), None):
             recent = query if window is None else query.where(run.c.received_at > datetime.now(UTC) - window)
             found = [dict(row) for row in (await conn.execute(recent)).mappings()]
@@ -92,9 +92,9 @@ async def list_runs(
 async def owners(conn: AsyncConnection, run_id: UUID) -> list[str]:
     """Return the tenants that have a run of this id, at most ``TENANTS_AT_MOST``.
 
-    The key begins with the tenant, so each tenant is looked up by itself, two index lookups each: by the run's id alone
-    a server before PostgreSQL 18, which skips from tenant to tenant by itself, reads the whole table. And so it may for
-    an EXISTS, which becomes a join; the value of a subquery does not.
+    The key begins with the tenant, so each tenant is looked up separately with two index lookups. By the run's id alone
+    a server before PostgreSQL 18, which has no skip scan, would read the whole table. It might do so for an EXISTS too,
+    which becomes a join; a scalar subquery does not.
     """
     return list((await conn.execute(_OWNERS, {"run": run_id, "most": TENANTS_AT_MOST})).scalars())
 
@@ -117,7 +117,7 @@ _OWNERS = text(
 
 
 async def read_run(engine: AsyncEngine, run_id: UUID, *, tenant: str) -> RunFile | None:
-    """Return what is stored of the run."""
+    """Return all stored rows of the run."""
     async with engine.connect() as conn:
         found = await _rows(conn, run_completions, run_id, tenant)
         return await _file(conn, found[0]) if found else None

@@ -1,4 +1,4 @@
-"""The keys of stored runs, the last received first, a page at a time, however many there are."""
+"""Reads the keys of stored runs, newest first, page by page."""
 
 import json
 from collections.abc import AsyncIterator
@@ -12,10 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from domains.completions import run_completions
 from domains.run import RunKey
 
-# Keys of 4 MB in all. Each page reads again what the index has no summary of yet, a fifth of the table at worst.
+# 4 MB of keys. Each page also reads the part of the table that the index has not summarized, a fifth at worst.
 RUNS_A_PAGE = 20_000
-# received_at has a BRIN index: good at a range of time, no help in sorting. So a page is sought in a range, which grows
-# where there are few runs: from minutes, which hold what a busy system receives, to a day.
+# The BRIN index on received_at supports time ranges but not sorting. A page is read from a range that grows where runs
+# are few: from minutes to a day.
 _FIRST_RANGE = timedelta(minutes=10)
 _LONGEST_RANGE = timedelta(days=1)
 _SHORTEST_RANGE = timedelta(milliseconds=1)
@@ -23,7 +23,7 @@ _GROWTH = 4
 
 
 class Received(NamedTuple):
-    """A run's key, and when it was received."""
+    """A run's key, and the time it was received."""
 
     received_at: datetime
     tenant_id: str
@@ -38,9 +38,9 @@ class Received(NamedTuple):
 async def pages(
     conn: AsyncConnection, *, since: datetime, until: datetime, tenant: str | None = None, size: int = RUNS_A_PAGE
 ) -> AsyncIterator[list[Received]]:
-    """Yield the runs received from *since* to before *until*, all tenants' or one's; none that is not closed out.
+    """Yield the runs received from *since* to before *until*, all tenants' or one's; only closed-out runs.
 
-    Each page is a transaction of its own on *conn*: what is deleted meanwhile is left out, what arrives is not seen.
+    Each page is a separate transaction on *conn*: runs deleted or received meanwhile are not included.
     """
     before = Received(until, "", UUID(int=0))
     length = _FIRST_RANGE
@@ -61,10 +61,10 @@ async def pages(
 
 
 async def estimate(conn: AsyncConnection, *, since: datetime, until: datetime, tenant: str | None = None) -> int:
-    """Return about how many runs :func:`pages` will yield, as the planner reckons, without counting them."""
+    """Return the planner's estimate of how many runs :func:`pages` will yield."""
     of_tenant = "" if tenant is None else "AND tenant_id = :tenant"
     values = {"since": since, "until": until} | ({} if tenant is None else {"tenant": tenant})
-    # A plan for any range would say nothing of this one.
+    # A generic plan would not estimate this range.
     await conn.execute(text("SET LOCAL plan_cache_mode = force_custom_plan"))
     found = await conn.execute(text(_ESTIMATE.replace("OF_TENANT", of_tenant)), values)
     plan = found.scalar_one()

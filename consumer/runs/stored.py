@@ -1,9 +1,8 @@
-"""Runs as they are stored, put together again as conditions saw them; nothing here writes.
+"""Reassembles stored runs as conditions saw them; read-only.
 
-Of a message everything is kept but these: the error message of a run whose incident was suppressed, the trace id and
-the steps of a run that was not traced, the offsets of its times (a time's text is in UTC), and of metadata's numbers
-from 10^16 on whether they were fractions. Texts are read as far as conditions see them. A trace that the runner
-completed itself stands with the steps that it has.
+Not stored of a message are: the error message if the incident was suppressed, trace id and steps of a run without a
+trace, the offsets of its times (read in UTC), and whether metadata numbers from 10^16 were fractions. Texts are read as
+far as conditions see them. A trace that the runner completed itself keeps its own steps.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -27,12 +26,12 @@ _NO_INCIDENT = frozenset({"error_message"})
 _metadata = msgspec.json.Decoder(dict[str, Scalar])
 _steps = msgspec.json.Decoder(tuple[Step, ...])
 
-# Keys are looked up one by one however many there are: a hash join would read whole tables again for each part.
+# Keys are looked up by index: a hash join would read complete tables for each page.
 _SETTINGS = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
 
 
 class StoredRun(NamedTuple):
-    """A run, which of its fields are not stored, and what the policies made of it when it was closed out."""
+    """A run, its fields that are not stored, and the policies' results at its close-out."""
 
     run: CompletedRun
     unknown: frozenset[str]
@@ -44,9 +43,9 @@ class StoredRun(NamedTuple):
 
 @asynccontextmanager
 async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """Give a connection that can only read; who uses it ends its transaction after each statement.
+    """Open a read-only connection; its user ends the transaction after each statement.
 
-    No transaction, and so no snapshot, lives longer than a statement: a snapshot keeps vacuum from the outbox.
+    No transaction, and so no snapshot, outlives a statement: a snapshot keeps vacuum from the outbox.
     """
     async with engine.connect() as opened:
         conn = await opened.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -60,10 +59,10 @@ async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 
 
 async def read_runs(conn: AsyncConnection, keys: Sequence[RunKey]) -> list[StoredRun]:
-    """Return those of *keys* that are stored and closed out, in one statement and no order."""
+    """Return those of *keys* that are stored and closed out, in one statement, in any order."""
     rows = (await conn.execute(_STORED, columns_of(_KEYS, keys))).mappings().all()
     await conn.commit()
-    return [_put_together(row) for row in rows]
+    return [_reassemble(row) for row in rows]
 
 
 _KEYS = ("tenant_id", "run_id")
@@ -111,14 +110,14 @@ def _stored() -> Any:  # noqa: ANN401 - a statement of many columns
 _STORED = _stored()
 
 
-def _put_together(row: RowMapping) -> StoredRun:
+def _reassemble(row: RowMapping) -> StoredRun:
     unknown = frozenset[str]() if row["incident_id"] else _NO_INCIDENT
     steps: tuple[Step, ...] = ()
     if row["trace_id"] is None:
         unknown |= _NO_TRACE
     else:
         unknown |= _NO_STEPS
-        # A trace that the runner completed may hold steps of its own kind.
+        # A trace that the runner completed may have other kinds of steps.
         with suppress(msgspec.ValidationError):
             steps, unknown = _steps.decode(row["steps"]), unknown - _NO_STEPS
     run = CompletedRun(

@@ -105,10 +105,10 @@ NOTHING = (
     ("/runs?q=%3Cscript%3E", "run id: found &#39;&lt;script&gt;&#39;"),
     ("/runs?q=" + "9" * 5_000, "run id: found"),
     ("/runs?q=../../etc/passwd", "run id: found &#39;passwd&#39;"),
-    ("/nothing/here", "There is nothing at"),
-    ("/static/../pages.py", "There is nothing at"),
+    ("/nothing/here", "There is no page at"),
+    ("/static/../pages.py", "There is no page at"),
     ("/static/pages.py", "no such file"),
-    ("/static/%2e%2e%2fpages.py", "There is nothing at"),
+    ("/static/%2e%2e%2fpages.py", "There is no page at"),
 )
 
 
@@ -249,7 +249,7 @@ async def test_console_sessions_are_read_only_and_time_out(database_url):
         with pytest.raises(DBAPIError, match="read-only"):
             async with engine.connect() as conn:
                 await conn.execute(text("DELETE FROM governance.rollbacks"))
-        with pytest.raises(UnavailableError, match="given up after 3 s"):
+        with pytest.raises(UnavailableError, match="query canceled after 3 s"):
             async with database._session(engine) as conn:
                 await conn.execute(text("SELECT pg_sleep(60)"))
     finally:
@@ -292,7 +292,7 @@ PROMPT = 10.0
 @pytest.fixture
 def long_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Raise the timeouts for a server that does not respond to a minute."""
-    for name in ("queries._CONNECT_SECONDS", "queries._COMMAND_SECONDS", "queue_depths._ANSWER_SECONDS"):
+    for name in ("queries._CONNECT_SECONDS", "queries._COMMAND_SECONDS", "queue_depths._RESPONSE_SECONDS"):
         monkeypatch.setattr(f"consumer.console.{name}", 60.0)
 
 
@@ -311,7 +311,7 @@ async def test_the_page_responds_and_names_the_unavailable_server(proxies, urls,
             await proxy.accept()
             await until_shown(service, "/", "All is well", within=PROMPT)
             proxy.stall()
-            await until_shown(service, "/", f"{name} has not answered for", within=PROMPT)
+            await until_shown(service, "/", f"{name} has not responded for", within=PROMPT)
             if name == "PostgreSQL":
                 await until_shown(service, "/", "as of", within=PROMPT)
             gone = await request(service.http.port, f"/runs/acme/{uuid4()}")
@@ -332,7 +332,7 @@ async def test_closing_the_console_does_not_wait_for_unresponsive_servers(proxie
         proxy.stall()
 
     async def shown() -> bool:
-        return "has not answered" in await console._live_part()
+        return "has not responded" in await console._live_part()
 
     await until(shown, every=0.1)
     async with asyncio.timeout(PROMPT):

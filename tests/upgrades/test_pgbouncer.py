@@ -134,7 +134,7 @@ async def test_doctor_detects_pgbouncer_and_migrate_needs_a_direct_connection(
             await migrate(engine)
         (found,) = await pooler(engine)
         assert found == ok(
-            "pooler", "there is one before the server, and this role's sessions have what a worker asks for"
+            "pooler", "PgBouncer detected; required session settings are present"
         )
 
         await scenario.sql(f"ALTER ROLE {scenario.role} RESET lock_timeout")

@@ -49,16 +49,16 @@ async def test_each_difference_between_schema_and_tables_is_described_with_its_f
     found = await differences(engine)
 
     assert [re.split(TO_DO, line)[0] for line in found] == [
-        "table ours is surplus",
+        "table ours is unexpected",
         "table traces is missing, and with it what it held",
-        "column incidents.note is surplus",
+        "column incidents.note is unexpected",
         "column incidents.title is missing, and with it what it held",
         "column outbox_events.created_at is different: its default",
         "column run_completions.cost_usd is different: its type is DOUBLE PRECISION, not NUMERIC",
         "column run_completions.model is different: it takes no null",
-        "constraint loose of incidents is surplus",
+        "constraint loose of incidents is unexpected",
         "constraint policies_tenant_id_name_version_key of policies is missing",
-        "index our_index on incidents is surplus",
+        "index our_index on incidents is unexpected",
         "index outbox_events_last_of_run on outbox_events is different",
         "index rollbacks_by_run on rollbacks is missing",
         "the comment on table rollbacks is different",

@@ -257,7 +257,7 @@ async def test_the_command_prints_one_line_per_check_and_exits_0_next_to_a_live_
     assert output.stdout.splitlines()[-1] == "0 problems, 1 warning, 20 ok"
     found = json.loads(plainly.stdout)
     assert (found["problems"], found["warnings"], found["ok"]) == (0, 1, 20)
-    assert found["checks"][0] == {"name": "settings", "state": "ok", "found": "all as they must be", "remedy": ""}
+    assert found["checks"][0] == {"name": "settings", "state": "ok", "found": "valid", "remedy": ""}
 
 
 async def test_every_invalid_setting_is_reported_and_the_other_checks_still_run(database_url):

@@ -82,7 +82,7 @@ async def test_a_migrated_database_and_a_workers_role_pass_every_check(worker_ur
     assert troubled(checks) == {}
     assert list(checks) == ALL
     assert checks["postgresql"].found.startswith("reachable, version ")
-    assert checks["role"].found == f"{role}, no superuser"
+    assert checks["role"].found == f"{role}, not a superuser"
     assert newest() in checks["schema"].found
 
 
@@ -187,7 +187,7 @@ async def test_a_schema_behind_this_version_is_a_problem(engine, worker_url, mon
     checks = await examined(worker_url)
 
     assert troubled(checks) == {"schema": "problem"}
-    assert checks["schema"].found == f"at {newest()}, behind this version's 9999"
+    assert checks["schema"].found == f"at {newest()}, this closeout needs 9999"
 
 
 async def test_a_table_that_differs_from_the_migrations_is_a_problem(engine, worker_url):
@@ -222,7 +222,7 @@ async def test_every_missing_privilege_is_named(engine, worker_url, role, table)
 
     assert checks["rights"].state == "problem"
     of_table = [str(right) for right in sorted(each_privilege()) if right.table == table]
-    assert checks["rights"].found == f"missing: {', '.join(of_table)} on {table}"
+    assert checks["rights"].found == f"missing privileges: {', '.join(of_table)} on {table}"
 
 
 async def test_a_worker_needs_exactly_the_privileges_that_are_checked(engine, worker_url, role, broker):
@@ -252,7 +252,7 @@ async def test_unpublished_events_are_judged_by_their_age(engine, worker_url, ag
         checks = await examined(worker_url)
 
     assert troubled(checks) == ({"outbox": state} if state else {})
-    assert checks["outbox"].found.startswith("1 run's events wait")
+    assert checks["outbox"].found.startswith("1 run has unpublished events")
 
 
 async def test_an_old_half_done_legacy_close_out_is_a_problem(engine, worker_url):
@@ -264,7 +264,7 @@ async def test_an_old_half_done_legacy_close_out_is_a_problem(engine, worker_url
         checks = await examined(worker_url)
 
     assert troubled(checks) == {"unfinished": "problem"}
-    assert checks["unfinished"].found.startswith("1 legacy close-out stopped half-way, the first at 20")
+    assert checks["unfinished"].found.startswith("1 legacy close-out is unfinished, the first since 20")
 
 
 async def test_unreadable_tables_do_not_end_the_other_checks(engine, worker_url, role):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consumer.console import run_view as one_run
-from consumer.console.alerts import troubles_of
+from consumer.console.alerts import alerts_of
 from consumer.console.charts import HEIGHT, WIDTH, lag_chart, rate_chart, round_up, round_up_time
 from consumer.console.history import (
     SLOT_SECONDS,
@@ -28,7 +28,7 @@ from consumer.console.overview_data import Picture, by_reason
 from consumer.console.queries import Pace
 from consumer.console.queue_depths import Depths
 from consumer.console.rendering import Rendering
-from consumer.console.shared_reads import Reading
+from consumer.console.shared_reads import Snapshot
 from consumer.metrics import Metrics
 from consumer.outbox.backlog import Pending
 from consumer.runs.lookup import RunFile
@@ -136,7 +136,7 @@ def test_every_bar_and_line_stays_within_its_chart(beats):
         assert bar.x + bar.width <= WIDTH + 0.01
         assert bar.y >= 0
         assert bar.y + bar.height <= HEIGHT + 0.01
-        assert bar.words
+        assert bar.text
 
 
 def test_a_line_has_a_gap_where_nothing_was_committed():
@@ -156,14 +156,14 @@ def picture(**changes: Any) -> Picture:
         "now": NOW, "worker": "host:1", "version": "1", "reason": None, "since": NOW - timedelta(hours=1),
         "is_atomic": True, "inflight": 0, "counts": Counts(clock), "lately": None, "minutes": 2,
         "rates": rate_chart([], clock, columns=20), "lags": lag_chart([], clock, columns=20), "reasons": {},
-        "parked_lately": [], "depths": Reading(Depths(0, 0, 0, 1), NOW), "waiting": Reading(Pending(0, 0.0), NOW),
-        "pace": Reading(Pace(0, None, None), NOW), "rollbacks": Reading([], NOW), "runs": Reading([], NOW),
+        "parked_lately": [], "depths": Snapshot(Depths(0, 0, 0, 1), NOW), "waiting": Snapshot(Pending(0, 0.0), NOW),
+        "pace": Snapshot(Pace(0, None, None), NOW), "rollbacks": Snapshot([], NOW), "runs": Snapshot([], NOW),
     }  # fmt: skip
     return Picture(**{**fields, **changes})
 
 
 def words(**changes: Any) -> list[tuple[str, str]]:
-    return [(trouble.level, trouble.words) for trouble in troubles_of(picture(**changes))]
+    return [(trouble.level, trouble.text) for trouble in alerts_of(picture(**changes))]
 
 
 def test_a_healthy_service_has_no_notices():
@@ -172,17 +172,17 @@ def test_a_healthy_service_has_no_notices():
 
 def test_an_unavailable_server_is_named_once_for_worker_and_console():
     away = "PostgreSQL is not available: connection refused"
-    ((level, message),) = words(reason=away, waiting=Reading(fault=away), runs=Reading(fault=away))
+    ((level, message),) = words(reason=away, waiting=Snapshot(fault=away), runs=Snapshot(fault=away))
     assert level == "bad"
     assert message.endswith(f"since 11:00:00 UTC: {away}")
     assert f"since {NOW - timedelta(days=2):%m-%d} 12:00 UTC" in words(reason=away, since=NOW - timedelta(days=2))[0][1]
 
 
 def test_a_failed_console_read_is_a_notice_and_a_slow_one_is_not():
-    slow: Reading[Any] = Reading(fault="PostgreSQL: given up after 3 s", is_slow=True)
-    assert words(depths=Reading(fault="RabbitMQ is not available: x"), runs=slow, pace=slow) == [
+    slow: Snapshot[Any] = Snapshot(fault="PostgreSQL: query canceled after 3 s", is_slow=True)
+    assert words(depths=Snapshot(fault="RabbitMQ is not available: x"), runs=slow, pace=slow) == [
         ("bad", "RabbitMQ is not available: x"),
-        ("watch", "PostgreSQL: given up after 3 s"),
+        ("watch", "PostgreSQL: query canceled after 3 s"),
     ]
 
 
@@ -191,29 +191,29 @@ def test_a_starting_worker_is_not_an_alarm():
 
 
 def test_events_older_than_the_relay_delay_are_an_alarm():
-    assert words(waiting=Reading(Pending(3, 59.0), NOW)) == []
-    ((level, message),) = words(waiting=Reading(Pending(1_234, 300.0), NOW))
+    assert words(waiting=Snapshot(Pending(3, 59.0), NOW)) == []
+    ((level, message),) = words(waiting=Snapshot(Pending(1_234, 300.0), NOW))
     assert level == "bad"
     assert "1,234 committed runs" in message
     assert "5 min" in message
-    assert "Events of 1 committed run are not" in words(waiting=Reading(Pending(1, 300.0), NOW))[0][1]
+    assert "Events of 1 committed run are not" in words(waiting=Snapshot(Pending(1, 300.0), NOW))[0][1]
     assert (
-        "Events of 10,000 committed runs or more are not" in words(waiting=Reading(Pending(10_000, 300.0), NOW))[0][1]
+        "Events of 10,000 committed runs or more are not" in words(waiting=Snapshot(Pending(10_000, 300.0), NOW))[0][1]
     )
     # The last known state of an unavailable server is not reported as new.
-    assert [message for _, message in words(waiting=Reading(Pending(1, 300.0), NOW, "away"))] == ["away"]
+    assert [message for _, message in words(waiting=Snapshot(Pending(1, 300.0), NOW, "away"))] == ["away"]
 
 
 def test_parked_messages_rollbacks_fallbacks_and_the_disabled_coordinator_are_notices():
     row = {"occurred_at": NOW - timedelta(seconds=90), "error_type": "DeadlockDetectedError"}
     assert ("watch", "The last attempt was rolled back 1 min 30 s ago: DeadlockDetectedError.") in words(
-        rollbacks=Reading([row], NOW)
+        rollbacks=Snapshot([row], NOW)
     )
-    assert words(rollbacks=Reading([{**row, "occurred_at": NOW - timedelta(minutes=6)}], NOW)) == []
-    assert "1 message is parked" in words(depths=Reading(Depths(0, 0, 1, 1), NOW))[0][1]
-    assert "2,000 messages are parked" in words(depths=Reading(Depths(0, 0, 2_000, 1), NOW))[0][1]
+    assert words(rollbacks=Snapshot([{**row, "occurred_at": NOW - timedelta(minutes=6)}], NOW)) == []
+    assert "1 message is parked" in words(depths=Snapshot(Depths(0, 0, 1, 1), NOW))[0][1]
+    assert "2,000 messages are parked" in words(depths=Snapshot(Depths(0, 0, 2_000, 1), NOW))[0][1]
     assert "without atomicity" in words(counts=Counts(0.0, fallbacks=2.0))[0][1]
-    assert words(is_atomic=False, depths=Reading(Depths(0, 0, 1, 1), NOW))[0][0] == "bad"
+    assert words(is_atomic=False, depths=Snapshot(Depths(0, 0, 1, 1), NOW))[0][0] == "bad"
 
 
 def test_rollbacks_are_shown_by_reason():
@@ -284,8 +284,8 @@ def test_events_are_unpublished_or_confirmed_and_absent_before_the_last_write():
 
 async def test_a_count_at_its_limit_is_shown_as_a_minimum():
     async def shown(runs: int, waiting: int) -> list[str]:
-        seen = picture(pace=Reading(Pace(runs, 0.1, 0.2), NOW), waiting=Reading(Pending(waiting, 1.0), NOW))
-        page = await Rendering().text("live.html", picture=seen, troubles=[])
+        seen = picture(pace=Snapshot(Pace(runs, 0.1, 0.2), NOW), waiting=Snapshot(Pending(waiting, 1.0), NOW))
+        page = await Rendering().text("live.html", picture=seen, alerts=[])
         return re.findall(r'<b class="figure">([\d,+]+)<', page)
 
     assert {"4,999", "9,999"} < set(await shown(49_990, 9_999))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from consumer.console import shared_reads as readings
-from consumer.console.shared_reads import PATIENCE_SECONDS, BusyError, GivenUpError, Shared
+from consumer.console.shared_reads import PATIENCE_SECONDS, BusyError, GivenUpError, SharedRead
 from consumer.errors import UnavailableError
 
 
@@ -46,7 +46,7 @@ class Server:
 
 async def test_concurrent_requests_share_one_read_and_a_fresh_result_is_reused(clock):
     server = Server(clock)
-    shared = Shared("it", server.read)
+    shared = SharedRead("it", server.read)
     assert {reading.value for reading in await asyncio.gather(*(shared.latest() for _ in range(50)))} == {1}
     clock.now += 0.9
     assert (await shared.latest()).value == 1
@@ -56,7 +56,7 @@ async def test_concurrent_requests_share_one_read_and_a_fresh_result_is_reused(c
 
 async def test_a_slow_read_is_repeated_less_often_up_to_a_limit(clock):
     server = Server(clock)
-    shared = Shared("it", server.read)
+    shared = SharedRead("it", server.read)
     for takes, pause in ((0.1, 3.0), (5.0, 20.0)):
         server.takes = takes
         clock.now += 100
@@ -79,7 +79,7 @@ async def test_a_slow_read_is_repeated_less_often_up_to_a_limit(clock):
 )
 async def test_a_failed_read_keeps_the_last_result_and_reports_the_error(clock, error, is_slow, pause):
     server = Server(clock)
-    shared = Shared("it", server.read)
+    shared = SharedRead("it", server.read)
     known = await shared.latest()
     clock.now += 10
     server.error, server.takes = error, 2.0
@@ -101,15 +101,15 @@ async def test_requests_do_not_wait_for_an_unresponsive_server_and_share_one_que
         await silence.wait()
         return "at last"
 
-    shared = Shared("it", read)
+    shared = SharedRead("it", read)
     async with asyncio.timeout(10):  # 0.6, and what a busy machine adds
         reading = await shared.latest()
     assert reading.value is None
-    assert (reading.fault or "").startswith("it has not answered for 0.")
+    assert (reading.fault or "").startswith("it has not responded for 0.")
     assert reading.is_slow
     clock.now += PATIENCE_SECONDS
     async with asyncio.timeout(PATIENCE_SECONDS - 0.1):  # the wait for it has already happened
-        assert (await shared.latest()).fault == "it has not answered for 0.6 s"
+        assert (await shared.latest()).fault == "it has not responded for 0.6 s"
     silence.set()
     await shared.settle(1)
     assert (await shared.latest()).value == "at last"

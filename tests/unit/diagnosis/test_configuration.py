@@ -14,10 +14,10 @@ def looked_at(database: str = "postgresql://h/d", amqp: str = "amqps://h") -> li
 @pytest.mark.parametrize(
     ("url", "state", "words"),
     [
-        ("postgresql://u@db/d", "warning", "sslmode=prefer: encrypted if the server can, and nothing is checked"),
+        ("postgresql://u@db/d", "warning", "sslmode=prefer: encrypted if the server supports it; certificate not verified"),
         ("postgresql://u@db/d?sslmode=disable", "warning", "sslmode=disable: not encrypted"),
-        ("postgresql://u@db/d?sslmode=require", "warning", "whose certificate it is, is not checked"),
-        ("postgresql://u@db/d?sslmode=verify-full&sslrootcert=system", "ok", "certificate and host are checked"),
+        ("postgresql://u@db/d?sslmode=require", "warning", "server certificate not verified"),
+        ("postgresql://u@db/d?sslmode=verify-full&sslrootcert=system", "ok", "certificate and host name verified"),
         ("postgresql://u@127.0.0.1:5432/d", "ok", "sslmode=prefer"),
         ("postgresql://u@[::1]:5432/d", "ok", "sslmode=prefer"),
         ("postgresql://u@localhost:1,db:2/d", "warning", "sslmode=prefer"),
@@ -41,5 +41,5 @@ def test_amqp_encryption_check(url, state):
 
 def test_an_invalid_url_is_not_checked_for_encryption():
     assert looked_at(database="mysql://h") == [
-        ("ok", "AMQP_URL, amqps://: encrypted, certificate and host are checked")
+        ("ok", "AMQP_URL, amqps://: encrypted; certificate and host name verified")
     ]
