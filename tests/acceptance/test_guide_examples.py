@@ -1,6 +1,6 @@
 """Every example of the guides, run in order on real servers with a real worker.
 
-``WRITE_GUIDES=1`` writes the current output into the console blocks.
+``WRITE_GUIDES=1`` writes the current output into the console blocks that differ.
 """
 
 import os
@@ -160,8 +160,9 @@ class ExampleRun:
             output = self._run(command)
             assert output is not None
             assert output[0] in {0, 1}, f"{block.place}: {command}\n{output[1]}"
-            if not has_form(output[1], shown):
-                self.differences.append(f"{block.place}: {command} now prints:\n{output[1]}")
+            if has_form(output[1], shown):
+                continue
+            self.differences.append(f"{block.place}: {command} now prints:\n{output[1]}")
             new = refreshed(shown, output[1]) if "\n...\n" in f"\n{shown}" else output[1]
             text = self.texts[block.guide]
             self.texts[block.guide] = text.replace(f"$ {command}\n{shown}", f"$ {command}\n{new}", 1)

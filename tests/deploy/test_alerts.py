@@ -1,4 +1,4 @@
-"""The alert rules, as promtool and their tests see them."""
+"""The alert rules and their scenarios, checked by promtool."""
 
 import re
 import subprocess
@@ -24,18 +24,18 @@ def promtool(*words: str | Path) -> str:
     return done.stdout
 
 
-def test_promtool_takes_the_rules_and_the_example_configuration():
+def test_promtool_accepts_the_rules_and_the_example_configuration():
     assert f"{len(ALERTS)} rules found" in promtool("check", "rules", "--lint-fatal", RULES)
     assert "SUCCESS" in promtool("check", "config", RULES.with_name("prometheus.yaml"))
 
 
 @pytest.mark.parametrize("scenarios", SCENARIOS, ids=lambda path: path.stem)
-def test_every_scenario_ends_as_it_says(scenarios):
+def test_every_scenario_has_the_expected_alerts(scenarios):
     assert "SUCCESS" in promtool("test", "rules", scenarios)
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_every_alert_has_a_scenario_in_which_it_fires_and_a_healthy_one_in_which_it_never_does(alert):
+def test_every_alert_has_a_scenario_that_fires_and_a_healthy_one_that_does_not(alert):
     tests = [test for path in SCENARIOS for test in yaml.safe_load(path.read_text())["tests"]]
     mine = [test["alert_rule_test"] for test in tests if test["name"].startswith(f"{alert}: ")]
     fires = [any(look["exp_alerts"] for look in looks) for looks in mine]
@@ -45,7 +45,7 @@ def test_every_alert_has_a_scenario_in_which_it_fires_and_a_healthy_one_in_which
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_every_alert_says_how_urgent_it_is_and_in_words_what_is_wrong(alert):
+def test_every_alert_has_a_severity_a_summary_a_description_and_a_runbook(alert):
     rule = ALERTS[alert]
     assert alert.startswith("Closeout")
     assert rule["labels"]["severity"] in {"page", "ticket"}
