@@ -12,7 +12,7 @@ from consumer.postgres.engine import create_engine
 from domains.migrations.upgrade import differences, migrate, newest
 from domains.tables import metadata
 
-TO_DO = "; (?:to mend it|unless it is meant): "
+TO_DO = "; (?:to fix it|unless it is intended): "
 
 
 async def test_concurrent_migrations_leave_one_schema(empty_database_url):
@@ -50,12 +50,12 @@ async def test_each_difference_between_schema_and_tables_is_described_with_its_f
 
     assert [re.split(TO_DO, line)[0] for line in found] == [
         "table ours is unexpected",
-        "table traces is missing, and with it what it held",
+        "table traces is missing, with its data",
         "column incidents.note is unexpected",
-        "column incidents.title is missing, and with it what it held",
-        "column outbox_events.created_at is different: its default",
+        "column incidents.title is missing, with its data",
+        "column outbox_events.created_at is different: its default differs",
         "column run_completions.cost_usd is different: its type is DOUBLE PRECISION, not NUMERIC",
-        "column run_completions.model is different: it takes no null",
+        "column run_completions.model is different: it is NOT NULL",
         "constraint loose of incidents is unexpected",
         "constraint policies_tenant_id_name_version_key of policies is missing",
         "index our_index on incidents is unexpected",
@@ -79,7 +79,7 @@ async def test_a_schema_of_another_version_is_named_with_the_command_that_upgrad
         async with engine.begin() as conn:
             await conn.execute(text("UPDATE governance.schema_version SET version_num = :v"), {"v": version})
         (messages[version],) = await differences(engine)
-    assert messages["0001"] == f"it is at 0001, behind this version's {newest()}: run closeout migrate"
+    assert messages["0001"] == f"it is at 0001; this version needs {newest()}: run closeout migrate"
     assert messages["9999"].startswith(f"it is at 9999, which this version ({newest()}) does not know: ")
 
 
