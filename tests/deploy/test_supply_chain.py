@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from imaging.building import make_context
 from licensing import LISTING, licence_of, listing, pinned
 
+from tests.deploy.dockerfile import make_context
 from tests.support.manifests import ROOT
 
 DEPLOY = ROOT / "deploy"
