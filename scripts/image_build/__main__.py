@@ -86,7 +86,8 @@ def run_read_only(root: Path, *arguments: str) -> str:
     """Run the image's closeout as its user on a read-only root, in its own process and mount namespaces."""
     script = (
         'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && root=$1 && shift && exec setpriv --no-new-privs '
-        f'unshare --pid --fork --kill-child --root "$root" --setuid {USER} --setgid {USER} /opt/closeout/bin/closeout "$@"'
+        f'unshare --pid --fork --kill-child --root "$root" --setuid {USER} --setgid {USER} '
+        '/opt/closeout/bin/closeout "$@"'
     )
     return run(["unshare", "--mount", "sh", "-c", script, "sh", str(root), *arguments], environ={"COLUMNS": "100"})
 
@@ -97,7 +98,9 @@ def run(argv: list[str], *, environ: dict[str, str] | None = None, check: bool =
         argv, env={**os.environ, "LC_ALL": "C.UTF-8", **(environ or {})}, capture_output=True, text=True, check=False
     )
     if check and done.returncode:
-        raise ImageError(f"{' '.join(argv)[:200]} exited with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}")
+        raise ImageError(
+            f"{' '.join(argv)[:200]} exited with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}"
+        )
     return done.stdout.strip()
 
 
