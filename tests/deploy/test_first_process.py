@@ -29,7 +29,7 @@ def process_one(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[bytes]", int
         "HTTP_HOST": "127.0.0.1",
         "HTTP_PORT": str(port),
     }
-    command = ["unshare", "--pid", "--fork", "--kill-child", Path(sys.executable).with_name("closeout"), "worker"]
+    command = ["unshare", "--pid", "--fork", "--kill-child", str(Path(sys.executable).with_name("closeout")), "worker"]
     with (tmp_path / "log").open("wb") as log:
         parent = subprocess.Popen(command, env={**os.environ, **environ}, stdout=log, stderr=log)
     try:

@@ -14,7 +14,7 @@ from tests.support.manifests import ROOT
 
 DEPLOY = ROOT / "deploy"
 LISTING = DEPLOY / "licences.md"
-# None requires that software which uses the package is published. Without an SPDX expression it is the classifier's text.
+# None of them requires publishing software that uses the package. Without an SPDX expression, the classifier counts.
 LICENCES = {
     "MIT", "MIT License", "BSD License", "BSD-2-Clause", "BSD-3-Clause", "3-Clause BSD License", "Apache-2.0",
     "Apache Software License", "ISC License (ISCL)", "PSF-2.0",
