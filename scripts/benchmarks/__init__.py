@@ -1,1 +1,1 @@
-"""What scripts/bench measures: Closeout beside its peers and its limits, in one run on private servers."""
+"""Benchmarks behind ``scripts/bench``: Closeout, its peers and its limits, on private servers."""

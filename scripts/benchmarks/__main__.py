@@ -1,9 +1,7 @@
-"""Closeout beside its peers and its limits, on private servers, interleaved in one run."""
+"""Measure Closeout, its peers and its limits on private servers, interleaved in one run."""
 
 import argparse
 import asyncio
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
+from demo_run.setup import set_up
 from rich.console import Console
 from servers import PostgresServer, RabbitServer, start_all
 from servers.process import ServerError
@@ -23,28 +22,25 @@ from servers.service_pair import end_on_signals
 from benchmarks import floor, growth, latency, pgbench, pooler, report, versions
 from benchmarks.arena import SETTINGS, Arena
 from benchmarks.race import Lap, lap
-from benchmarks.subjects import PYTHON, THROUGHPUT, closeout
+from benchmarks.subjects import THROUGHPUT, closeout
 
 OURS = "Closeout"
 FLOOR = "aio-pika alone: no database"
-PGBENCH = "pgbench, one transaction a run"
-PGBENCH_MARK = "pgbench, and the mark in a second one"
-POLICIES = Path(__file__).parent.parent / "demo_run" / "policies.yaml"
+PGBENCH = "pgbench, one transaction per run"
+PGBENCH_MARK = "pgbench, with the mark in a second one"
 
 console = Console(highlight=False, soft_wrap=True, width=160)
 
 
 @contextmanager
 def arena(folder: Path) -> Iterator[Arena]:
-    """Both servers, migrated and declared, gone at the end."""
+    """Yield both servers, set up; kill them at the end."""
     postgres = PostgresServer(folder / "postgresql", settings=SETTINGS)
     rabbit = RabbitServer(folder / "rabbitmq")
     try:
         start_all(postgres, rabbit)
         environment = {"DATABASE_URL": postgres.create_database("closeout"), "AMQP_URL": rabbit.url()}
-        for words in (("migrate",), ("topology",), ("policies", "apply", str(POLICIES))):
-            command = str(Path(PYTHON).with_name("closeout"))
-            subprocess.run([command, *words], env={**os.environ, **environment}, check=True, stdout=subprocess.DEVNULL)
+        set_up(environment)
         made = Arena(postgres, rabbit, environment)
         asyncio.run(made.declare())
         made.sql("CREATE EXTENSION pg_stat_statements")
@@ -55,7 +51,7 @@ def arena(folder: Path) -> Iterator[Arena]:
 
 
 def throughput(place: Arena, options: argparse.Namespace, logs: Path) -> None:
-    """Compare the rates of all, round by round, and what a run costs each."""
+    """Compare the throughput and the cost per run of all subjects."""
     laps: dict[str, list[Lap]] = defaultdict(list)
     ways: list[tuple[str, Callable[[int], Lap]]] = [
         (subject.name, partial(lap, place, subject, logs=logs)) for subject in THROUGHPUT
@@ -66,7 +62,7 @@ def throughput(place: Arena, options: argparse.Namespace, logs: Path) -> None:
         (FLOOR, lambda seed: Lap(floor.rate(place, seed), {})),
     ]
     for number in range(options.rounds):
-        # Forwards, then backwards: whoever comes behind a disk's garbage collection is not always the same.
+        # Forwards, then backwards, so that no subject always runs first.
         for name, way in ways if number % 2 == 0 else ways[::-1]:
             laps[name].append(way(number + 1))
             console.print(f"round {number + 1}  {name:40} {laps[name][-1].rate:8,.0f} runs/s", style="dim")
@@ -77,7 +73,7 @@ def throughput(place: Arena, options: argparse.Namespace, logs: Path) -> None:
 
 
 def latencies(place: Arena, options: argparse.Namespace, logs: Path) -> None:
-    """Compare Closeout with a bare script at few runs a second."""
+    """Compare Closeout's latency with a bare script's at low rates."""
     found: dict[str, dict[int, list[latency.Latency]]] = defaultdict(lambda: defaultdict(list))
     for number in range(options.rounds):
         for rate in latency.RATES:
@@ -88,23 +84,22 @@ def latencies(place: Arena, options: argparse.Namespace, logs: Path) -> None:
         for rate, seen in by_rate.items():
             ours = latency.Latency(*map(median, zip(*seen, strict=True)))
             floors = latency.Latency(*map(median, zip(*bare[rate], strict=True)))
-            words = "  ".join(
+            values = "  ".join(
                 f"{n} {v:.1f} ms ({v / f:.2f})" for n, v, f in zip(ours._fields, ours, floors, strict=True)
             )
-            console.print(f"{name:28} {rate:4} runs/s  {words}")
+            console.print(f"{name:28} {rate:4} runs/s  {values}")
     report.write(options.out / "bench.json", {"latency": found})
 
 
 def grow(place: Arena, options: argparse.Namespace, logs: Path) -> None:
-    """Show the rate with many runs stored, the memory over many runs, one large tenant, and more workers."""
+    """Measure throughput with many stored runs and several workers, memory over many runs, and fairness."""
     seen: dict[str, object] = {}
     fair = growth.fairness(place, options.queued, logs)
     console.print(f"100 runs behind {options.queued:,} of another tenant: {fair}")
     memory = growth.memory(place, options.backlog, logs)
     console.print(
-        f"memory over {memory[-1][0]:,} runs, all of them queued at the start: {memory[0][1]:.0f} to "
-        f"{memory[-1][1]:.0f} MiB, "
-        f"the last third over the first: {100 * growth.flatness(memory):+.1f} %"
+        f"memory over a backlog of {memory[-1][0]:,} runs: {memory[0][1]:.0f} to {memory[-1][1]:.0f} MiB, "
+        f"the last third compared with the first: {100 * growth.flatness(memory):+.1f} %"
     )
     for workers in (1, 2, 4):
         laps = [lap(place, closeout(f"{workers} workers", processes=workers), n + 1, logs) for n in range(3)]
@@ -120,12 +115,14 @@ def grow(place: Arena, options: argparse.Namespace, logs: Path) -> None:
 
 
 def defaults(place: Arena, options: argparse.Namespace, logs: Path) -> None:
-    """Draw the curves that chose PREFETCH_COUNT, BATCH_MAX_RUNS and MAX_CONCURRENT_TRANSACTIONS."""
-    tried = [(batch, at_once, batch * (at_once + 1)) for at_once in (1, 2, 3) for batch in (10, 25, 50, 100, 200, 400)]
-    tried += [(200, 2, prefetch) for prefetch in (200, 400, 800, 2000)]
+    """Draw the curves behind the defaults of PREFETCH_COUNT, BATCH_MAX_RUNS and MAX_CONCURRENT_TRANSACTIONS."""
+    combinations = [
+        (batch, at_once, batch * (at_once + 1)) for at_once in (1, 2, 3) for batch in (10, 25, 50, 100, 200, 400)
+    ]
+    combinations += [(200, 2, prefetch) for prefetch in (200, 400, 800, 2000)]
     rates: dict[tuple[int, int, int], list[float]] = defaultdict(list)
     for number in range(options.rounds):
-        for batch, at_once, prefetch in tried if number % 2 == 0 else tried[::-1]:
+        for batch, at_once, prefetch in combinations if number % 2 == 0 else combinations[::-1]:
             subject = closeout(
                 "defaults",
                 BATCH_MAX_RUNS=str(batch),
@@ -135,20 +132,20 @@ def defaults(place: Arena, options: argparse.Namespace, logs: Path) -> None:
             rates[batch, at_once, prefetch].append(lap(place, replace(subject, runs=6_000), number + 1, logs).rate)
     series: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for (batch, at_once, prefetch), found in rates.items():
-        console.print(f"batch {batch:4}  at once {at_once}  prefetch {prefetch:5}  {median(found):8,.0f} runs/s")
+        console.print(f"batch {batch:4}  concurrent {at_once}  prefetch {prefetch:5}  {median(found):8,.0f} runs/s")
         if prefetch == batch * (at_once + 1):
-            series[f"{at_once} at once"].append((batch, median(found)))
+            series[f"{at_once} concurrent"].append((batch, median(found)))
     report.curves(
-        series, "BATCH_MAX_RUNS (PREFETCH_COUNT: a batch more than in transactions)", options.out / "defaults.png"
+        series, "BATCH_MAX_RUNS (PREFETCH_COUNT: one batch more than in transactions)", options.out / "defaults.png"
     )
     report.write(options.out / "bench.json", {"defaults": {str(key): found for key, found in rates.items()}})
 
 
 def pooled(place: Arena, options: argparse.Namespace, logs: Path) -> None:
-    """Compare a worker that reaches PostgreSQL straight with one behind PgBouncer, in transaction mode."""
+    """Compare a worker with a direct connection and one behind PgBouncer in transaction mode."""
     folder = logs / "pgbouncer"
     folder.mkdir()
-    rows = report.throughput(console, pooler.race(place, folder, options.rounds), pooler.STRAIGHT)
+    rows = report.throughput(console, pooler.race(place, folder, options.rounds), pooler.DIRECT)
     report.write(options.out / "bench.json", {"pooler": rows})
 
 
@@ -165,16 +162,20 @@ PARTS = {
 
 
 def main() -> int:
-    """Parse the command line and measure."""
+    """Parse the command line and run the benchmarks."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: the first two)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds, of which the median counts (default: 5)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: the first two)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds; medians are reported (default: 5)")
     parser.add_argument(
         "--out", type=Path, default=Path("bench"), help="folder for bench.json and plots (default: bench)"
     )
-    parser.add_argument("--stored", type=int, nargs="*", default=[0, 1_000_000, 5_000_000], help="growth: runs stored")
-    parser.add_argument("--backlog", type=int, default=300_000, help="growth: runs over which memory is watched")
-    parser.add_argument("--queued", type=int, default=100_000, help="growth: runs of one tenant before another's")
+    parser.add_argument(
+        "--stored", type=int, nargs="*", default=[0, 1_000_000, 5_000_000], help="growth: numbers of stored runs"
+    )
+    parser.add_argument("--backlog", type=int, default=300_000, help="growth: runs over which memory is measured")
+    parser.add_argument(
+        "--queued", type=int, default=100_000, help="growth: queued runs of one tenant before another's"
+    )
     parser.add_argument(
         "--other", type=Path, metavar="CLOSEOUT", help="versions: another checkout's .venv/bin/closeout"
     )
@@ -182,7 +183,7 @@ def main() -> int:
     if "versions" in options.parts and not options.other:
         parser.error("versions: --other is missing; expected another checkout's .venv/bin/closeout")
     if unknown := set(options.parts) - PARTS.keys():
-        parser.error(f"PART: found {', '.join(unknown)}; expected some of {', '.join(PARTS)}")
+        parser.error(f"PART: unknown {', '.join(unknown)}; expected {', '.join(PARTS)}")
     options.out.mkdir(parents=True, exist_ok=True)
     end_on_signals()
     started = time.monotonic()

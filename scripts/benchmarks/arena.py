@@ -1,4 +1,4 @@
-"""The private servers that all subjects share, emptied between rounds, and what can be read off them."""
+"""The private servers that all subjects share: they are emptied between rounds, and their resource use is read."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from servers import PostgresServer, RabbitServer
 from consumer.amqp.connection import BrokerConnection
 from consumer.contract.names import EVENTS_EXCHANGE
 
-# One subscriber to all events, durable like a good subscriber's: every event must be written somewhere.
+# A durable subscription to all events, so that the broker stores every event.
 EVENTS_QUEUE = "bench.events"
 CELERY_QUEUE = "bench.celery"
 TABLES = (
@@ -25,45 +25,45 @@ TABLES = (
     "outbox_events",
     "rollbacks",
 )
-# Statements are counted and commits are dated, for which all subjects pay alike.
+# Counting statements and dating commits cost all subjects the same.
 SETTINGS = {
     "shared_preload_libraries": "pg_stat_statements",
     "track_commit_timestamp": "on",
     "max_wal_size": "4GB",
-    # A sixth of the machine's memory. With the default of 128 MB the indexes of a million runs do not fit, and each
-    # random key of a run costs a page read and another written: half a millisecond of PostgreSQL's CPU a run.
+    # With the default of 128 MB the indexes of a million runs do not fit: each run costs page reads and writes, half a
+    # millisecond of PostgreSQL's CPU.
     "shared_buffers": "4GB",
 }
 QUORUM: dict[str, FieldValue] = {"x-queue-type": "quorum"}
 
 
 class Reading(NamedTuple):
-    """What had been used by one moment; the difference of two is a cost."""
+    """Resources used so far; the difference of two readings is a cost."""
 
     at: float
     runs: int
     statements: int
     transactions: int
     wal_bytes: int
-    cpu: dict[str, float]  # seconds, by who used them
+    cpu: dict[str, float]  # seconds, by process
 
 
 @dataclass(slots=True)
 class Arena:
-    """Both servers, up."""
+    """Both servers, running."""
 
     postgres: PostgresServer
     rabbit: RabbitServer
     environment: dict[str, str]
-    since: str = "-infinity"  # what was received before it is not this round's
+    since: str = "-infinity"  # runs received before belong to earlier rounds
 
     def sql(self, query: str) -> list[str]:
-        """Run *query* in the benchmark's database; return the rows, values parted by tabs."""
+        """Run *query* in the benchmark's database; return the rows, with values separated by tabs."""
         database = self.environment["DATABASE_URL"].rpartition("/")[2]
         return self.postgres.psql(query, database).splitlines()
 
     async def declare(self) -> None:
-        """Declare the subscriber's queue."""
+        """Declare the queues of the subscriber and of Celery."""
         broker = BrokerConnection(self.environment["AMQP_URL"], name="bench")
         channel = await broker.channel(confirms=False)
         await channel.queue_declare(EVENTS_QUEUE, durable=True, arguments=QUORUM)
@@ -72,9 +72,9 @@ class Arena:
         await broker.close()
 
     def empty(self, *, keep: bool = False) -> None:
-        """Forget all runs and messages, and get what is dirty onto the disk, so that no round pays for another's.
+        """Delete all runs and messages and write dirty pages to disk, so that rounds are independent.
 
-        *keep*: the runs stay, and no longer count.
+        With *keep* the runs stay but are no longer counted.
         """
         if not keep:
             self.sql(f"TRUNCATE {', '.join('governance.' + table for table in TABLES)}")
@@ -89,24 +89,24 @@ class Arena:
             await channel.queue_purge(queue)
         await broker.close()
 
-    def told(self) -> int:
-        """Return how many runs have all their events confirmed."""
+    def finished_runs(self) -> int:
+        """Return the number of this round's runs with all events confirmed."""
         return int(self.sql(f"SELECT count(events_published_at) FROM {self._this_round()}")[0])
 
     def _this_round(self) -> str:
         return f"governance.run_completions WHERE received_at >= '{self.since}'"
 
     def rate(self, skip: int) -> float:
-        """Return runs a second by the moments at which their events were confirmed, without the first *skip* runs."""
+        """Return runs per second by the times of their events' confirms, without the first *skip* runs."""
         found = self.sql(
             "SELECT (max(n) - min(n)) / extract(epoch FROM max(at) - min(at)) FROM (SELECT events_published_at AS at, "
             "rank() OVER (ORDER BY events_published_at) AS n FROM "
-            f"{self._this_round()}) AS told WHERE n > {skip} AND at IS NOT NULL"
+            f"{self._this_round()}) AS finished WHERE n > {skip} AND at IS NOT NULL"
         )
         return float(found[0])
 
     def reading(self, workers: Sequence[int]) -> Reading:
-        """Read off what was used until now; *workers* are the process ids of the Python side."""
+        """Return the resources used so far; *workers* are the process ids of the subject."""
         row = self.sql(
             f"SELECT (SELECT count(events_published_at) FROM {self._this_round()}), "
             "(SELECT coalesce(sum(calls), 0) FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid "
@@ -123,7 +123,7 @@ class Arena:
 
 
 def cpu_of(root: psutil.Process) -> float:
-    """Return the seconds of CPU that *root* and all below it have used, the ended ones among them included."""
+    """Return the CPU seconds of *root* and its descendants, exited ones included."""
     seconds = 0.0
     for process in (root, *root.children(recursive=True)):
         try:

@@ -1,4 +1,4 @@
-"""How long one run takes while few arrive: from its publish to its commit, and to its last event's confirm."""
+"""Latency at low rates: from a run's publish to its commit, and to its last event's confirm."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from aiormq import spec
 
 from benchmarks.arena import Arena
 from benchmarks.messages import PROPERTIES, bodies
-from benchmarks.race import running, until_told
+from benchmarks.race import running, until_finished
 from benchmarks.subjects import Subject, closeout, peer
 from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
@@ -28,33 +28,33 @@ class Latency(NamedTuple):
 
     commit_p50: float
     commit_p99: float
-    told_p50: float
-    told_p99: float
+    confirmed_p50: float
+    confirmed_p99: float
 
 
 def measure(arena: Arena, subject: Subject, rate: int, seed: int, logs: Path) -> Latency:
-    """Publish *rate* runs a second at an idle *subject* and return how long they took."""
+    """Publish *rate* runs per second to an idle *subject* and return their latencies."""
     arena.empty()
     number = WARM_UP_RUNS + rate * SECONDS
     with running(subject, arena.environment, logs) as processes:
         messages = bodies(number, seed)
         asyncio.run(_publish(arena.environment["AMQP_URL"], messages[:WARM_UP_RUNS], rate))
-        until_told(arena, processes, WARM_UP_RUNS)
+        until_finished(arena, processes, WARM_UP_RUNS)
         published = asyncio.run(_publish(arena.environment["AMQP_URL"], messages[WARM_UP_RUNS:], rate))
-        until_told(arena, processes, number)
-    # The evaluation's row is never updated, so its transaction is the run's own; the mark's is the run's last.
+        until_finished(arena, processes, number)
+    # The evaluation's row is never updated: its transaction is the run's commit.
     rows = arena.sql(
         "SELECT r.run_id, extract(epoch FROM pg_xact_commit_timestamp(e.xmin)), "
         "extract(epoch FROM events_published_at) "
         "FROM governance.run_completions r JOIN governance.policy_evaluations e USING (tenant_id, run_id)"
     )
-    commits, told = [], []
+    commits, confirms = [], []
     for row in rows:
         run, committed, confirmed = row.split("\t")
         if run in published:
             commits.append(1000 * (float(committed) - published[run]))
-            told.append(1000 * (float(confirmed) - published[run]))
-    return Latency(*_p50_p99(commits), *_p50_p99(told))
+            confirms.append(1000 * (float(confirmed) - published[run]))
+    return Latency(*_p50_p99(commits), *_p50_p99(confirms))
 
 
 async def _publish(url: str, messages: list[bytes], rate: int) -> dict[str, float]:
@@ -78,5 +78,5 @@ async def _send(channel: ConfirmedChannel, body: bytes, properties: spec.Basic.P
 
 
 def _p50_p99(values: list[float]) -> tuple[float, float]:
-    cuts = quantiles(values, n=100)
-    return cuts[49], cuts[98]
+    percentiles = quantiles(values, n=100)
+    return percentiles[49], percentiles[98]

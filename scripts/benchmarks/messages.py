@@ -1,4 +1,4 @@
-"""Run-completed messages of five steps, and a backlog of them in the queue."""
+"""Generates run-completed messages of five steps and publishes a backlog of them."""
 
 import asyncio
 import json
@@ -12,14 +12,13 @@ from consumer.amqp.connection import BrokerConnection
 from consumer.contract.names import RUN_COMPLETED_KEY, RUNS_EXCHANGE
 
 STEPS = 5
-# Messages on their way at once while a backlog is made.
-WINDOW = 500
+WINDOW = 500  # unconfirmed messages while a backlog is published
 
 PROPERTIES = spec.Basic.Properties(content_type="application/json", delivery_mode=2)
 
 
 def bodies(number: int, seed: int, *, tenant: str | None = None) -> list[bytes]:
-    """Return *number* messages of five steps each, the same runs for the same *seed*."""
+    """Return *number* messages of five steps each; equal runs for an equal *seed*."""
     made = realistic_runs(number, seed, steps=STEPS)
     if tenant is None:
         return made
@@ -27,7 +26,7 @@ def bodies(number: int, seed: int, *, tenant: str | None = None) -> list[bytes]:
 
 
 async def fill(amqp_url: str, messages: Sequence[bytes]) -> None:
-    """Publish *messages*, each confirmed."""
+    """Publish *messages* and wait for every confirm."""
     connection = BrokerConnection(amqp_url, name="bench fill")
     channel = ConfirmedChannel(connection)
     window = asyncio.Semaphore(WINDOW)

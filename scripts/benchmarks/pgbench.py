@@ -1,4 +1,4 @@
-"""pgbench alone: the same rows, a transaction a run, by prepared statements; no Python, no broker, nothing decoded."""
+"""pgbench writes the same rows with prepared statements, one transaction per run; without Python and a broker."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from domains.incidents.rules import finding_for
 from domains.policies.rules import PolicySet, evaluate
 
 SECONDS = 6
-# The number that did best on two cores: 4, 8, 16, 32 did 2,783 3,572 3,711 3,205 runs/s (medians of two rounds).
+# The fastest on two cores: 4, 8, 16, 32 clients reached 2,783 3,572 3,711 3,205 runs/s (medians of two rounds).
 CLIENTS = 16
 
 _SCRIPT = """
@@ -44,7 +44,7 @@ VALUES <events>;
 COMMIT;
 """
 
-# What Closeout writes once the events are confirmed: of this run now, in a transaction of its own.
+# Closeout's writes after the events' confirms, here in a separate transaction per run.
 _MARK = """
 WITH gone AS (DELETE FROM governance.outbox_events WHERE tenant_id = <tenant> AND run_id = :run_id::uuid
   RETURNING tenant_id, run_id, sequence)
@@ -54,12 +54,12 @@ FROM gone WHERE gone.sequence = 3 AND r.tenant_id = gone.tenant_id AND r.run_id 
 
 
 def tps(arena: Arena, *, mark: bool) -> float:
-    """Return runs a second; with *mark* also what Closeout writes once a run's events are confirmed."""
+    """Return runs per second; with *mark* including Closeout's writes after the events' confirms."""
     return _tps(arena, CLIENTS, script(mark=mark))
 
 
 def script(*, mark: bool) -> str:
-    """Return pgbench's script for one run of usual size, its values written out as a real run has them."""
+    """Return pgbench's script for one run with realistic values."""
     body = bodies(1, 7)[0]
     run, _ = decode(body, max_bytes=len(body))
     now = datetime.now(UTC)
@@ -106,5 +106,5 @@ def _text(value: str | None) -> str:
 
 
 def _json(encoded: bytes) -> str:
-    # With a space behind each colon, for pgbench takes :null for a variable.
+    # A space follows each colon, because pgbench reads :null as a variable.
     return _text(json.dumps(json.loads(encoded)))

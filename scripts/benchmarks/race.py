@@ -1,4 +1,4 @@
-"""One subject, one round: a backlog is made, the subject is started, and what it took is read off."""
+"""One lap: publishes a backlog, runs one subject on it, and measures its rate and cost."""
 
 import asyncio
 import os
@@ -18,36 +18,34 @@ from benchmarks.arena import CELERY_QUEUE, Arena, Reading
 from benchmarks.messages import bodies, fill
 from benchmarks.subjects import PYTHON, Subject
 
-# Seconds for a backlog to be worked off; the slowest peer takes 15.
-PATIENCE = 180.0
-# Of a backlog, what is not measured: connections are opened, statements prepared, caches filled.
-WARM_UP = 0.2
-LOOK_SECONDS = 0.2
+DEADLINE_SECONDS = 180.0  # to process a backlog; the slowest peer takes 15
+WARM_UP = 0.2  # share of a backlog that is not measured: connections, prepared statements, caches
+POLL_SECONDS = 0.2
 
 
 class Lap(NamedTuple):
-    """What one round showed: runs a second, and what a run cost."""
+    """Runs per second, and costs per run."""
 
     rate: float
     cost: dict[str, float]
 
 
 def lap(arena: Arena, subject: Subject, seed: int, logs: Path, *, keep: bool = False) -> Lap:
-    """Let *subject* work off its backlog, alone on the machine; with *keep* beside the runs that are stored."""
+    """Let *subject* process its backlog alone on the machine; with *keep*, stored runs stay in the database."""
     arena.empty(keep=keep)
     backlog(arena, subject, bodies(subject.runs, seed))
     skip = int(subject.runs * WARM_UP)
     with running(subject, arena.environment, logs) as processes:
         pids = [process.pid for process in processes]
-        until_told(arena, processes, skip)
+        until_finished(arena, processes, skip)
         before = arena.reading(pids)
-        until_told(arena, processes, subject.runs)
+        until_finished(arena, processes, subject.runs)
         after = arena.reading(pids)
     return Lap(arena.rate(skip), costs(before, after))
 
 
 def backlog(arena: Arena, subject: Subject, messages: Sequence[bytes]) -> None:
-    """Put *messages* into the queue that *subject* consumes."""
+    """Publish *messages* to the queue that *subject* consumes."""
     if subject.queue != CELERY_QUEUE:
         asyncio.run(fill(arena.environment["AMQP_URL"], messages))
         return
@@ -58,7 +56,7 @@ def backlog(arena: Arena, subject: Subject, messages: Sequence[bytes]) -> None:
 
 
 def costs(before: Reading, after: Reading) -> dict[str, float]:
-    """Return what a run cost between two readings."""
+    """Return the cost per run between two readings."""
     runs = max(1, after.runs - before.runs)
     return {
         "statements": (after.statements - before.statements) / runs,
@@ -71,7 +69,7 @@ def costs(before: Reading, after: Reading) -> dict[str, float]:
 
 @contextmanager
 def running(subject: Subject, environment: dict[str, str], logs: Path) -> Iterator[list["subprocess.Popen[bytes]"]]:
-    """Run *subject*'s processes, and end them."""
+    """Run *subject*'s processes and stop them at the end."""
     log = logs / f"{subject.name.replace(' ', '-').replace(',', '')}.log"
     with log.open("ab") as out:
         processes = [
@@ -93,15 +91,15 @@ def running(subject: Subject, environment: dict[str, str], logs: Path) -> Iterat
                 process.wait()
 
 
-def until_told(arena: Arena, processes: Sequence["subprocess.Popen[bytes]"], runs: int) -> None:
-    """Return once *runs* runs of this round have all their events confirmed."""
-    deadline = time.monotonic() + PATIENCE
-    while (told := arena.told()) < runs:
+def until_finished(arena: Arena, processes: Sequence["subprocess.Popen[bytes]"], runs: int) -> None:
+    """Return when *runs* runs of this round have all events confirmed; raise ServerError at the deadline."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while (finished := arena.finished_runs()) < runs:
         if any(process.poll() is not None for process in processes):
-            raise ServerError(f"a process ended: {processes[0].args!r}")
+            raise ServerError(f"a process exited: {processes[0].args!r}")
         if time.monotonic() > deadline:
-            raise ServerError(f"{told} of {runs} runs after {PATIENCE:.0f} s: {processes[0].args!r}")
-        time.sleep(LOOK_SECONDS)
+            raise ServerError(f"{finished} of {runs} runs after {DEADLINE_SECONDS:.0f} s: {processes[0].args!r}")
+        time.sleep(POLL_SECONDS)
 
 
 def _checked(argv: Sequence[str], environment: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""What was measured, as tables, as JSON and as a plot."""
+"""Writes measurements as tables, JSON and plots."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,10 +19,10 @@ OURS, THEIRS, LIMIT = "#2b6cb0", "#a0aec0", "#718096"
 
 
 def throughput(console: Console, laps: Mapping[str, Sequence[Lap]], ours: str) -> list[dict[str, Any]]:
-    """Print the tables of rates and costs, and return the rows. A ratio is a median over rounds, each of one round."""
-    table = Table("", "runs/s", "least to most", f"{ours} is so many times as fast", box=None)
+    """Print rates and costs, and return the rows. A ratio is the median of the ratios of each round."""
+    table = Table("", "runs/s", "min to max", f"{ours} is faster by the factor", box=None)
     names = list(next(iter(laps.values()))[0].cost)
-    costs = Table("a run costs", *names, box=None)
+    costs = Table("cost per run", *names, box=None)
     rows: list[dict[str, Any]] = []
     for name, found in laps.items():
         rates = [lap.rate for lap in found]
@@ -47,7 +47,7 @@ def throughput(console: Console, laps: Mapping[str, Sequence[Lap]], ours: str) -
 
 
 def plot(rows: Sequence[Mapping[str, Any]], ours: str, limits: Sequence[str], file: Path) -> None:
-    """Draw the rates, the slowest at the top, with the spread of the rounds."""
+    """Draw the rates, the slowest on top, with the range over the rounds."""
     ordered = sorted(rows, key=lambda row: -row["rate"])
     figure, axes = plt.subplots(figsize=(8, 0.5 * len(rows) + 1.2), dpi=110)
     for place, row in enumerate(ordered):
@@ -58,7 +58,7 @@ def plot(rows: Sequence[Mapping[str, Any]], ours: str, limits: Sequence[str], fi
         axes.plot([min(row["rates"]), max(row["rates"])], [place, place], color="#1a202c", linewidth=1.2)
         axes.text(max(row["rates"]) * 1.01, place, f" {row['rate']:,.0f}", va="center", fontsize=9)
     axes.set_yticks(range(len(rows)), [row["name"] for row in ordered], fontsize=9)
-    axes.set_xlabel("runs closed out a second (median; line: least to most); hatched: a limit, not the same work")
+    axes.set_xlabel("runs per second (median; line: min to max); hatched: a limit, not the same work")
     axes.xaxis.label.set_fontsize(8)
     axes.margins(x=0.12)
     for side in ("top", "right"):
@@ -69,7 +69,7 @@ def plot(rows: Sequence[Mapping[str, Any]], ours: str, limits: Sequence[str], fi
 
 
 def curves(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, file: Path) -> None:
-    """Draw runs a second over a setting, a line a series."""
+    """Draw runs per second over a setting, one line per series."""
     figure, axes = plt.subplots(figsize=(7, 3.6), dpi=110)
     for name, points in series.items():
         axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
@@ -87,6 +87,6 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, fi
 
 
 def write(file: Path, found: Mapping[str, Any]) -> None:
-    """Write *found* as JSON, beside what is in *file* of other parts."""
+    """Merge *found* into the JSON document in *file*."""
     before = json.loads(file.read_text()) if file.exists() else {}
     file.write_text(json.dumps({**before, **found}, indent=1, sort_keys=True) + "\n")

@@ -1,4 +1,4 @@
-"""What is compared: each a command that consumes a backlog, and how long a backlog it gets."""
+"""The compared subjects: their commands and the sizes of their backlogs."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ PYTHON = sys.executable
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A way to close out runs. *runs* is its backlog: some seconds of work."""
+    """A command that closes out runs. *runs* is the size of its backlog: some seconds of work."""
 
     name: str
     argv: tuple[str, ...]
@@ -23,8 +23,8 @@ class Subject:
 
 
 def closeout(name: str = "Closeout", *, runs: int = 12_000, processes: int = 1, **settings: str) -> Subject:
-    """Return Closeout itself, with *settings* beside its defaults."""
-    command = os.path.join(os.path.dirname(PYTHON), "closeout")  # noqa: PTH118, PTH120 - not resolved: the environment's own
+    """Return Closeout with *settings* added to its defaults."""
+    command = os.path.join(os.path.dirname(PYTHON), "closeout")  # noqa: PTH118, PTH120 - not resolved: the one of this environment
     environment = {
         "TRANSACTION_COORDINATOR_ENABLED": "true",
         "HTTP_HOST": "127.0.0.1",
@@ -36,7 +36,7 @@ def closeout(name: str = "Closeout", *, runs: int = 12_000, processes: int = 1, 
 
 
 def peer(name: str, module: str, *, runs: int, processes: int = 1, queue: str = "closeout.run-completed") -> Subject:
-    """Return a peer, which is a module below :mod:`benchmarks.peers`."""
+    """Return a peer: a module of :mod:`benchmarks.peers`."""
     argv = (PYTHON, "-m", f"benchmarks.peers.{module}", "worker")
     return Subject(name=name, argv=argv, runs=runs, processes=processes, queue=queue)
 

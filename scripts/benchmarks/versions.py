@@ -32,7 +32,7 @@ def compare(place: Arena, console: Console, command: Path, rounds: int, logs: Pa
             for measure, value in _measure(place, subject, number + 1, logs).items():
                 found[measure][subject.name].append(value)
                 console.print(f"round {number + 1}  {subject.name:18} {measure:28} {value:10,.3f}", style="dim")
-    table = Table("", THIS, OTHER, "ratio (least to most)", box=None)
+    table = Table("", THIS, OTHER, "ratio (min to max)", box=None)
     ratios: dict[str, Any] = {}
     for measure, by_version in found.items():
         pairs = [ours / other for ours, other in zip(by_version[THIS], by_version[OTHER], strict=True)]

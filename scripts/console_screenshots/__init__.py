@@ -1,1 +1,1 @@
-"""``scripts/screenshots``: console and dashboard over a worker with traffic, as a person sees them."""
+"""Screenshots of the console while a worker processes generated traffic."""

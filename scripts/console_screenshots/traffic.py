@@ -1,4 +1,4 @@
-"""Traffic as a day has it, in two minutes: a wave, a burst, messages that are wrong, runs that cannot be written."""
+"""Generated traffic for the screenshots: a wave, a burst, invalid messages and runs that cannot be written."""
 
 import asyncio
 import json
@@ -19,16 +19,17 @@ from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
 from consumer.contract.names import EVENTS_EXCHANGE, RUN_COMPLETED_KEY, RUNS_EXCHANGE
 
-BEAT_SECONDS = 0.25
-# Runs a second at the wave's middle, and of the burst; seconds of a wave.
-PACE, BURST, WAVE_SECONDS = 45, 1_200, 55.0
+TICK_SECONDS = 0.25
+MEAN_RATE = 45  # runs per second; the rate follows a sine wave
+WAVE_SECONDS = 55.0
+BURST = 1_200  # runs published at once
 BROKEN = (
     b"{this is not JSON",
     b'{"schema_version": 7}',
     b'{"schema_version": 1, "tenant_id": "no spaces allowed"}',
 )
-# No run can be written for this agent while the traffic lasts: a constraint that nobody foresaw.
-UNLUCKY_AGENT = "agent-7"
+# A database constraint rejects runs of this agent.
+REJECTED_AGENT = "agent-7"
 EVENTS_QUEUE = "screenshots.events"
 STEPS = (
     ("plan", "succeeded", 840, 0.0021),
@@ -43,7 +44,7 @@ STEPS = (
 
 
 class Traffic:
-    """A runner and a subscriber."""
+    """A publisher, and a queue that receives the events."""
 
     def __init__(self, broker: BrokerConnection, engine: AsyncEngine, seed: int) -> None:
         self._broker = broker
@@ -51,47 +52,47 @@ class Traffic:
         self._channel = ConfirmedChannel(broker)
         self._source = random.Random(seed)  # noqa: S311 - for variety, not for secrets
         self._seed = seed
-        self.shown: dict[str, Any] = {}  # a run with everything on its page
 
     async def prepare(self) -> None:
-        """Let events have a queue, and make one agent's runs impossible to write."""
+        """Declare a queue for the events, and add the constraint that rejects one agent."""
         channel = await self._broker.channel(confirms=False)
         await channel.queue_declare(EVENTS_QUEUE, arguments={"x-max-length": 1_000})
         await channel.queue_bind(EVENTS_QUEUE, EVENTS_EXCHANGE, routing_key="#")
         async with self._engine.begin() as conn:
-            constraint = f"CHECK (agent_id <> '{UNLUCKY_AGENT}')"
-            await conn.execute(text(f"ALTER TABLE governance.incidents ADD CONSTRAINT unforeseen {constraint}"))
+            constraint = f"CHECK (agent_id <> '{REJECTED_AGENT}')"
+            await conn.execute(text(f"ALTER TABLE governance.incidents ADD CONSTRAINT rejected_agent {constraint}"))
 
-    async def flow(self, seconds: float) -> None:
+    async def publish(self, seconds: float) -> None:
         """Publish for *seconds*."""
-        beats = math.ceil(seconds / BEAT_SECONDS)
+        ticks = math.ceil(seconds / TICK_SECONDS)
         started = time.monotonic()
-        for beat in range(beats):
-            at = beat * BEAT_SECONDS
-            pace = PACE * (1 + 0.6 * math.sin(2 * math.pi * at / WAVE_SECONDS)) * self._source.uniform(0.8, 1.2)
-            bodies = realistic_runs(round(pace * BEAT_SECONDS), self._seed + beat)
-            if beat == beats * 2 // 3:
+        for tick in range(ticks):
+            at = tick * TICK_SECONDS
+            rate = MEAN_RATE * (1 + 0.6 * math.sin(2 * math.pi * at / WAVE_SECONDS)) * self._source.uniform(0.8, 1.2)
+            bodies = realistic_runs(round(rate * TICK_SECONDS), self._seed + tick)
+            if tick == ticks * 2 // 3:
                 bodies += realistic_runs(BURST, self._seed - 1)
-            bodies = [body for body in bodies if json.loads(body)["agent_id"] != UNLUCKY_AGENT]
-            bodies += self._wrong(bodies[0], beat)
+            bodies = [body for body in bodies if json.loads(body)["agent_id"] != REJECTED_AGENT]
+            bodies += self._faulty(bodies[0], tick)
             await asyncio.gather(*map(self._send, bodies))
-            await asyncio.sleep(max(0.0, started + at + BEAT_SECONDS - time.monotonic()))
+            await asyncio.sleep(max(0.0, started + at + TICK_SECONDS - time.monotonic()))
 
-    async def end(self) -> None:
-        """Publish a run whose page has something in every part."""
-        self.shown = _telling(self._source)
-        await self._send(json.dumps(self.shown).encode())
+    async def publish_detailed_run(self) -> dict[str, Any]:
+        """Publish a run that fills every section of its page, and return it."""
+        run = _detailed_run(self._source)
+        await self._send(json.dumps(run).encode())
+        return run
 
-    def _wrong(self, body: bytes, beat: int) -> Iterator[bytes]:
-        """Return *body* as it must not be, now and then."""
-        if beat % 100 == 33:
+    def _faulty(self, body: bytes, tick: int) -> Iterator[bytes]:
+        """Yield invalid, repeated, conflicting and rejected messages at fixed ticks."""
+        if tick % 100 == 33:
             yield self._source.choice(BROKEN)
-        if beat % 90 == 50:
-            yield body  # as a runner that lost a confirm does
-        if beat % 160 == 80:
+        if tick % 90 == 50:
+            yield body  # a runner that lost a confirm publishes again
+        if tick % 160 == 80:
             yield json.dumps({**json.loads(body), "model": "another"}).encode()
-        if beat % 160 == 60:
-            yield json.dumps({**_telling(self._source), "agent_id": UNLUCKY_AGENT}).encode()
+        if tick % 160 == 60:
+            yield json.dumps({**_detailed_run(self._source), "agent_id": REJECTED_AGENT}).encode()
 
     async def _send(self, body: bytes) -> None:
         properties = spec.Basic.Properties(content_type="application/json", delivery_mode=2)
@@ -100,7 +101,7 @@ class Traffic:
         )
 
 
-def _telling(source: random.Random) -> dict[str, Any]:
+def _detailed_run(source: random.Random) -> dict[str, Any]:
     ended = datetime.now(UTC) - timedelta(seconds=0.35)
     return {
         "schema_version": 1,

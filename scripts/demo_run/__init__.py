@@ -1,1 +1,1 @@
-"""``scripts/demo``: runs published, closed out, read back and checked, on private servers."""
+"""The demonstration behind ``scripts/demo``: generated runs are published to a worker and checked."""

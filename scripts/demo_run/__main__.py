@@ -1,4 +1,4 @@
-"""The demonstration's flow, from servers to verdict."""
+"""Close out 1,000 generated runs on private servers and check every one."""
 
 import argparse
 import asyncio
@@ -9,7 +9,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,22 +18,22 @@ from servers.service_pair import end_on_signals, running_pair
 
 from consumer.contract.refusals import MessageRefusedError
 from demo_run.runs import realistic_runs
+from demo_run.setup import set_up
 from demo_run.show import Demonstration, console, decoded
 from domains.run import CompletedRun, RunKey
 
-HERE = Path(__file__).parent
 KEPT = Path(tempfile.gettempdir()) / f"closeout-demo-{os.getuid()}"
 NUMBER, RESENT = 1_000, 20
 BROKEN = (b"{this is not JSON", b'{"schema_version": 7}', b'{"schema_version": 1, "tenant_id": "no spaces allowed"}')
 
 
 def _messages(file: Path | None, seed: int) -> tuple[list[bytes], list[CompletedRun]]:
-    """Return what to publish and which runs must be closed out."""
+    """Return the messages to publish and the runs that they report."""
     if file is not None:
         bodies = [line.strip() for line in file.read_bytes().splitlines() if line.strip()]
     else:
         bodies = realistic_runs(NUMBER, seed)
-        # As a runner that lost a confirm does: some messages come twice. And a few that nobody can process.
+        # A runner that lost a confirm publishes again; the broken messages will be parked.
         bodies += [*random.Random(seed).sample(bodies, RESENT), *BROKEN]  # noqa: S311 - for variety
     runs: dict[RunKey, CompletedRun] = {}
     for body in bodies:
@@ -45,25 +44,20 @@ def _messages(file: Path | None, seed: int) -> tuple[list[bytes], list[Completed
 
 
 def demonstrate(environment: dict[str, str], folder: Path, options: argparse.Namespace) -> int:
-    """Show it; return the exit status. With --keep the worker is left running."""
+    """Run the demonstration and return the exit status. With --keep the worker keeps running."""
     bodies, runs = _messages(options.file, options.seed)
-    show = Demonstration(environment, folder)
-    with ThreadPoolExecutor() as together:
-        declared = together.submit(show.closeout, "topology")
-        show.closeout("migrate")
-        applied = together.submit(show.closeout, "policies", "apply", str(HERE / "policies.yaml"))
-        declared.result()
-        worker = show.start_worker()  # it would wait for what is missing, but looks only once a second
-        applied.result()
+    demo = Demonstration(environment, folder)
+    set_up(environment)
+    worker = demo.start_worker()
     try:
-        show.await_ready()
-        console.print(f"worker {worker.pid} is up; publishing {len(bodies):,} messages about {len(runs):,} runs\n")
-        faults = asyncio.run(show.run(bodies, runs))
+        demo.await_ready()
+        console.print(f"worker {worker.pid} is ready; publishing {len(bodies):,} messages about {len(runs):,} runs\n")
+        faults = asyncio.run(demo.run(bodies, runs))
     finally:
         if not options.keep:
             worker.send_signal(signal.SIGTERM)
             status = worker.wait(30)
-            console.print(f"the worker was told to stop, drained and exited {status}")
+            console.print(f"the worker received SIGTERM, drained and exited with status {status}")
     for fault in faults[:20]:
         console.print(f"[red]INCOMPLETE[/red] {fault}")
     console.print(
@@ -72,29 +66,29 @@ def demonstrate(environment: dict[str, str], folder: Path, options: argparse.Nam
     )
     if options.keep:
         (folder / "worker.pid").write_text(str(worker.pid))
-        _say_how_to_look_around(show, runs)
+        _print_next_steps(demo, runs)
     return 1 if faults else 0
 
 
-def _say_how_to_look_around(show: Demonstration, runs: Sequence[CompletedRun]) -> None:
-    exports = "\n".join(f"  export {name}={value!r}" for name, value in show.environment.items())
+def _print_next_steps(demo: Demonstration, runs: Sequence[CompletedRun]) -> None:
+    exports = "\n".join(f"  export {name}={value!r}" for name, value in demo.environment.items())
     console.print(
-        f"\nIt all keeps running. To look around:\n{exports}\n"
+        f"\nThe servers and the worker keep running. Try:\n{exports}\n"
         f"  .venv/bin/closeout runs list\n"
         f"  .venv/bin/closeout runs show {runs[0].tenant_id}/{runs[0].run_id}\n"
         f"  .venv/bin/closeout parked list\n"
         f"  .venv/bin/closeout doctor\n"
         f"  .venv/bin/closeout policies backtest scripts/demo_run/policies.yaml --since 1d\n"
-        f"  http://127.0.0.1:{show.port}/   the console, in a browser\n"
-        f"  curl http://127.0.0.1:{show.port}/metrics   # and /readyz\n"
-        f"  tail -f {show.log}\n"
-        f"and to end it: scripts/demo --stop",
+        f"  http://127.0.0.1:{demo.port}/   the console, in a browser\n"
+        f"  curl http://127.0.0.1:{demo.port}/metrics   # and /readyz\n"
+        f"  tail -f {demo.log}\n"
+        f"To stop them: scripts/demo --stop",
         soft_wrap=True,
     )
 
 
 def stop() -> int:
-    """End what --keep left running."""
+    """Stop the servers and the worker that --keep left running."""
     with suppress(OSError, ValueError):
         os.kill(int((KEPT / "worker.pid").read_text()), signal.SIGTERM)
         (KEPT / "worker.pid").unlink()
@@ -103,13 +97,15 @@ def stop() -> int:
 
 
 def main() -> int:
-    """Parse the command line and demonstrate."""
+    """Parse the command line and run the demonstration."""
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
-    parser.add_argument("file", nargs="?", type=Path, metavar="FILE.jsonl", help="runs to publish; else 1,000 made up")
-    parser.add_argument("--keep", action="store_true", help="leave servers and worker running, and say how to look")
-    parser.add_argument("--stop", action="store_true", help="end what --keep left running")
-    parser.add_argument("--rabbitmq", choices=("3.10", "4"), default="4", help="which RabbitMQ (default: 4)")
-    parser.add_argument("--seed", type=int, default=time.time_ns(), help="make up the same runs again")
+    parser.add_argument(
+        "file", nargs="?", type=Path, metavar="FILE.jsonl", help="runs to publish (default: 1,000 generated runs)"
+    )
+    parser.add_argument("--keep", action="store_true", help="keep the servers and the worker running afterwards")
+    parser.add_argument("--stop", action="store_true", help="stop what --keep left running")
+    parser.add_argument("--rabbitmq", choices=("3.10", "4"), default="4", help="RabbitMQ version (default: 4)")
+    parser.add_argument("--seed", type=int, default=time.time_ns(), help="generate the same runs again")
     options = parser.parse_args()
     if options.file is not None and not options.file.is_file():
         parser.error(f"{options.file} is not a file")

@@ -1,4 +1,4 @@
-"""Reading back what the database and the subscriber hold, and checking that every run is complete."""
+"""Checks that every run is complete in the database and at the subscriber, and prints a summary."""
 
 import statistics
 from collections import Counter, defaultdict
@@ -16,7 +16,7 @@ from domains.run import CompletedRun, RunKey
 
 @dataclass(slots=True)
 class Received:
-    """What came out: for each run its events in order of arrival, repeated ones once, and how many came in all."""
+    """Received events: their types per run in order of arrival, without repetitions, and the number of deliveries."""
 
     by_run: dict[UUID, list[str]] = field(default_factory=lambda: defaultdict(list))
     ids: set[str] = field(default_factory=set)
@@ -59,7 +59,7 @@ async def report(
     received: Received,
     extra: Mapping[str, Mapping[str, int]],
 ) -> list[str]:
-    """Print what is stored and what came out; return what is wrong, a line a run, empty if all is complete."""
+    """Print a summary of stored rows and received events; return one line per incomplete run."""
     async with engine.connect() as conn:
         stored = {RunKey(row.tenant_id, row.run_id): row for row in await conn.execute(_COMPLETE)}
         tallies = {title: await _tally(conn, query) for title, query in _TALLIES.items()}
@@ -95,12 +95,12 @@ def _print(console: Console, tallies: Mapping[str, Mapping[str, int]]) -> None:
 
 
 def _print_speed(console: Console, published: Mapping[RunKey, float], committed: Mapping[RunKey, float]) -> None:
-    waits = sorted(committed[key] - at for key, at in published.items() if key in committed)
-    if len(waits) < 2:
+    latencies = sorted(committed[key] - at for key, at in published.items() if key in committed)
+    if len(latencies) < 2:
         return
-    cuts = statistics.quantiles(waits, n=100, method="inclusive")
+    percentiles = statistics.quantiles(latencies, n=100, method="inclusive")
     seconds = max(committed[key] for key in published if key in committed) - min(published.values())
     console.print(
-        f"\n{len(waits) / seconds:,.0f} runs/s; from publish to commit p50 {cuts[49] * 1000:,.0f} ms, "
-        f"p99 {cuts[98] * 1000:,.0f} ms (all were published at once, so most of that is queueing)"
+        f"\n{len(latencies) / seconds:,.0f} runs/s; publish to commit p50 {percentiles[49] * 1000:,.0f} ms, "
+        f"p99 {percentiles[98] * 1000:,.0f} ms (all runs were published at once: most of this is queueing)"
     )

@@ -1,4 +1,4 @@
-"""Runs as agents have them: mostly fine, some slow, some broken, each made from one seed."""
+"""Generates realistic runs from a seed: most succeed, some fail, halt or are aborted."""
 
 import json
 import random
@@ -25,9 +25,9 @@ ENDINGS: tuple[tuple[str, str | None, float], ...] = (
 
 
 def realistic_runs(number: int, seed: int, *, steps: int | None = None) -> list[bytes]:
-    """Return *number* run-completed messages, the same ones for the same *seed* but for their times.
+    """Return *number* run-completed messages; equal for equal *seed* except for their times.
 
-    Each has *steps* steps, or if that is ``None`` one to twelve.
+    Each has *steps* steps, or one to twelve if *steps* is ``None``.
     """
     source = random.Random(seed)  # noqa: S311 - for variety, not for secrets
     now = datetime.now(UTC)

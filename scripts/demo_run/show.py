@@ -1,10 +1,9 @@
-"""One demonstration on servers that are up: publish, watch, report."""
+"""One demonstration on running servers: publish, watch the progress, report."""
 
 import asyncio
 import os
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections import Counter
@@ -28,18 +27,17 @@ from consumer.contract.refusals import MessageRefusedError
 from consumer.contract.run_message import decode
 from consumer.postgres.engine import create_engine
 from demo_run.report import Received, report
+from demo_run.setup import CLOSEOUT
 from domains.run import CompletedRun, RunKey
 
-CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
-# Seconds until every run must be closed out; a thousand take about two.
-PATIENCE = 90.0
+DEADLINE_SECONDS = 90.0  # to close out all runs; a thousand take about two seconds
 WINDOW = 200
 
 console = Console(highlight=False, soft_wrap=True)
 
 
 class Demonstration:
-    """One demonstration on servers that are up."""
+    """A worker, a publisher and a subscriber on running servers."""
 
     def __init__(self, environment: dict[str, str], folder: Path) -> None:
         self.port = _free_port()
@@ -55,24 +53,16 @@ class Demonstration:
         self.received = Received()
         self.published_at: dict[RunKey, float] = {}
 
-    def closeout(self, *words: str) -> None:
-        """Run a closeout command, quietly unless it fails."""
-        done = subprocess.run(
-            [CLOSEOUT, *words], env={**os.environ, **self.environment}, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise ServerError(f"closeout {' '.join(words)}: {done.stdout}{done.stderr}")
-
     def start_worker(self) -> "subprocess.Popen[bytes]":
-        """Start a worker whose log goes to a file."""
+        """Start a worker that logs to a file."""
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 [CLOSEOUT, "worker"], env={**os.environ, **self.environment}, stderr=log, start_new_session=True
             )
 
     def await_ready(self) -> None:
-        """Return once the worker consumes."""
-        deadline = time.monotonic() + PATIENCE
+        """Return when the worker is ready; raise ServerError with the end of its log otherwise."""
+        deadline = time.monotonic() + DEADLINE_SECONDS
         while time.monotonic() < deadline:
             with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=5):
                 return
@@ -80,22 +70,23 @@ class Demonstration:
         raise ServerError(f"the worker did not become ready: {self.log.read_text()[-2000:]}")
 
     async def run(self, bodies: Sequence[bytes], runs: Sequence[CompletedRun]) -> list[str]:
-        """Publish *bodies*, watch *runs* being closed out, report; return what is wrong."""
+        """Publish *bodies*, show the progress of *runs* and report; return one line per incomplete run."""
         await self._subscribe()
         with Progress(
             TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), console=console
         ) as progress:
-            shown = [progress.add_task(word, total=len(runs)) for word in ("committed", "told")]
+            committing = progress.add_task("committed", total=len(runs))
+            finishing = progress.add_task("events sent", total=len(runs))
             sent = progress.add_task("published", total=len(bodies))
-            sending = asyncio.create_task(self._publish(bodies, lambda: progress.advance(sent)))
-            deadline = time.monotonic() + PATIENCE
-            told = 0
-            while told < len(runs) and time.monotonic() < deadline:
-                committed, told = await self._progress()
-                progress.update(shown[0], completed=committed)
-                progress.update(shown[1], completed=told)
+            publishing = asyncio.create_task(self._publish(bodies, lambda: progress.advance(sent)))
+            deadline = time.monotonic() + DEADLINE_SECONDS
+            finished = 0
+            while finished < len(runs) and time.monotonic() < deadline:
+                committed, finished = await self._progress()
+                progress.update(committing, completed=committed)
+                progress.update(finishing, completed=finished)
                 await asyncio.sleep(0.1)
-            await sending
+            await publishing
         duplicates = await self._duplicates(len(bodies) - len(runs))
         extra = {"duplicates": {"acked, nothing written": duplicates}, "parked": await self._parked()}
         try:
@@ -141,11 +132,11 @@ class Demonstration:
     async def _progress(self) -> tuple[int, int]:
         query = "SELECT count(committed_at), count(events_published_at) FROM governance.run_completions"
         async with self.engine.connect() as conn:
-            committed, told = (await conn.execute(text(query))).one()
-        return committed, told
+            committed, finished = (await conn.execute(text(query))).one()
+        return committed, finished
 
     async def _duplicates(self, others: int) -> int:
-        """Return how many duplicates the worker acked, waiting a little for *others*: duplicates and parked ones."""
+        """Return how many duplicates the worker acked, once it has settled *others*, the messages without a new run."""
         duplicates = 0
         for _ in range(50):
             duplicates = await asyncio.to_thread(self._metric, 'closeout_deliveries_total{result="duplicate"}')
@@ -156,14 +147,14 @@ class Demonstration:
         return duplicates
 
     def _metric(self, name: str) -> int:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
-            for line in answer.read().decode().splitlines():
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as response:
+            for line in response.read().decode().splitlines():
                 if line.startswith(name):
                     return int(float(line.rpartition(" ")[2]))
         return 0
 
     async def _parked(self) -> dict[str, int]:
-        """Return the reasons of what lies in the parked queue; reading it without an ack leaves it there."""
+        """Return the number of parked messages by reason; they are not acked and stay in the queue."""
         channel = await self.broker.channel(confirms=False)
         reasons: Counter[str] = Counter()
         while (message := await channel.basic_get(PARKED_QUEUE)).delivery_tag is not None:
@@ -178,5 +169,5 @@ def _free_port() -> int:
 
 
 def decoded(body: bytes) -> CompletedRun:
-    """Return the run in *body*; raise ``MessageRefusedError`` if there is none."""
+    """Return the run in *body*; raise ``MessageRefusedError`` if the worker would park it."""
     return decode(body, max_bytes=1_048_576).run

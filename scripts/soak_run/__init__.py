@@ -1,1 +1,1 @@
-"""``scripts/soak``: workers under load while everything around them is killed, and then the books are checked."""
+"""The soak test behind ``scripts/soak``: random faults under load, then a check of the invariants."""

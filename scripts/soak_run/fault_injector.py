@@ -1,4 +1,4 @@
-"""Doing to workers and servers what the schedule says."""
+"""Injects the scheduled faults into workers and servers."""
 
 import asyncio
 import time
@@ -10,52 +10,54 @@ import psycopg
 from servers import PostgresServer, RabbitServer, Server, ServerError
 
 from soak_run.schedule import Fault
-from soak_run.worker_processes import Fleet
+from soak_run.worker_processes import WorkerProcesses
 
 STARTS = 3
 BLOCKED, OPEN = "0", "0.4"  # of the memory: RabbitMQ's high watermark
 
 
 @dataclass(slots=True)
-class Storm:
-    """Faults on their way; those of one server wait for each other."""
+class FaultInjector:
+    """Injects faults; faults of one target follow each other."""
 
-    fleet: Fleet
+    workers: WorkerProcesses
     postgres: PostgresServer
     rabbit: RabbitServer
-    say: Callable[[str], None]
+    log: Callable[[str], None]
     done: Counter[str] = field(default_factory=Counter)
-    troubles: list[str] = field(default_factory=list)
-    _turns: dict[str, asyncio.Lock] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    _locks: dict[str, asyncio.Lock] = field(default_factory=dict)
 
-    async def blow(self, faults: Sequence[Fault], started: float) -> None:
-        """Do *faults* at their times since *started*; return when the last one is over and all is up."""
+    async def run(self, faults: Sequence[Fault], started: float) -> None:
+        """Inject *faults* at their times since *started*; return when all targets run again."""
         async with asyncio.TaskGroup() as group:
             for fault in faults:
                 await asyncio.sleep(max(0.0, started + fault.at - time.monotonic()))
-                self.say(str(fault))
-                group.create_task(self._do(fault))
+                self.log(str(fault))
+                group.create_task(self._inject(fault))
 
-    async def _do(self, fault: Fault) -> None:
-        place = fault.target if fault.target != "worker" else f"worker {fault.worker}"
-        async with self._turns.setdefault(place, asyncio.Lock()):
+    async def _inject(self, fault: Fault) -> None:
+        target = fault.target if fault.target != "worker" else f"worker {fault.worker}"
+        async with self._locks.setdefault(target, asyncio.Lock()):
             try:
-                await (self._hurt_worker(fault) if fault.target == "worker" else self._hurt_server(fault))
+                await (
+                    self._inject_worker_fault(fault) if fault.target == "worker" else self._inject_server_fault(fault)
+                )
             except (ServerError, psycopg.Error, OSError, AssertionError) as error:
-                self.troubles.append(f"{fault}: {str(error)[:300]}")
+                self.failures.append(f"{fault}: {str(error)[:300]}")
             else:
                 self.done[f"{fault.kind} {fault.target}"] += 1
 
-    async def _hurt_worker(self, fault: Fault) -> None:
+    async def _inject_worker_fault(self, fault: Fault) -> None:
         match fault.kind:
             case "kill":
-                await self.fleet.kill(fault.worker)
+                await self.workers.kill(fault.worker)
             case "term":
-                await self.fleet.term(fault.worker)
+                await self.workers.term(fault.worker)
             case _:
-                await self.fleet.suspend(fault.worker, fault.seconds)
+                await self.workers.suspend(fault.worker, fault.seconds)
 
-    async def _hurt_server(self, fault: Fault) -> None:
+    async def _inject_server_fault(self, fault: Fault) -> None:
         server: Server = self.rabbit if fault.target == "rabbitmq" else self.postgres
         match fault.kind:
             case "kill":

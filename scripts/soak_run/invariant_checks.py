@@ -1,4 +1,4 @@
-"""The books after the storm: what was published against what the database, the broker and the subscriber hold."""
+"""Compares the published runs with the database, the broker and the subscriber after the faults."""
 
 import json
 import statistics
@@ -10,42 +10,46 @@ from rich.table import Table
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from soak_run.traffic import Hearing, Publishing
+from soak_run.traffic import Publishing, Subscriber
 from soak_run.worker_processes import MEBIBYTE
 
-# A worker that has lived through its first quarter has its pools, plans and caches; past that it may grow by so much.
-GROWTH_BYTES = 20 * MEBIBYTE
-SAMPLES_MIN = 60
+# After the first quarter a worker has filled its pools, plans and caches.
+MAX_GROWTH_BYTES = 20 * MEBIBYTE
+MIN_SAMPLES = 60
 
 
 @dataclass(slots=True)
 class Verdict:
-    """What was counted, and what is wrong; empty *violations*: nothing is."""
+    """Counts, and the violations found."""
 
     counts: dict[str, float | int | str] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
 
-    def demand(self, holds: bool, words: str) -> None:  # noqa: FBT001 - reads like an assertion
-        """Note *words* as a violation unless it *holds*."""
+    def require(self, holds: bool, violation: str) -> None:  # noqa: FBT001 - reads like an assertion
+        """Add *violation* unless it *holds*."""
         if not holds:
-            self.violations.append(words)
+            self.violations.append(violation)
 
     def print(self, console: Console, *, as_json: bool) -> None:
-        """Print it for a person, or as one JSON document."""
+        """Print a table and the violations, or one JSON document."""
         if as_json:
             print(json.dumps(asdict(self), indent=2))
             return
-        table = Table("what", "found", box=None)
+        table = Table("measure", "value", box=None)
         for name, value in self.counts.items():
             table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
         console.print(table)
         for violation in self.violations[:50]:
             console.print(f"VIOLATION {violation}", style="red", markup=False)
-        console.print(f"{len(self.violations)} violations" if self.violations else "every run is there exactly once")
+        console.print(
+            f"{len(self.violations)} violations"
+            if self.violations
+            else "no violations: every run was closed out exactly once"
+        )
 
 
-async def compare(engine: AsyncEngine, published: Publishing, heard: Hearing, verdict: Verdict) -> None:
-    """Compare the runs that were published with the rows and the events that came of them."""
+async def compare(engine: AsyncEngine, published: Publishing, subscriber: Subscriber, verdict: Verdict) -> None:
+    """Compare the published runs with their rows and events."""
     async with engine.connect() as conn:
         rows = (await conn.execute(text("SELECT tenant_id, run_id, phase FROM governance.run_completions"))).all()
         rollbacks = (await conn.execute(text("SELECT count(*) FROM governance.rollbacks"))).scalar_one()
@@ -53,43 +57,49 @@ async def compare(engine: AsyncEngine, published: Publishing, heard: Hearing, ve
     confirmed = {run for run, yes in published.runs.items() if yes}
     lost = confirmed - stored.keys()
     partial = [run for run, phase in stored.items() if phase != "EVENTS_PUBLISHED"]
-    unheard = [run for run in stored if None in heard.ids.get(run, [None])]
+    incomplete = [run for run in stored if None in subscriber.ids.get(run, [None])]
     verdict.counts |= {
         "runs published": len(published.runs),
         "duplicates published": published.duplicates,
-        "sent again for want of a confirm": published.resent,
+        "resent without a confirm": published.resent,
         "runs stored": len(stored),
         "lost": len(lost),
         "not at EVENTS_PUBLISHED": len(partial),
         "rolled-back attempts": rollbacks,
-        "events delivered": heard.deliveries,
-        "events repeated": heard.repeated,
-        "runs with all three events": heard.complete,
-        "events published out of order": heard.out_of_order,
-        "events the broker gave back late": heard.returned_late,
-        "runs with an event missing": len(unheard),
+        "events delivered": subscriber.deliveries,
+        "events repeated": subscriber.repeated,
+        "runs with all three events": subscriber.complete,
+        "events published out of order": subscriber.out_of_order,
+        "events redelivered late by the broker": subscriber.returned_late,
+        "runs with an event missing": len(incomplete),
     }
-    verdict.demand(len(confirmed) == len(published.runs), f"{len(published.runs) - len(confirmed)} never confirmed")
-    verdict.demand(not lost, f"lost: {_some(sorted(lost))}")
-    verdict.demand(not stored.keys() - published.runs.keys(), "rows of runs that nobody published")
-    verdict.demand(not partial, f"not at EVENTS_PUBLISHED: {_some(partial)}")
-    verdict.demand(not unheard, f"an event never came: {_some(unheard)}")
-    verdict.demand(not heard.out_of_order, f"{heard.out_of_order} events were published out of their run's order")
-    verdict.violations += heard.faults
+    verdict.require(
+        len(confirmed) == len(published.runs), f"{len(published.runs) - len(confirmed)} messages were never confirmed"
+    )
+    verdict.require(not lost, f"lost: {_some(sorted(lost))}")
+    verdict.require(not stored.keys() - published.runs.keys(), "rows exist for runs that were not published")
+    verdict.require(not partial, f"not at EVENTS_PUBLISHED: {_some(partial)}")
+    verdict.require(not incomplete, f"an event is missing: {_some(incomplete)}")
+    verdict.require(
+        not subscriber.out_of_order, f"{subscriber.out_of_order} events were published out of their run's order"
+    )
+    verdict.violations += subscriber.faults
 
 
-def judge_memory(samples: Sequence[tuple[float, int]], verdict: Verdict) -> None:
-    """Compare the memory of the worker that was spared: its second quarter of life with its last."""
-    sizes = [size for _, size in samples]
-    if len(sizes) < SAMPLES_MIN:
-        verdict.counts["memory"] = "the run was too short to say"
+def check_memory(sizes: Sequence[int], verdict: Verdict) -> None:
+    """Compare worker 0's median memory in the second and the last quarter of its samples."""
+    if len(sizes) < MIN_SAMPLES:
+        verdict.counts["memory"] = "not measured: the soak was too short"
         return
     quarter = len(sizes) // 4
     before, after = statistics.median(sizes[quarter : 2 * quarter]), statistics.median(sizes[-quarter:])
     tenths = [sizes[len(sizes) * n // 10] // MEBIBYTE for n in range(10)]
-    verdict.counts["worker 0's memory, MiB over time"] = " ".join(map(str, [*tenths, sizes[-1] // MEBIBYTE]))
+    verdict.counts["memory of worker 0 over time, MiB"] = " ".join(map(str, [*tenths, sizes[-1] // MEBIBYTE]))
     grown = (after - before) / MEBIBYTE
-    verdict.demand(after - before < GROWTH_BYTES, f"worker 0's memory grew by {grown:.0f} MiB between its quarters")
+    verdict.require(
+        after - before < MAX_GROWTH_BYTES,
+        f"the memory of worker 0 grew by {grown:.0f} MiB from its second to its last quarter",
+    )
 
 
 def _some(runs: Sequence[str]) -> str:

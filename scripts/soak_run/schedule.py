@@ -1,4 +1,4 @@
-"""Which fault comes when: derived from the seed and the length alone, so that a run can be had again."""
+"""The schedule of faults, derived from the seed and the duration alone, so that a soak can be repeated."""
 
 import random
 from typing import Literal, NamedTuple
@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 Target = Literal["worker", "rabbitmq", "postgresql"]
 Kind = Literal["kill", "term", "suspend", "disconnect", "alarm"]
 
-# What every minute holds. Ten minutes make 40 worker kills and 10 to 20 restarts of either server.
+# Faults of every minute: 40 worker kills and 10 to 20 restarts of each server in ten minutes.
 EVERY_MINUTE: tuple[tuple[Kind, Target], ...] = (
     *((("kill", "worker"),) * 4),
     ("term", "worker"),
@@ -15,7 +15,7 @@ EVERY_MINUTE: tuple[tuple[Kind, Target], ...] = (
     ("kill", "postgresql"),
     ("disconnect", "postgresql"),
 )
-# One of these a minute on top.
+# One of these is added per minute.
 SOMETIMES: tuple[tuple[Kind, Target], ...] = (
     ("suspend", "rabbitmq"),
     ("suspend", "postgresql"),
@@ -23,12 +23,11 @@ SOMETIMES: tuple[tuple[Kind, Target], ...] = (
     ("kill", "rabbitmq"),
     ("kill", "postgresql"),
 )
-# Seconds without a fault at the beginning, for the workers to start.
-QUIET_SECONDS = 5.0
+QUIET_SECONDS = 5.0  # without a fault at the start, while the workers start
 
 
 class Fault(NamedTuple):
-    """One thing done to one target; *seconds* is how long it stays suspended, blocked or down."""
+    """A fault of one target, *at* seconds after the start. It stays suspended, blocked or down for *seconds*."""
 
     at: float
     kind: Kind
@@ -37,18 +36,18 @@ class Fault(NamedTuple):
     seconds: float
 
     def __str__(self) -> str:
-        """Say it in a line."""
+        """Return one line."""
         target = f"worker {self.worker}" if self.target == "worker" else self.target
-        lasting = f" for {self.seconds:.1f} s" if self.seconds else ""
-        return f"{self.at:6.1f} s  {self.kind} {target}{lasting}"
+        duration = f" for {self.seconds:.1f} s" if self.seconds else ""
+        return f"{self.at:6.1f} s  {self.kind} {target}{duration}"
 
 
 def schedule(*, seconds: float, seed: int, workers: int) -> list[Fault]:
-    """Return the faults of a run that lasts *seconds*, in order.
+    """Return the faults of a soak of *seconds*, ordered by time.
 
-    Worker 0 is spared kill and term, so that one process lives through everything and its memory can be watched.
+    Worker 0 is never killed or stopped, so that its memory can be measured over the soak.
     """
-    source = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
+    source = random.Random(seed)  # noqa: S311 - repeatable, not secret
     faults: list[Fault] = []
     start = QUIET_SECONDS
     while start < seconds:
@@ -56,14 +55,14 @@ def schedule(*, seconds: float, seed: int, workers: int) -> list[Fault]:
         kinds = [*EVERY_MINUTE, source.choice(SOMETIMES)]
         source.shuffle(kinds)
         for kind, target in kinds[: max(1, round(len(kinds) * span / 60))]:
-            spared = 1 if kind in {"kill", "term"} and workers > 1 else 0
-            worker = source.randrange(spared, workers)
-            faults.append(Fault(start + source.uniform(0, span), kind, target, worker, _lasting(source, kind, target)))
+            first = 1 if kind in {"kill", "term"} and workers > 1 else 0
+            worker = source.randrange(first, workers)
+            faults.append(Fault(start + source.uniform(0, span), kind, target, worker, _duration(source, kind, target)))
         start += 60.0
     return sorted(faults)
 
 
-def _lasting(source: random.Random, kind: Kind, target: Target) -> float:
+def _duration(source: random.Random, kind: Kind, target: Target) -> float:
     if kind == "suspend":
         return source.uniform(1, 12)
     if kind == "alarm":

@@ -1,4 +1,4 @@
-"""A runner that never gives up on a message, and a subscriber that remembers every event id."""
+"""A publisher that resends until each message is confirmed, and a subscriber that records every event id."""
 
 import asyncio
 import json
@@ -21,16 +21,15 @@ CHUNK = 100
 WINDOW = 200
 DUPLICATES = 0.02
 PAUSE_SECONDS = 0.3
-# Seconds of nothing but failures after which the runner connects anew; a pause longer than the gap ends a series.
+# The publisher reconnects after failures over FAILING_SECONDS with no gap longer than FAILING_GAP_SECONDS.
 FAILING_SECONDS, FAILING_GAP_SECONDS = 3.0, 2.0
-# Deliveries the subscriber takes before it acks.
 EVENTS_PREFETCH = 500
 SLOT = {"incident.created": 0, "incident.suppressed": 0, "policy.evaluated": 1, "run.finalized": 2}
 
 
 @dataclass(slots=True)
 class Publishing:
-    """What was published: every run, by tenant/run; and how."""
+    """The published runs, by tenant/run."""
 
     runs: dict[str, bool] = field(default_factory=dict)  # confirmed?
     duplicates: int = 0
@@ -38,8 +37,8 @@ class Publishing:
 
 
 @dataclass(slots=True)
-class Hearing:
-    """What the subscriber heard: of each run the ids of its three events, and what must not be."""
+class Subscriber:
+    """The received events: the ids of each run's three events, and the faults found."""
 
     ids: dict[str, list[str | None]] = field(default_factory=dict)
     deliveries: int = 0
@@ -49,8 +48,8 @@ class Hearing:
     returned_late: int = 0
     faults: list[str] = field(default_factory=list)
 
-    def hear(self, message: DeliveredMessage) -> None:
-        """Note one delivery."""
+    def on_event(self, message: DeliveredMessage) -> None:
+        """Record one delivery."""
         self.deliveries += 1
         event = json.loads(message.body)
         slot, run = SLOT[event["type"]], event["subject"]
@@ -58,11 +57,11 @@ class Hearing:
         if seen[slot] == event["id"]:
             self.repeated += 1
         elif seen[slot] is not None:
-            self.faults.append(f"{run}: {event['type']} came as {seen[slot]} and as {event['id']}")
+            self.faults.append(f"{run}: {event['type']} has the ids {seen[slot]} and {event['id']}")
         else:
             if any(later is not None for later in seen[slot + 1 :]):
-                # A broker that was killed gives a new consumer first what the old one had not got, and only then
-                # what the old one held unacked: flagged, and no fault of who published it.
+                # After a kill the broker delivers new messages first and redelivers unacked ones later; the
+                # publisher's order was right.
                 self.returned_late += bool(message.redelivered)
                 self.out_of_order += not message.redelivered
             seen[slot] = event["id"]
@@ -70,9 +69,9 @@ class Hearing:
 
 
 async def publish(url: str, seed: int, rate: float, stopping: asyncio.Event, done: Publishing) -> None:
-    """Publish made-up runs at *rate* a second until *stopping*, each until it is confirmed, some of them again."""
-    line = _Line(url)
-    source = random.Random(seed + 1)  # noqa: S311 - to be repeated
+    """Publish *rate* generated runs per second until *stopping*; resend until confirmed, and repeat some runs."""
+    publisher = _Connection(url)
+    source = random.Random(seed + 1)  # noqa: S311 - repeatable
     window = asyncio.Semaphore(WINDOW)
     recent: deque[bytes] = deque(maxlen=1_000)
     loop, number = asyncio.get_running_loop(), 0
@@ -81,7 +80,7 @@ async def publish(url: str, seed: int, rate: float, stopping: asyncio.Event, don
     async def send(body: bytes, run: str) -> None:
         try:
             while True:
-                channel = line.channel
+                channel = publisher.channel
                 try:
                     await channel.send(
                         exchange=RUNS_EXCHANGE,
@@ -89,9 +88,9 @@ async def publish(url: str, seed: int, rate: float, stopping: asyncio.Event, don
                         body=body,
                         properties=spec.Basic.Properties(content_type="application/json", delivery_mode=2),
                     )
-                except (UnavailableError, RuntimeError, *BROKER_ERRORS):  # whatever it is called, there was no confirm
+                except (UnavailableError, RuntimeError, *BROKER_ERRORS):  # no confirm, whatever the error
                     done.resent += 1
-                    line.suspect(channel)
+                    publisher.on_failure(channel)
                     await asyncio.sleep(PAUSE_SECONDS)
                 else:
                     done.runs[run] = True
@@ -119,24 +118,24 @@ async def publish(url: str, seed: int, rate: float, stopping: asyncio.Event, don
                 due = max(due + CHUNK / rate, loop.time() - 1)
                 await asyncio.sleep(max(0.0, due - loop.time()))
     finally:
-        await line.close()
+        await publisher.close()
 
 
-class _Line:
-    """The runner's connection; one that keeps failing is thrown away, so that the product's client is not trusted."""
+class _Connection:
+    """The publisher's connection. It is replaced while it keeps failing: the soak does not rely on its reconnects."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._connect()
 
     def _connect(self) -> None:
-        self._connection = BrokerConnection(self._url, name="soak runner")
+        self._connection = BrokerConnection(self._url, name="soak publisher")
         self.channel = ConfirmedChannel(self._connection)
         self._failing_since: float | None = None
         self._failed_at = 0.0
 
-    def suspect(self, channel: ConfirmedChannel) -> None:
-        """Note a failure of *channel*; connect anew once it has done nothing but fail for a while."""
+    def on_failure(self, channel: ConfirmedChannel) -> None:
+        """Record a failure of *channel*; reconnect if failures persist."""
         now = asyncio.get_running_loop().time()
         if channel is not self.channel:
             return
@@ -153,7 +152,7 @@ class _Line:
 
 
 async def declare_events_queue(url: str) -> None:
-    """Make the subscriber's queue, which keeps events while the subscriber is away."""
+    """Declare the subscriber's durable queue."""
     connection = BrokerConnection(url, name="soak subscriber")
     try:
         channel = await connection.channel(confirms=False)
@@ -163,12 +162,12 @@ async def declare_events_queue(url: str) -> None:
         await connection.close()
 
 
-async def subscribe(url: str, heard: Hearing) -> None:
-    """Listen, and connect again whenever the broker goes away, until cancelled."""
+async def subscribe(url: str, subscriber: Subscriber) -> None:
+    """Consume events, and reconnect after each failure, until cancelled."""
     while True:
         connection = BrokerConnection(url, name="soak subscriber")
         try:
-            await _listen(connection, heard)
+            await _consume(connection, subscriber)
         except (UnavailableError, RuntimeError, *BROKER_ERRORS):
             pass
         finally:
@@ -176,11 +175,11 @@ async def subscribe(url: str, heard: Hearing) -> None:
         await asyncio.sleep(PAUSE_SECONDS)
 
 
-async def _listen(connection: BrokerConnection, heard: Hearing) -> None:
+async def _consume(connection: BrokerConnection, subscriber: Subscriber) -> None:
     channel = await connection.channel(confirms=False)
 
     async def on_event(message: DeliveredMessage) -> None:
-        heard.hear(message)
+        subscriber.on_event(message)
         with suppress(*BROKER_ERRORS):
             await channel.basic_ack(message.delivery_tag or 0, wait=False)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from imaging.dockerfile import read_dockerfile
 
 from config.settings import load_settings
 from consumer.metrics import Metrics
+from tests.deploy.dockerfile import read_dockerfile
 from tests.deploy.test_alerts import ALERTS
 from tests.support.guides import read, section
 from tests.support.manifests import ROOT, component_of, container, environment, one, overlay, pods

@@ -1,1 +1,1 @@
-"""The same work a message at a time, written as each library's documentation advises and as fast as that allows."""
+"""The same work, one message at a time, written and tuned as each library's documentation advises."""

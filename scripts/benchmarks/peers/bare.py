@@ -1,6 +1,6 @@
-"""The floor of latency: aio-pika and asyncpg without anything between, a transaction a message, all of it prepared.
+"""The lower limit of latency: aio-pika and asyncpg alone, one transaction per message, prepared statements.
 
-It does what Closeout does for one run, and nothing for the day on which something fails.
+It does Closeout's work for one run and has no error handling.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ def insert(table: str, row: dict[str, object], conflict: str = "") -> tuple[str,
 
 
 async def write(conn: asyncpg.Connection, rows: Rows) -> bool:
-    """Write one run's rows in a transaction; return false for a duplicate, of which nothing is written."""
+    """Write one run's rows in a transaction; return false for a duplicate, and write nothing."""
     async with conn.transaction():
         claim, values = insert("run_completions", rows.completion, " ON CONFLICT DO NOTHING RETURNING run_id")
         if await conn.fetchrow(claim, *values) is None:

@@ -1,4 +1,4 @@
-"""Celery and SQLAlchemy's ORM: tasks on a quorum queue, acked late, a transaction a task."""
+"""Celery and SQLAlchemy's ORM: tasks on a quorum queue, late acks, one transaction per task."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from benchmarks.peers.work import CONTENT_TYPE, EXCHANGE, SELECT_POLICIES, Rows,
 from domains.policies.rules import PolicySet
 
 QUEUE = "bench.celery"
-# On two cores 4, 8 and 16 did 201, 184 and 192 runs/s (medians of two rounds): within the noise.
+# 4, 8 and 16 processes reached 201, 184 and 192 runs/s on two cores (medians of two rounds): within the noise.
 PROCESSES = 8
 
 app = Celery("bench", broker=os.environ["AMQP_URL"])
@@ -41,7 +41,7 @@ books: list[PolicySet] = []
 
 @worker_process_init.connect
 def read_policies(**_: object) -> None:
-    """Give each process connections of its own, and the policies."""
+    """Give each process separate connections and the policies."""
     engine.dispose(close=False)
     with engine.connect() as conn:
         books.append(policies_in_force([dict(row) for row in conn.execute(SELECT_POLICIES).mappings()]))
@@ -61,7 +61,7 @@ def close_out(body: str) -> None:
 
 
 def publish(rows: Rows) -> None:
-    """Publish a run's events, each confirmed before the next: the client has no other way."""
+    """Publish a run's events, each after the confirm of the one before: the client offers no other way."""
     with app.producer_pool.acquire(block=True) as producer:
         for event in rows.events:
             producer.publish(

@@ -1,4 +1,4 @@
-"""aio-pika and SQLAlchemy Core, a transaction a message, AT_ONCE messages at once."""
+"""aio-pika and SQLAlchemy Core: one transaction per message, AT_ONCE messages concurrently."""
 
 import asyncio
 import os

@@ -1,6 +1,6 @@
-"""aio-pika's own floor: consume, publish three confirmed messages, ack; no database, and nothing decoded.
+"""The limit of aio-pika: consume, publish three confirmed messages, ack; no database, no decoding.
 
-It prints, for each message, the moment at which it was acked, for there is no row to tell.
+It prints the time of each ack, because no database row records it.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The tables as SQLAlchemy's ORM has them, and one run's unit of work."""
+"""The tables as ORM classes, and one run's unit of work."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from domains.tables import incidents, outbox_events, policy_evaluations, prevent
 
 
 class Base(DeclarativeBase):
-    """Declarative classes on tables that are there."""
+    """Declarative classes on existing tables."""
 
     metadata = the_metadata
 
@@ -60,7 +60,7 @@ _TRACE = insert(Trace).on_conflict_do_nothing().returning(Trace.run_id)
 
 
 def write(session: Session, rows: Rows) -> bool:
-    """Write one run's rows; return false for a duplicate, of which nothing is written."""
+    """Write one run's rows; return false for a duplicate, and write nothing."""
     if session.execute(_CLAIM, rows.completion).one_or_none() is None:
         return False
     session.add_all(objects_of(rows))
@@ -70,7 +70,7 @@ def write(session: Session, rows: Rows) -> bool:
 
 
 def objects_of(rows: Rows) -> list[Base]:
-    """Return what is inserted without a conflict."""
+    """Return the objects whose insert cannot conflict."""
     objects: list[Base] = [PolicyEvaluation(**rows.evaluation)]
     if rows.incident is not None:
         objects.append(Incident(**rows.incident))
@@ -80,7 +80,7 @@ def objects_of(rows: Rows) -> list[Base]:
 
 
 def completion_of(trace: dict[str, Any]) -> Any:  # noqa: ANN401 - an UPDATE
-    """Return the update that completes a trace which the runner began."""
+    """Return the update that completes a trace which the runner inserted."""
     return (
         update(Trace)
         .where(*(getattr(Trace, name) == trace[name] for name in ("tenant_id", "trace_id", "run_id")))
@@ -91,7 +91,7 @@ def completion_of(trace: dict[str, Any]) -> Any:  # noqa: ANN401 - an UPDATE
 
 
 def mark_of(key: RunKey) -> tuple[Any, Any]:
-    """Return the two statements that note a run's events as confirmed."""
+    """Return the two statements that mark a run's events as confirmed."""
     return (
         delete(Event)
         .where(Event.tenant_id == key.tenant_id, Event.run_id == key.run_id)

@@ -1,4 +1,4 @@
-"""The peers' engine, and the statements that SQLAlchemy Core's documentation would have for one run."""
+"""The peers' engine, and one run's statements as SQLAlchemy Core's documentation writes them."""
 
 import os
 
@@ -16,7 +16,7 @@ EVENT = ("tenant_id", "run_id", "sequence", "event_id", "type", "routing_key", "
 
 
 def engine_of_peer() -> AsyncEngine:
-    """Return an engine with a connection for each message at once, none of them opened per message."""
+    """Return an engine with one pooled connection per concurrent message."""
     url = os.environ["DATABASE_URL"].replace("postgresql://", "postgresql+asyncpg://")
     return create_async_engine(url, pool_size=AT_ONCE, max_overflow=0, pool_use_lifo=True, json_serializer=json_text)
 
@@ -32,7 +32,7 @@ _TRACE = insert(traces).on_conflict_do_nothing().returning(traces.c.run_id)
 
 
 async def write(conn: AsyncConnection, rows: Rows) -> bool:
-    """Write one run's rows; return false for a duplicate, of which nothing is written."""
+    """Write one run's rows; return false for a duplicate, and write nothing."""
     if (await conn.execute(_CLAIM, rows.completion)).one_or_none() is None:
         return False
     if rows.incident is not None:
@@ -49,7 +49,7 @@ async def write(conn: AsyncConnection, rows: Rows) -> bool:
 
 
 def completion_of(trace: dict[str, object]) -> Update:
-    """Return the update that completes a trace which the runner began."""
+    """Return the update that completes a trace which the runner inserted."""
     key = ("tenant_id", "trace_id", "run_id")
     return (
         update(traces)
@@ -59,7 +59,7 @@ def completion_of(trace: dict[str, object]) -> Update:
 
 
 async def mark(conn: AsyncConnection, key: RunKey) -> None:
-    """Note that a run's events were confirmed."""
+    """Mark a run's events as confirmed."""
     events, runs = outbox_events, run_completions
     await conn.execute(delete(events).where(events.c.tenant_id == key.tenant_id, events.c.run_id == key.run_id))
     await conn.execute(

@@ -1,7 +1,6 @@
-"""What every peer does with a run besides its input and output: the product's own rules, so that these cost the same.
+"""Closeout's rules, which every peer uses, so that the rules cost all the same.
 
-A peer chooses how it reads, writes and publishes; decoding, the incident's rules, the policies and the events' text
-are Closeout's, which are faster than what the peers' documentation would have for them.
+The peers differ in reading, writing and publishing. Decoding, incident rules, policies and events are Closeout's.
 """
 
 from datetime import UTC, datetime
@@ -21,14 +20,14 @@ from domains.traces.rules import STATUS_OF
 QUEUE = "closeout.run-completed"
 EXCHANGE = "governance.events"
 CONTENT_TYPE = "application/cloudevents+json"
-# Messages at once. On two cores (medians of two rounds) FastStream did 157, 161, 171 runs/s with 8, 16, 32, and
+# Concurrent messages. With 8, 16, 32 on two cores (medians of two rounds) FastStream reached 157, 161, 171 runs/s and
 # SQLAlchemy Core 262, 279, 267: within the noise.
 AT_ONCE = 16
 _POLICY_FIELDS = ("policy_id", "tenant_id", "name", "version", "effect", "severity", "condition")
 
 
 class Rows(NamedTuple):
-    """One run's rows, a table each, and its events."""
+    """One run's rows, one per table, and its events."""
 
     completion: dict[str, Any]
     incident: dict[str, Any] | None
@@ -44,7 +43,7 @@ class Rows(NamedTuple):
 
 
 def policies_in_force(rows: list[dict[str, Any]]) -> PolicySet:
-    """Return the policies of the table's *rows*, compiled; a peer reads them once, at its start."""
+    """Compile the policies of the table's *rows*; a peer reads them once, at its start."""
     found = [Policy(**{name: row[name] for name in _POLICY_FIELDS}) for row in rows]
     return PolicySet((policy, compiled(policy.condition)) for policy in found)
 
@@ -53,7 +52,7 @@ SELECT_POLICIES = policies.select().where(policies.c.enabled)
 
 
 def json_text(value: object) -> str:
-    """Serialize what goes into jsonb; faster than the standard library's, and knows the product's types."""
+    """Serialize a jsonb value with msgspec, which knows the product's types."""
     return _json.encode(value).decode()
 
 
@@ -61,7 +60,7 @@ _json = msgspec.json.Encoder(decimal_format="number")
 
 
 def rows_for(body: bytes, book: PolicySet) -> Rows:
-    """Decode a message and return all that is to be written of it."""
+    """Decode a message and return its rows and events."""
     run, digest = decode(body, max_bytes=1_048_576)
     now = datetime.now(UTC)
     evaluation = evaluate(run, book, now=now)

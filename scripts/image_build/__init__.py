@@ -1,0 +1,1 @@
+"""Builds deploy/Dockerfile with buildah on Debian base images, without a registry or a daemon."""
