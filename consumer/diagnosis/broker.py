@@ -177,7 +177,9 @@ async def _rights_to_publish(connection: BrokerConnection) -> list[Check]:
             if not await connection.is_blocked():
                 raise
         if await connection.is_blocked():
-            words = "RabbitMQ is in a memory or disk alarm and accepts no messages; runs are closed out, their events wait"
+            words = (
+                "RabbitMQ is in a memory or disk alarm and accepts no messages; runs are closed out, their events wait"
+            )
             return [
                 problem(
                     "alarm", words, "free memory or disk on the broker; rabbitmq-diagnostics alarms has the details"

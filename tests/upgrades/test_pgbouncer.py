@@ -133,9 +133,7 @@ async def test_doctor_detects_pgbouncer_and_migrate_needs_a_direct_connection(
         with pytest.raises(PooledConnectionError, match="set DATABASE_URL to the server itself"):
             await migrate(engine)
         (found,) = await pooler(engine)
-        assert found == ok(
-            "pooler", "PgBouncer detected; required session settings are present"
-        )
+        assert found == ok("pooler", "PgBouncer detected; required session settings are present")
 
         await scenario.sql(f"ALTER ROLE {scenario.role} RESET lock_timeout")
         await scenario.in_thread(pooled.restart)

@@ -187,7 +187,7 @@ async def test_a_schema_behind_this_version_is_a_problem(engine, worker_url, mon
     checks = await examined(worker_url)
 
     assert troubled(checks) == {"schema": "problem"}
-    assert checks["schema"].found == f"at {newest()}, this closeout needs 9999"
+    assert checks["schema"].found == f"at {newest()}; this closeout needs 9999"
 
 
 async def test_a_table_that_differs_from_the_migrations_is_a_problem(engine, worker_url):

@@ -252,7 +252,7 @@ async def test_the_command_names_the_broken_run_with_its_remedy_and_exits_1(engi
     assert done.returncode == 1, done.stderr
     assert f"{victim.tenant_id}/{victim.run_id}  stopped at INCIDENT_CREATED" in done.stdout
     assert "meaning: a legacy close-out is unfinished" in done.stdout
-    assert "let the runner publish it again, unchanged" in done.stdout
+    assert "the runner must publish it again, unchanged" in done.stdout
 
 
 async def test_repair_publishes_stale_events_only(engine, database_url, broker, amqp_url):

@@ -14,7 +14,11 @@ def looked_at(database: str = "postgresql://h/d", amqp: str = "amqps://h") -> li
 @pytest.mark.parametrize(
     ("url", "state", "words"),
     [
-        ("postgresql://u@db/d", "warning", "sslmode=prefer: encrypted if the server supports it; certificate not verified"),
+        (
+            "postgresql://u@db/d",
+            "warning",
+            "sslmode=prefer: encrypted if the server supports it; certificate not verified",
+        ),
         ("postgresql://u@db/d?sslmode=disable", "warning", "sslmode=disable: not encrypted"),
         ("postgresql://u@db/d?sslmode=require", "warning", "server certificate not verified"),
         ("postgresql://u@db/d?sslmode=verify-full&sslrootcert=system", "ok", "certificate and host name verified"),
