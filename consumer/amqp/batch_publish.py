@@ -1,7 +1,7 @@
 """Publishes many messages on a channel in confirm mode with one write, and awaits all confirms together.
 
 aiormq's publish costs a task, two futures, a lock and a wake-up per message; here a batch costs that once. It uses the
-same parts of aiormq's channel (``tests/unit/test_private_attributes.py`` lists them).
+same parts of aiormq's channel as that publish does.
 """
 
 import asyncio

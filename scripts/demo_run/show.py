@@ -154,13 +154,13 @@ class Demonstration:
         return 0
 
     async def _parked(self) -> dict[str, int]:
-        """Return the number of parked messages by reason; they are not acked and stay in the queue."""
+        """Return the number of parked messages by reason, most frequent first; they stay in the queue, not acked."""
         channel = await self.broker.channel(confirms=False)
         reasons: Counter[str] = Counter()
         while (message := await channel.basic_get(PARKED_QUEUE)).delivery_tag is not None:
             reasons[str((message.header.properties.headers or {}).get(REASON_HEADER))] += 1
         await channel.close()
-        return dict(reasons)
+        return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _free_port() -> int:

@@ -139,7 +139,7 @@ async def test_doctor_detects_pgbouncer_and_migrate_needs_a_direct_connection(
         await scenario.in_thread(pooled.restart)
         await engine.dispose()
         (found,) = await pooler(engine)
-        assert found.found.endswith("this role's sessions do not have lock_timeout=5s")
+        assert found.found.endswith("this role's sessions lack lock_timeout=5s")
         assert "worker-role.sql" in found.remedy
     finally:
         await engine.dispose()

@@ -85,7 +85,7 @@ async def test_a_declared_topology_passes_every_check_without_publishing_a_messa
     assert troubled(of_worker) == troubled(of_admin) == {}
     assert list(of_worker) == list(of_admin) == ALL
     assert of_admin["topology"].found == "3 exchanges and 3 queues exist, as declared"
-    assert "only a user who may configure can compare" in of_worker["topology"].found
+    assert "only a user with configure permission can compare" in of_worker["topology"].found
     assert of_worker["rabbitmq"].found == f"reachable, version {place.server.full_version}"
     assert events == []
     for queue in ("closeout.run-completed", "closeout.parked", "closeout.run-completed.retry"):

@@ -158,8 +158,8 @@ async def test_passwords_changed_on_the_servers_first_cause_an_outage_until_the_
             (await running.get("/"))[1],
             (await running.get("/metrics"))[1],
         ]
-        assert result.stdout.count("a worker reads DATABASE_URL_FILE again at each try") == 1
-        assert result.stdout.count("a worker reads AMQP_URL_FILE again at each try") == 1
+        assert result.stdout.count("a worker reads DATABASE_URL_FILE at each attempt") == 1
+        assert result.stdout.count("a worker reads AMQP_URL_FILE at each attempt") == 1
 
         rotation.change_the_database_s_file()
         output = await rotation.waits(running, "ACCESS_REFUSED")
