@@ -51,7 +51,7 @@ def counted(tally):
     }
 
 
-async def test_what_each_policy_would_have_done_is_counted_by_tenant(engine):
+async def test_the_backtest_counts_the_results_of_each_policy_by_tenant(engine):
     acme = [runs.run(usage={"cost_usd": cost}) for cost in (1, 2, 3)]
     globex = [runs.run(tenant_id="globex", usage={}), runs.run(tenant_id="globex", usage={"cost_usd": 9})]
     await close_out(engine, *acme, *globex)
@@ -78,13 +78,13 @@ async def test_what_each_policy_would_have_done_is_counted_by_tenant(engine):
     assert [(value.path, value.value) for value in error.values] == [("run.usage.cost_usd", None)]
 
 
-async def test_only_runs_that_did_not_succeed_would_have_been_suppressed(engine):
+async def test_the_backtest_suppresses_only_runs_that_did_not_succeed(engine):
     await close_out(engine, *(runs.run(status=status) for status in ("succeeded", "failed", "halted", "aborted")))
     (tally,) = (await backtest(engine, [draft(effect="suppress_incident")], **MONTH)).tallies
     assert counted(tally) == {"acme": (4, 3, 3, 0, 0, 0)}
 
 
-async def test_it_is_compared_with_what_a_policy_of_the_same_name_and_tenant_did(engine):
+async def test_the_backtest_compares_with_the_enforced_policy_of_the_same_name_and_tenant(engine):
     await apply(
         engine,
         draft("cost", condition="run.usage.cost_usd < 2.5"),
@@ -117,7 +117,7 @@ async def test_it_is_compared_with_what_a_policy_of_the_same_name_and_tenant_did
     assert (watched.has_history, watched.total.newly) == (False, 4)
 
 
-async def test_what_depends_on_what_is_not_stored_is_unknown_and_the_rest_is_told(engine):
+async def test_results_that_depend_on_fields_not_stored_are_unknown(engine):
     await apply(engine, draft("quiet", effect="suppress_incident", condition="run.is_synthetic"))
     untraced = runs.run(trace_id=None)
     suppressed = runs.run(is_synthetic=True)
@@ -170,7 +170,7 @@ FIELDS = st.fixed_dictionaries(
 
 @given(st.lists(FIELDS, min_size=5, max_size=20))
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_a_traced_run_is_put_together_as_conditions_saw_it(database_url, changes):
+async def test_a_traced_run_is_rebuilt_as_conditions_saw_it(database_url, changes):
     engine = create_engine(database_url, pool_size=2)
     sent = [
         runs.run(**{**one, "usage": _plain(one["usage"]), "steps": [_plain(s) for s in one["steps"]]})
@@ -202,7 +202,7 @@ async def test_a_trace_with_steps_of_another_kind_leaves_the_steps_unknown(engin
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 100])
-async def test_each_run_of_the_time_is_given_once_the_last_received_first_however_they_lie(engine, size):
+async def test_each_run_of_the_period_is_read_once_the_last_received_first(engine, size):
     at = [NOW - timedelta(seconds=1)] * 5 + [NOW - timedelta(days=days, hours=3) for days in (0, 9, 9, 29)]
     expected = []
     for tenant in ("acme", "globex"):
@@ -220,7 +220,7 @@ async def test_each_run_of_the_time_is_given_once_the_last_received_first_howeve
     assert len(own) == 9
 
 
-async def test_a_run_that_is_not_closed_out_yet_is_left_out(engine):
+async def test_a_run_that_is_not_closed_out_is_omitted(engine):
     run = runs.run()
     await close_out(engine, run)
     async with engine.begin() as conn:
@@ -232,7 +232,7 @@ async def test_a_run_that_is_not_closed_out_yet_is_left_out(engine):
         assert await read_runs(conn, [run.key]) == []
 
 
-async def test_no_transaction_is_open_while_runs_are_looked_at(engine):
+async def test_no_transaction_is_open_while_runs_are_evaluated(engine):
     await close_out(engine, *(runs.run() for _ in range(3)))
     states = []
     async with reading(engine) as conn:
@@ -247,7 +247,7 @@ async def test_no_transaction_is_open_while_runs_are_looked_at(engine):
     assert states == [("idle", None)]
 
 
-async def test_the_estimate_behind_the_progress_bar_is_of_the_time_asked_for(engine):
+async def test_the_estimated_number_of_runs_is_that_of_the_period(engine):
     await close_out(engine, *(runs.run() for _ in range(200)), received_at=NOW - timedelta(days=20))
     await close_out(engine, *(runs.run() for _ in range(50)))
     async with engine.connect() as conn:
@@ -257,7 +257,7 @@ async def test_the_estimate_behind_the_progress_bar_is_of_the_time_asked_for(eng
         assert await estimate(conn, since=NOW - timedelta(days=1), until=NOW) < 100
 
 
-async def test_progress_is_told_up_to_the_last_run(engine):
+async def test_progress_is_reported_up_to_the_last_run(engine):
     await close_out(engine, *(runs.run() for _ in range(3)))
     told = []
     await backtest(engine, [draft()], **MONTH, progress=lambda done, of: told.append((done, of)))
@@ -331,13 +331,13 @@ async def test_the_command_writes_nothing_and_needs_a_role_that_may_select(engin
     assert await content(engine) == before
 
 
-async def test_the_connection_that_runs_are_read_on_refuses_every_write(engine):
+async def test_the_connection_of_the_backtest_refuses_every_write(engine):
     async with reading(engine) as conn:
         with pytest.raises(DBAPIError, match="read-only transaction"):
             await conn.execute(text("DELETE FROM governance.policies"))
 
 
-def test_a_time_that_is_none_is_used_wrongly(database_url, tmp_path):
+def test_an_invalid_time_is_a_usage_error(database_url, tmp_path):
     file = tmp_path / "policies.yaml"
     file.write_text("[]")
     assert "--since: found 'a month'" in invoked(database_url, "backtest", str(file), "--since", "a month", status=2)

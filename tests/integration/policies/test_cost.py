@@ -71,16 +71,14 @@ def _starts(sent: list[str]) -> list[str]:
     return [next((start for start in STATEMENTS if query.startswith(start)), query) for query in sent]
 
 
-async def test_a_batch_costs_eight_statements_and_one_write_of_events_however_many_runs_it_has(
-    database_url, broker, monkeypatch
-):
+async def test_a_batch_of_any_size_costs_eight_statements_and_one_write_of_events(database_url, broker, monkeypatch):
     for number in (1, 50):
         sent, writes = await spent(database_url, broker, [runs.run() for _ in range(number)], monkeypatch)
         assert _starts(sent) == STATEMENTS, number
         assert writes == 1, "150 events are written at once"
 
 
-async def test_a_duplicate_costs_a_look_at_what_stands_and_writes_nothing_downstream(database_url, broker, monkeypatch):
+async def test_duplicates_cost_one_select_and_write_nothing_more(database_url, broker, monkeypatch):
     batch = [runs.run() for _ in range(50)]
     await spent(database_url, broker, batch, monkeypatch)
     sent, writes = await spent(database_url, broker, batch, monkeypatch)

@@ -43,21 +43,21 @@ async def test_a_changed_policy_becomes_a_new_version_and_the_old_one_is_kept_di
     assert [p["version"] for p in newest] == [2]
 
 
-async def test_a_tenants_policy_and_one_for_all_of_the_same_name_are_two(engine):
+async def test_a_tenants_policy_and_one_for_all_tenants_may_share_a_name(engine):
     assert await apply(engine, draft(), draft(tenant_id="acme")) == [("created", 1), ("created", 1)]
     async with engine.connect() as conn:
         assert len(await list_policies(conn, tenant_id="acme")) == 2
         assert [p["tenant_id"] for p in await list_policies(conn, tenant_id="other")] == [None]
 
 
-async def test_two_who_apply_at_the_same_instant_make_two_versions_in_turn(engine):
+async def test_concurrent_appliers_create_consecutive_versions(engine):
     first, second = await asyncio.gather(
         apply(engine, draft(condition="1 == 1")), apply(engine, draft(condition="2 == 2"))
     )
     assert sorted([*first, *second]) == [("created", 1), ("updated", 2)]
 
 
-async def test_a_change_is_taken_up_without_a_restart_and_compiled_once(engine, monkeypatch):
+async def test_a_changed_policy_takes_effect_without_a_restart_and_is_compiled_once(engine, monkeypatch):
     compiled: list[str] = []
     original = Condition.__init__
 
@@ -85,7 +85,7 @@ async def test_a_change_is_taken_up_without_a_restart_and_compiled_once(engine, 
     assert compiled == ["run.status == 'failed'"]
 
 
-async def test_transactions_that_start_together_all_see_the_policies_from_the_first_run_on(engine):
+async def test_concurrent_transactions_see_the_policies_from_the_first_run(engine):
     await apply(engine, draft())
     coordinator = create_transaction_coordinator(engine=engine)
     await asyncio.gather(*(coordinator.execute(runs.run()) for _ in range(6)))
@@ -104,7 +104,7 @@ async def test_a_condition_that_fails_to_evaluate_is_recorded_and_the_run_is_clo
 
 
 @pytest.mark.parametrize("condition", ["((", "run.error_message.matches('(a|b)*c')"])
-async def test_a_condition_written_by_hand_into_the_table_cannot_stop_the_worker(engine, condition):
+async def test_an_invalid_condition_inserted_by_hand_cannot_stop_the_worker(engine, condition):
     async with engine.begin() as conn:
         await conn.execute(
             text(
@@ -116,7 +116,7 @@ async def test_a_condition_written_by_hand_into_the_table_cannot_stop_the_worker
     assert (await create_transaction_coordinator(engine=engine).execute(runs.run())).state == "committed"
 
 
-async def test_an_evaluation_that_is_recorded_again_leaves_the_first_standing_and_returns_it_whole(engine):
+async def test_recording_an_evaluation_again_keeps_and_returns_the_first(engine):
     run = runs.run()
     broken, fine = (
         Policy(policy_id=uuid4(), tenant_id=None, name=name, version=3, effect="flag", severity="HIGH", condition=text)
@@ -143,7 +143,7 @@ async def test_evaluations_of_many_tenants_are_recorded_in_one_statement(engine)
     assert {results[one.key].record_id for one in found} == {one.policy_evaluation_id for one in found}
 
 
-async def test_a_condition_by_hand_that_would_take_all_memory_is_an_error_of_its_policy(engine):
+async def test_a_stored_condition_that_would_exhaust_memory_is_an_error_of_its_policy(engine):
     greedy = "size([run.error_message]" + ".map(x, x + x)" * 25 + ") > 0"
     await apply(engine, draft(name="greedy", condition=greedy), draft(name="fine"))
     assert (await create_transaction_coordinator(engine=engine).execute(runs.run())).state == "committed"

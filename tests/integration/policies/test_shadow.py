@@ -46,7 +46,7 @@ ALL_EFFECTS = (
 RESULTS = [("fails", "error"), ("flags", "flag"), ("suppresses", "suppress_incident")]
 
 
-async def test_a_policy_in_shadow_is_recorded_and_decides_nothing(engine):
+async def test_a_shadow_policy_is_recorded_and_has_no_effect(engine):
     await apply(engine, *ALL_EFFECTS, draft(name="in force", condition="false"))
 
     await create_transaction_coordinator(engine=engine).execute(runs.run())
@@ -68,7 +68,7 @@ async def test_a_policy_in_shadow_is_recorded_and_decides_nothing(engine):
     assert not any("flags" in body or "shadow" in body for body in bodies)
 
 
-async def test_the_non_atomic_path_records_the_same(engine):
+async def test_the_legacy_path_records_shadow_results(engine):
     await apply(engine, *ALL_EFFECTS)
 
     legacy = LegacyCloseOut(engine=engine, policies=PolicyBook())
@@ -81,13 +81,13 @@ async def test_the_non_atomic_path_records_the_same(engine):
     assert await count(engine, "incidents") == 1
 
 
-async def test_where_a_shadow_has_nothing_to_say_nothing_is_stored(engine):
+async def test_a_shadow_policy_without_a_result_stores_nothing(engine):
     await apply(engine, shadow(condition="false"), shadow(name="s", effect="suppress_incident"))
     await create_transaction_coordinator(engine=engine).execute(runs.run(status="succeeded", error_code=None))
     assert (await only_row(engine, "policy_evaluations"))["shadow"] is None
 
 
-async def test_a_change_in_shadow_leaves_the_version_in_force_until_it_is_applied_without_shadow(engine):
+async def test_a_shadow_version_leaves_the_enforced_version_until_it_is_enforced(engine):
     await apply(engine, draft())
     (change,) = await apply(engine, shadow(condition="1 == 1"))
     assert (change.change, change.version, change.in_force) == ("updated", 2, 1)
@@ -102,7 +102,7 @@ async def test_a_change_in_shadow_leaves_the_version_in_force_until_it_is_applie
         assert [p["version"] for p in await list_policies(conn)] == [3]
 
 
-async def test_a_shadow_is_applied_again_changed_ended_and_begun_again_without_touching_what_is_in_force(engine):
+async def test_changes_of_a_shadow_version_leave_the_enforced_version_unchanged(engine):
     await apply(engine, draft())
     second = {"condition": "2 == 2"}
     assert [c.change for c in await apply(engine, shadow(**second))] == ["updated"]
@@ -115,19 +115,19 @@ async def test_a_shadow_is_applied_again_changed_ended_and_begun_again_without_t
     assert await states(engine) == [(3, False, "running"), (2, False, "ended"), (1, True, None)]
 
 
-async def test_a_policy_that_is_new_in_shadow_has_no_version_that_decides(engine):
+async def test_a_new_shadow_policy_has_no_enforced_version(engine):
     (change,) = await apply(engine, shadow())
     assert (change.change, change.version, change.in_force) == ("created", 1, None)
 
 
-async def test_the_database_refuses_a_shadow_that_decides_which_an_older_worker_would_enforce(engine):
+async def test_the_database_refuses_an_enabled_shadow_policy(engine):
     await apply(engine, shadow())
     with pytest.raises(IntegrityError, match="policies_shadow_check"):
         async with engine.begin() as conn:
             await conn.execute(text("UPDATE governance.policies SET enabled = true"))
 
 
-async def test_both_versions_speak_of_one_run_each_in_its_place(engine):
+async def test_enforced_and_shadow_version_of_one_run_are_recorded_separately(engine):
     await apply(engine, draft())
     await apply(engine, shadow(condition="1 == 1"))
     await create_transaction_coordinator(engine=engine).execute(runs.run())
@@ -142,9 +142,7 @@ def metrics_at(port: int) -> dict[str, str]:
     return dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
 
 
-async def test_a_worker_counts_what_shadows_would_have_done_by_result_and_once_a_run(
-    engine, database_url, amqp_url, broker
-):
+async def test_a_worker_counts_the_results_of_shadow_policies_once_per_run(engine, database_url, amqp_url, broker):
     await apply(engine, *ALL_EFFECTS)
     bodies = [runs.body(), runs.body(status="succeeded", error_code=None)]
     async with worker(database_url, amqp_url) as service:

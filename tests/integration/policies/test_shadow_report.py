@@ -34,14 +34,14 @@ def counted(caught):
     }
 
 
-async def test_where_nothing_is_in_shadow_nothing_is_caught(engine):
+async def test_without_shadow_policies_the_report_is_empty(engine):
     await apply(engine, draft(), draft("ended", mode="shadow"))
     await apply(engine, draft("ended", mode="shadow", enabled=False))
     await close_out(engine, runs.run())
     assert await caught_in_shadow(engine) == []
 
 
-async def test_a_version_in_shadow_is_counted_from_when_it_was_applied_beside_the_one_that_decides(engine):
+async def test_a_shadow_version_is_counted_next_to_the_enforced_one_since_it_was_applied(engine):
     await apply(engine, draft(condition="run.usage.cost_usd < 2.5"))
     await close_out(engine, runs.run(usage={"cost_usd": 9}))
     await apply(engine, draft(condition="run.usage.cost_usd > 1.5", mode="shadow"))
@@ -66,7 +66,7 @@ async def test_a_version_in_shadow_is_counted_from_when_it_was_applied_beside_th
     assert "overload" in (error.error or "")
 
 
-async def test_a_shadow_that_would_suppress_is_counted_where_it_would_have(engine):
+async def test_a_shadow_suppressing_policy_is_counted_where_it_would_suppress(engine):
     await apply(engine, draft("quiet", effect="suppress_incident", condition="run.is_synthetic"))
     await apply(engine, draft("quiet", effect="suppress_incident", condition="true", mode="shadow"))
     await close_out(engine, runs.run(), runs.run(is_synthetic=True), runs.run(status="succeeded", error_code=None))
@@ -74,7 +74,7 @@ async def test_a_shadow_that_would_suppress_is_counted_where_it_would_have(engin
     assert counted(caught) == {"acme": (3, 2, 1, 0, 0)}
 
 
-async def test_one_tenant_s_runs_are_asked_for_and_a_tenant_s_shadow_sees_its_own(engine):
+async def test_the_report_can_be_limited_to_one_tenant(engine):
     await apply(engine, draft(mode="shadow"), draft("own", tenant_id="acme", mode="shadow"))
     await close_out(engine, runs.run(), runs.run(tenant_id="globex"))
     every, own = await caught_in_shadow(engine)
@@ -85,7 +85,7 @@ async def test_one_tenant_s_runs_are_asked_for_and_a_tenant_s_shadow_sees_its_ow
     assert counted(own) == {}
 
 
-async def test_a_shadow_whose_condition_by_hand_does_not_compile_is_all_errors(engine):
+async def test_a_shadow_policy_that_does_not_compile_has_only_errors(engine):
     async with engine.begin() as conn:
         await conn.execute(
             text(
@@ -100,7 +100,7 @@ async def test_a_shadow_whose_condition_by_hand_does_not_compile_is_all_errors(e
     assert "does not compile" in (error.error or "")
 
 
-async def test_the_way_of_a_policy_from_a_file_to_shadow_and_into_force(engine, database_url, tmp_path):
+async def test_a_policy_is_applied_in_shadow_reported_and_then_enforced(engine, database_url, tmp_path):
     file = tmp_path / "policies.yaml"
     shadow = "- {name: dear, effect: flag, severity: LOW, condition: run.usage.cost_usd > 5.0, mode: shadow}\n"
     file.write_text(shadow)

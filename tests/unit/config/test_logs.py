@@ -67,7 +67,7 @@ def test_records_below_the_level_are_not_written():
     assert [record["event"] for record in records('log.debug("a")', level="DEBUG")] == ["a"]
 
 
-def test_the_standard_librarys_loggers_go_through_the_same_door():
+def test_records_of_the_standard_library_have_the_same_format():
     program = """
 logging.getLogger("library").warning("to %s", "amqp://u:hunter2@h/v", extra={"port": 5672})
 logging.getLogger("aiormq").info("chatter")
@@ -83,7 +83,7 @@ warnings.warn("careful", UserWarning, stacklevel=1)
     assert "careful" in found[2]["event"]
 
 
-def test_what_the_callers_have_bound_stands_in_every_record():
+def test_bound_context_is_in_every_record():
     program = """
 structlog.contextvars.bind_contextvars(run_id="r-1", tenant_id="acme", phase="COMMITTED")
 log.info("ours")
@@ -94,7 +94,7 @@ logging.getLogger("library").info("theirs")
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_arguments_that_do_not_fit_their_text_cost_no_record_and_show_no_password(log_format: str):
+def test_arguments_that_do_not_fit_the_text_are_logged_without_passwords(log_format: str):
     program = """
 class Unprintable:
     def __str__(self): raise RuntimeError("no")
@@ -116,14 +116,14 @@ for info in (log.info, logging.getLogger("library").info):
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_a_librarys_extra_cannot_stand_in_for_the_level_or_the_time(log_format: str):
+def test_extra_fields_of_a_library_cannot_replace_the_level_or_the_time(log_format: str):
     program = 'logging.getLogger("library").info("theirs", extra={"level": 3, "timestamp": 4, "logger": 5})'
     (line,) = stderr_of(program, log_format=log_format).splitlines()
     assert "info" in line
     assert "library" in line
 
 
-def test_of_a_long_exception_the_last_line_is_kept():
+def test_a_long_exception_keeps_its_last_line():
     found = records("""
 try:
     raise RuntimeError("amqp://u:hunter@h " + "x" * 30_000) from ValueError("y " * 30_000)
@@ -140,7 +140,7 @@ except RuntimeError as error:
     assert "hunter" not in shown
 
 
-def test_a_password_at_the_place_where_a_long_exception_goes_on_is_masked():
+def test_a_password_after_the_cut_of_a_long_exception_is_masked():
     for after in (*range(3_970, 4_005), *range(19_970, 20_005)):
         record = {"exception": "." * 20_000 + " amqp://u:hunter@h " + "." * after}
         shown = tidy(None, "error", record)["exception"]
@@ -185,7 +185,7 @@ except RuntimeError:
         ("amqp://u@h", "amqp://u@h"),
     ],
 )
-def test_the_password_of_a_url_is_masked_wherever_it_stands(text: str, masked: str):
+def test_the_password_of_a_url_is_masked_anywhere_in_a_text(text: str, masked: str):
     assert tidied(text) == masked
     assert tidied(text.encode()) == masked
     assert tidied(RuntimeError(text)) == masked
@@ -202,11 +202,11 @@ def test_the_password_of_a_url_is_masked_wherever_it_stands(text: str, masked: s
     ],
     ids=lambda text: text[:40],
 )
-def test_a_password_is_masked_in_its_unusual_places_too(text: str):
+def test_a_password_is_masked_in_unusual_urls(text: str):
     assert "hunter" not in tidied(text)
 
 
-def test_a_password_at_the_place_where_a_long_text_is_cut_is_masked():
+def test_a_password_at_the_cut_of_a_long_text_is_masked():
     for before in range(9_970, 10_005):
         assert "hunter" not in tidied("." * before + " amqp://u:hunter@h " + "." * 5_000)
 
@@ -226,17 +226,17 @@ def test_a_password_at_the_place_where_a_long_text_is_cut_is_masked():
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_an_odd_value_becomes_text_that_can_be_written(value: object, text: object):
+def test_an_unusual_value_is_logged_as_valid_text(value: object, text: object):
     assert tidied(value) == text
 
 
-def test_a_long_value_is_cut_and_says_how_long_it_was():
+def test_a_long_value_is_cut_with_a_note_of_its_length():
     assert tidied("x" * 10_000) == "x" * 10_000
     assert tidied("x" * 10_001) == "x" * 10_000 + "… (10001 characters)"
     assert tidied(b"x" * 1_000_000) == "x" * 10_000 + "… (1000000 characters)"
 
 
-def test_a_megabyte_in_a_record_takes_a_moment_whatever_it_is_made_of():
+def test_a_record_of_a_megabyte_is_tidied_in_linear_time():
     units = [
         "a",
         ".",
@@ -296,7 +296,7 @@ def odd_lines() -> list[str]:
 
 
 @pytest.mark.parametrize(("number", "value"), list(enumerate(ODD_VALUES)), ids=ODD_VALUES)
-def test_no_value_costs_a_record_or_makes_a_line_that_is_not_json(odd_lines: list[str], number: int, value: str):
+def test_any_value_is_logged_as_one_line_of_json(odd_lines: list[str], number: int, value: str):
     found = [
         json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
         for line in odd_lines
@@ -305,11 +305,11 @@ def test_no_value_costs_a_record_or_makes_a_line_that_is_not_json(odd_lines: lis
     assert sorted(record["event"] for record in found) == ["ours", "theirs"]
 
 
-def test_the_logging_module_itself_never_has_to_complain(odd_lines: list[str]):
+def test_the_logging_module_reports_no_error(odd_lines: list[str]):
     assert [line for line in odd_lines if line == "--- Logging error ---"] == []
 
 
-def test_an_exception_that_cannot_be_printed_and_a_name_that_is_half_a_character_cost_no_record():
+def test_an_unprintable_exception_and_an_invalid_logger_name_are_still_logged():
     program = """
 try:
     raise Hostile
@@ -338,7 +338,7 @@ _VALUES = st.recursive(
 
 @settings(max_examples=150, deadline=None, database=None)
 @given(st.dictionaries(st.text(min_size=1, max_size=10), _VALUES, max_size=4))
-def test_any_record_is_tidied_to_what_utf_8_can_hold(record: dict[str, Any]):
+def test_any_tidied_record_can_be_encoded_as_utf_8(record: dict[str, Any]):
     names = set(record)
     made = tidy(None, "info", record)
     assert set(made) == names
@@ -363,7 +363,7 @@ def on_a_terminal(program: str, **variables: str) -> bytes:
         os.close(leader)
 
 
-def test_the_console_is_coloured_on_a_terminal_only_and_never_under_no_color():
+def test_the_console_format_has_colors_only_on_a_terminal_without_no_color():
     program = 'log.warning("careful", url="amqp://u:hunter@h")'
     coloured = on_a_terminal(program)
     assert b"\x1b[" in coloured

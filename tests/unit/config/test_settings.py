@@ -48,17 +48,17 @@ def faults(environ: dict[str, str], **needs: bool) -> list[str]:
 
 
 @pytest.mark.parametrize(("name", "value"), DEFAULTS.items())
-def test_a_default_is_the_contracts(name: str, value: object):
+def test_each_default_is_that_of_the_contract(name: str, value: object):
     assert getattr(load(), name) == value
 
 
-def test_the_settings_are_the_contracts_and_no_others():
+def test_the_settings_are_those_of_the_contract():
     names = {variable for variable, _, _ in describe()}
     assert names == {name.upper() for name in (*DEFAULTS, *MEASURED, "database_url", "amqp_url")}
     assert all(getattr(load(), name) >= 1 for name in MEASURED)
 
 
-def test_the_description_says_the_defaults_as_an_operator_writes_them():
+def test_described_defaults_have_the_notation_of_the_environment():
     found = {variable: default for variable, default, _ in describe()}
     assert found["DATABASE_URL"] == "required"
     assert found["TRUSTED_PUBLISHERS"] == "empty"
@@ -96,7 +96,7 @@ def test_an_empty_variable_counts_as_not_set(variable: str):
 
 
 @pytest.mark.parametrize("url", ["postgresql+asyncpg://u:p@h/d", "postgres://u:p@h/d", "postgresql://u:p@h/d"])
-def test_a_database_url_is_taken_in_each_spelling(url: str):
+def test_a_database_url_is_accepted_with_each_scheme(url: str):
     assert load(DATABASE_URL=url).database_url.get_secret_value() == "postgresql://u:p@h/d"
 
 
@@ -109,19 +109,19 @@ def test_a_database_url_is_taken_in_each_spelling(url: str):
         "%2Frun%2Fpostgresql/d",
     ],
 )
-def test_libpqs_several_hosts_sockets_and_parameters_are_left_as_they_are(rest: str):
+def test_several_hosts_sockets_and_parameters_of_libpq_are_kept(rest: str):
     url = load(DATABASE_URL=f"postgresql+asyncpg://{rest}").database_url
     assert url.get_secret_value() == f"postgresql://{rest}"
 
 
-def test_white_space_around_a_url_is_left_out():
+def test_white_space_around_a_url_is_removed():
     settings = load(DATABASE_URL=f" {DATABASE}\n", AMQP_URL=f"{AMQP}\r\n")
     assert settings.database_url.get_secret_value() == DATABASE
     assert settings.amqp_url.get_secret_value() == AMQP
 
 
 @pytest.mark.parametrize("url", ["amqp://u:p@h:5672/v", "amqps://u:p@h"])
-def test_an_amqp_url_is_taken_as_it_is(url: str):
+def test_an_amqp_url_is_kept(url: str):
     assert load(AMQP_URL=url).amqp_url.get_secret_value() == url
 
 
@@ -151,7 +151,7 @@ def test_an_amqp_url_is_taken_as_it_is(url: str):
         ("AMQP_URL", "amqp://[hunter3", f"found a secret value; {AMQP_RIGHT}{ENCODED}"),
     ],
 )
-def test_a_wrong_value_is_named_with_what_is_right(variable: str, text: str, words: str):
+def test_an_invalid_value_is_reported_with_the_values_expected(variable: str, text: str, words: str):
     assert faults({**ENVIRON, variable: text}) == [f"{variable}: {words}"]
 
 
@@ -175,14 +175,14 @@ def test_a_wrong_value_is_named_with_what_is_right(variable: str, text: str, wor
         ("TRANSACTION_COORDINATOR_TENANTS", "x" * 129),
     ],
 )
-def test_a_value_that_cannot_work_is_refused_at_the_start_on_one_short_line(variable: str, text: str):
+def test_an_invalid_value_is_refused_on_one_short_line(variable: str, text: str):
     found = faults({**ENVIRON, variable: text})
     assert len(found) == 1
     assert found[0].startswith(f"{variable}: found ")
     assert len(found[0]) < 250
 
 
-def test_all_faults_are_named_at_once():
+def test_all_faults_are_reported_together():
     environ = {
         "AMQP_URL": "hunter3",
         "HTTP_PORT": "x",
@@ -202,11 +202,11 @@ def test_all_faults_are_named_at_once():
     ]
 
 
-def test_what_is_required_is_said_to_be_missing():
+def test_a_missing_required_variable_is_reported():
     assert faults({}) == [f"DATABASE_URL: not set; {DATABASE_RIGHT}", f"AMQP_URL: not set; {AMQP_RIGHT}"]
 
 
-def test_a_command_that_needs_one_server_asks_for_one_url():
+def test_a_command_that_needs_one_server_requires_one_url():
     assert load_settings({"DATABASE_URL": DATABASE}, need_amqp=False).database_url.get_secret_value() == DATABASE
     assert load_settings({"AMQP_URL": AMQP}, need_database=False).amqp_url.get_secret_value() == AMQP
     assert faults({}, need_amqp=False) == [f"DATABASE_URL: not set; {DATABASE_RIGHT}"]
@@ -215,7 +215,7 @@ def test_a_command_that_needs_one_server_asks_for_one_url():
     ]
 
 
-def test_secrets_stand_in_no_text_of_the_settings():
+def test_no_text_of_the_settings_contains_a_secret():
     settings = load()
     for text in (
         repr(settings),
@@ -239,7 +239,7 @@ def test_secrets_stand_in_no_text_of_the_settings():
         {"DATABASE_URL_FILE": DATABASE, "AMQP_URL_FILE": AMQP},
     ],
 )
-def test_secrets_stand_in_no_error_nor_in_what_led_to_it(environ: dict[str, str]):
+def test_no_error_and_no_cause_of_it_contains_a_secret(environ: dict[str, str]):
     with pytest.raises(SettingsError) as caught:
         load_settings(environ)
     link: BaseException | None = caught.value
@@ -248,7 +248,7 @@ def test_secrets_stand_in_no_error_nor_in_what_led_to_it(environ: dict[str, str]
         link = link.__cause__ or link.__context__
 
 
-def test_a_mounted_secret_is_read_without_its_last_newline(tmp_path: Path):
+def test_a_mounted_secret_is_read_without_its_final_newline(tmp_path: Path):
     (tmp_path / "db").write_text(f"{DATABASE}\n")
     (tmp_path / "mq").write_text(f"  {AMQP}\r\n")
     files = {"DATABASE_URL_FILE": str(tmp_path / "db"), "AMQP_URL_FILE": str(tmp_path / "mq")}
@@ -257,7 +257,7 @@ def test_a_mounted_secret_is_read_without_its_last_newline(tmp_path: Path):
     assert settings.amqp_url.get_secret_value() == AMQP
 
 
-def test_a_mounted_secret_that_cannot_be_one_is_named_without_its_text(tmp_path: Path):
+def test_an_invalid_mounted_secret_is_reported_without_its_content(tmp_path: Path):
     empty, binary, wrong = tmp_path / "empty", tmp_path / "binary", tmp_path / "wrong"
     empty.write_text("\n")
     binary.write_bytes(b"hunter2\xff")
@@ -283,18 +283,18 @@ def test_a_mounted_secret_that_cannot_be_one_is_named_without_its_text(tmp_path:
     ]
 
 
-def test_a_url_where_the_path_of_its_file_belongs_is_said_to_be_one():
+def test_a_url_in_place_of_a_path_is_reported_without_its_content():
     assert faults({"DATABASE_URL": DATABASE, "AMQP_URL_FILE": AMQP}) == [
         "AMQP_URL_FILE: found a URL; expected the path of a file that contains it"
     ]
 
 
-def test_a_path_that_no_file_can_have_is_a_fault_like_any_other():
+def test_an_impossible_path_is_reported():
     (fault,) = faults({"DATABASE_URL": DATABASE, "AMQP_URL_FILE": "a\x00b"})
     assert fault.startswith("AMQP_URL_FILE: cannot read ")
 
 
-def test_a_secret_given_both_ways_is_refused():
+def test_a_secret_set_both_as_variable_and_as_file_is_refused():
     assert faults({**ENVIRON, "AMQP_URL_FILE": "/run/secrets/amqp"}) == [
         "AMQP_URL: AMQP_URL_FILE is also set; set only one of them"
     ]
@@ -312,31 +312,31 @@ def test_a_secret_given_both_ways_is_refused():
         ("transaction_coordinator_enabled", "TRANSACTION_COORDINATOR_ENABLED"),
     ],
 )
-def test_a_slip_of_the_pen_is_a_warning_that_names_what_was_meant(variable: str, meant: str):
+def test_a_misspelled_variable_is_a_warning_that_names_the_setting(variable: str, meant: str):
     assert load(**{variable: "hunter4"}).warnings == (f"{variable} is not a setting; did you mean {meant}?",)
 
 
 @pytest.mark.parametrize(
     "variable", ["PATH", "HOME", "LOG_LEVE", "HTTP_PROXY", "http_proxy", "PGHOST", "WARNINGS", "AMQP_URL_OF_X"]
 )
-def test_what_belongs_to_others_is_no_slip(variable: str):
+def test_variables_of_other_programs_are_no_warning(variable: str):
     assert load(**{variable: "x"}).warnings == ()
 
 
-def test_a_batch_that_is_never_reached_is_a_warning():
+def test_a_batch_size_that_is_never_reached_is_a_warning():
     assert load(BATCH_MAX_RUNS="500", PREFETCH_COUNT="100").warnings == (
         "BATCH_MAX_RUNS=500 is never reached: PREFETCH_COUNT is 100",
     )
 
 
 @pytest.mark.parametrize("variable", ["TRUSTED_PUBLISHERS", "TRANSACTION_COORDINATOR_TENANTS"])
-def test_a_list_that_is_set_and_names_nobody_is_a_warning(variable: str):
+def test_a_list_that_is_set_and_empty_is_a_warning(variable: str):
     assert load(**{variable: " , "}).warnings == (f"{variable} is set but empty: that means all",)
 
 
 @examples(deadline=None, database=None)
 @given(st.text(max_size=130) | st.from_regex(r"[A-Za-z0-9._-]{1,129}", fullmatch=True))
-def test_a_tenant_can_be_named_exactly_where_a_message_can_name_it(tenant: str):
+def test_the_setting_accepts_exactly_the_tenant_ids_that_messages_may_have(tenant: str):
     def fits(name: str) -> bool:
         try:
             msgspec.convert(name, TenantId)
@@ -354,12 +354,12 @@ def test_a_tenant_can_be_named_exactly_where_a_message_can_name_it(tenant: str):
         assert all(map(fits, named))
 
 
-def test_settings_cannot_be_changed_after_they_were_read():
+def test_settings_are_immutable():
     with pytest.raises(ValueError, match="frozen"):
         load().http_port = 1
 
 
-def test_without_an_argument_the_processs_environment_is_read(monkeypatch: pytest.MonkeyPatch):
+def test_the_environment_of_the_process_is_the_default(monkeypatch: pytest.MonkeyPatch):
     for name, value in {**ENVIRON, "HTTP_PORT": "1234"}.items():
         monkeypatch.setenv(name, value)
     assert load_settings().http_port == 1234

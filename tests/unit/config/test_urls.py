@@ -51,7 +51,7 @@ def fault(database: str, amqp: str = "", scheme: str = "amqps") -> str:
         "sslmode=require&application_name=x",
     ],
 )
-def test_what_libpq_takes_is_taken(files, parameters):
+def test_parameters_of_libpq_are_accepted(files, parameters):
     url = f"{DATABASE}?{parameters.format(files)}"
     settings = load_settings({"DATABASE_URL": url}, need_amqp=False)
     assert settings.database_url.get_secret_value() == settings.database_url_now() == url
@@ -89,13 +89,13 @@ def test_what_libpq_takes_is_taken(files, parameters):
         ),
     ],
 )
-def test_what_cannot_work_with_postgresql_is_named_by_its_parameter(files, parameters, words, monkeypatch):
+def test_an_invalid_postgresql_parameter_is_named(files, parameters, words, monkeypatch):
     monkeypatch.setenv("HOME", str(files))  # where libpq's root.crt would be
     monkeypatch.delenv("PGSSLROOTCERT", raising=False)
     assert fault(parameters.format(files)) == f"DATABASE_URL: {words.format(files)}"
 
 
-def test_libpq_s_own_places_for_authority_and_key_count(files, monkeypatch, tmp_path):
+def test_the_default_files_of_libpq_for_authority_and_key_are_used(files, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".postgresql").mkdir()
     (tmp_path / ".postgresql/root.crt").write_bytes((files / "ca").read_bytes())
@@ -104,7 +104,7 @@ def test_libpq_s_own_places_for_authority_and_key_count(files, monkeypatch, tmp_
 
 
 @pytest.mark.parametrize("mode", ["", "&sslmode=prefer", "&sslmode=disable"])
-def test_an_authority_that_nobody_would_look_at_is_a_warning(files, mode):
+def test_an_authority_without_effect_is_a_warning(files, mode):
     (told,) = load(f"sslrootcert={files}/ca{mode}").warnings
     assert told.startswith("DATABASE_URL: sslrootcert has no effect with sslmode=")
     assert told.endswith("use sslmode=verify-full")
@@ -114,7 +114,7 @@ def test_an_authority_that_nobody_would_look_at_is_a_warning(files, mode):
     "parameters",
     ["", "cafile={0}/ca", "capath={0}/folder", "cafile={0}/ca&certfile={0}/cert&keyfile={0}/key", "no_verify_ssl=0"],
 )
-def test_what_the_amqp_client_takes_is_taken(files, parameters):
+def test_parameters_of_the_amqp_client_are_accepted(files, parameters):
     settings = load(amqp=parameters.format(files))
     assert settings.amqp_url_now() == settings.amqp_url.get_secret_value()
 
@@ -141,21 +141,21 @@ def test_what_the_amqp_client_takes_is_taken(files, parameters):
         ),
     ],
 )
-def test_what_cannot_work_with_rabbitmq_is_named_by_its_parameter(files, parameters, words):
+def test_an_invalid_rabbitmq_parameter_is_named(files, parameters, words):
     assert fault("", parameters.format(files)) == f"AMQP_URL: {words.format(files)}"
 
 
 @pytest.mark.parametrize("name", ["cafile", "certfile", "no_verify_ssl"])
-def test_parameters_for_tls_on_a_url_without_it_are_refused(files, name):
+def test_tls_parameters_on_a_url_without_tls_are_refused(files, name):
     words = fault("", f"{name}={files}/ca", scheme="amqp")
     assert words == f"AMQP_URL: {name} is for TLS, but amqp:// is without TLS; use amqps://"
 
 
-def test_a_query_that_is_none_is_refused_before_a_client_stumbles_over_it(files):
+def test_an_invalid_query_is_refused(files):
     assert fault("sslmode").startswith("DATABASE_URL: found a secret value; expected postgresql://")
 
 
-def test_a_key_that_wants_a_password_is_not_waited_for_on_a_terminal(files, tmp_path):
+def test_an_encrypted_key_without_password_does_not_prompt_on_the_terminal(files, tmp_path):
     from cryptography.hazmat.primitives import serialization
 
     key = serialization.load_pem_private_key((files / "key").read_bytes(), None)

@@ -62,7 +62,7 @@ def test_a_run_that_succeeded_is_a_closed_success_whatever_its_error_code(error_
     assert found.error_code == error_code
 
 
-def test_an_incident_carries_the_runs_own_words():
+def test_an_incident_keeps_the_error_text_of_the_run():
     run = runs.run(is_synthetic=True, synthetic_scenario_id="s-1", error_message="kaputt", agent_id=None)
     found = finding_for(run, suppressed_by=None, now=NOW)
     assert isinstance(found, Incident)
@@ -83,7 +83,7 @@ def test_an_incident_carries_the_runs_own_words():
         ({"status": "succeeded"}, "Run of agent-1 succeeded"),
     ],
 )
-def test_the_title_says_who_what_and_why(changes: dict[str, Any], title: str):
+def test_the_title_has_agent_status_and_error_code(changes: dict[str, Any], title: str):
     assert incident(**changes).title == title
 
 
@@ -96,11 +96,11 @@ def test_a_suppressing_policy_leaves_a_prevention_record_instead(status: str):
     assert (found.policy_id, found.error_code, found.created_at) == (policy_id, run.error_code, NOW)
 
 
-def test_a_run_that_succeeded_has_nothing_to_suppress():
+def test_a_run_that_succeeded_gets_its_incident_despite_a_suppressing_policy():
     assert incident(suppressed_by=uuid4(), status="succeeded").outcome == "SUCCESS"
 
 
-def test_every_finding_has_an_id_of_its_own_that_grows_with_time():
+def test_every_finding_has_a_unique_id_that_grows_with_time():
     run = runs.run()
     ids = [finding_for(run, suppressed_by=None, now=NOW).incident_id for _ in range(100)]  # type: ignore[union-attr]
     assert len(set(ids)) == 100

@@ -63,12 +63,12 @@ def largest_run() -> CompletedRun:
         'has(run.model) && !has(run.metadata.nope) && !("nope" in run.metadata)',
     ],
 )
-def test_a_condition_sees_the_messages_fields(text: str):
+def test_a_condition_can_read_every_field_of_the_message(text: str):
     assert holds(text) is True
     assert holds(f"!({text})") is False
 
 
-def test_every_field_of_the_contract_is_there_even_where_the_message_left_it_out():
+def test_an_omitted_field_has_its_default_in_a_condition():
     optional = ("agent_id", "error_code", "error_message", "trace_id", "model", "usage", "steps", "metadata")
     short = runs.run(**dict.fromkeys(optional, ...))
     for run in (short, runs.run()):
@@ -91,7 +91,9 @@ def test_every_field_of_the_contract_is_there_even_where_the_message_left_it_out
         ("x" * (CONDITION_MAX + 1), 1, 1, "4097 characters; expected at most 4096"),
     ],
 )
-def test_what_does_not_compile_is_refused_with_its_place(text: str, line: int, column: int, what: str):
+def test_a_condition_that_does_not_compile_is_refused_with_line_and_column(
+    text: str, line: int, column: int, what: str
+):
     with pytest.raises(ConditionError) as caught:
         Condition(text)
     assert (caught.value.line, caught.value.column) == (line, column)
@@ -101,7 +103,7 @@ def test_what_does_not_compile_is_refused_with_its_place(text: str, line: int, c
 @pytest.mark.parametrize(
     ("text", "place"), [("run.status ==", (1, 14)), ("(\ntrue", (2, 5)), ("", (1, 1)), ("a b", (1, 3))]
 )
-def test_a_syntax_error_has_its_place_too(text: str, place: tuple[int, int]):
+def test_a_syntax_error_has_line_and_column(text: str, place: tuple[int, int]):
     with pytest.raises(ConditionError, match="Syntax error") as caught:
         Condition(text)
     assert (caught.value.line, caught.value.column) == place
@@ -126,7 +128,7 @@ def test_a_syntax_error_has_its_place_too(text: str, place: tuple[int, int]):
     ],
     ids=lambda text: ascii(text[:20]),
 )  # fmt: skip
-def test_a_hostile_text_compiles_or_is_refused_and_nothing_else(text: str):
+def test_hostile_text_compiles_or_raises_a_condition_error(text: str):
     try:
         condition = Condition(text)
     except ConditionError as error:
@@ -140,7 +142,7 @@ def test_a_hostile_text_compiles_or_is_refused_and_nothing_else(text: str):
         return
 
 
-def test_text_that_is_not_unicode_is_refused_in_words_for_people():
+def test_text_that_is_not_unicode_is_refused_with_a_readable_error():
     with pytest.raises(ConditionError) as caught:
         Condition('run.status == "\ud800"')
     assert "incompatible function arguments" not in str(caught.value)
@@ -149,7 +151,7 @@ def test_text_that_is_not_unicode_is_refused_in_words_for_people():
 
 @settings(max_examples=300, deadline=None, database=None)
 @given(st.text(alphabet=st.sampled_from("run.status=&|!()[]{}\"'0123456789-+*/%<>?:, \n\\maptrue\x00ä😀"), max_size=60))
-def test_no_text_raises_anything_but_a_condition_error(text: str):
+def test_any_invalid_text_raises_a_condition_error(text: str):
     try:
         condition = Condition(text)
     except ConditionError:
@@ -176,7 +178,7 @@ def test_no_text_raises_anything_but_a_condition_error(text: str):
         ("dyn(type(run))", "type"),
     ],
 )
-def test_an_answer_that_is_not_true_or_false_is_an_evaluation_error(text: str, kind: str):
+def test_a_result_other_than_true_or_false_is_an_evaluation_error(text: str, kind: str):
     assert failure(text, agent_id=None) == f"the condition returned {kind}; expected true or false"
 
 
@@ -194,11 +196,11 @@ def test_an_answer_that_is_not_true_or_false_is_an_evaluation_error(text: str, k
         ('timestamp(run.status) > timestamp("2026-01-01T00:00:00Z")', "timestamp"),
     ],
 )
-def test_a_condition_without_an_answer_says_why(text: str, words: str):
+def test_a_condition_without_a_result_raises_with_the_reason(text: str, words: str):
     assert words.lower() in failure(text).lower()
 
 
-def test_the_iteration_budget_ends_in_an_evaluation_error():
+def test_an_exceeded_iteration_budget_is_an_evaluation_error():
     steps = [{"index": n, "status": "failed"} for n in range(1000)]
     words = failure("run.steps.all(a, run.steps.all(b, a.index != b.index + 5000))", steps=steps)
     assert "iteration" in words.lower()
@@ -221,7 +223,7 @@ _SCALARS = (
         st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=10), _SCALARS, max_size=8
     )
 )
-def test_every_scalar_in_the_metadata_can_be_asked_for(metadata: dict[str, Any]):
+def test_a_condition_can_read_every_scalar_in_the_metadata(metadata: dict[str, Any]):
     run = msgspec.structs.replace(runs.run(metadata={}), metadata=metadata)
     visible = Visible(run)
     assert Condition(f"size(run.metadata) == {len(metadata)}").holds(visible)
@@ -249,7 +251,7 @@ def test_an_integer_of_64_bits_stays_exact(number: int):
     times=st.tuples(st.datetimes(), st.datetimes()).map(sorted),
     text=st.none() | st.text(max_size=50),
 )
-def test_every_valid_run_is_visible(cost: Any, times: Any, text: str | None):
+def test_every_valid_run_can_be_converted(cost: Any, times: Any, text: str | None):
     run = runs.run(
         usage={"cost_usd": str(cost), "input_tokens": 2**63 - 1, "output_tokens": 0},
         started_at=times[0].isoformat() + "Z",
@@ -265,13 +267,13 @@ def test_every_valid_run_is_visible(cost: Any, times: Any, text: str | None):
 
 
 @pytest.mark.parametrize("field", ["error_message", "agent_id", "model", "synthetic_scenario_id"])
-def test_a_long_text_is_seen_up_to_a_bound(field: str):
+def test_a_long_text_is_cut_to_the_visible_maximum(field: str):
     fields = visible_fields(runs.run(**{field: "ä" * (VISIBLE_MAX + 1)}))
     assert fields[field] == "ä" * VISIBLE_MAX
     assert visible_fields(runs.run(**{field: "ä" * VISIBLE_MAX}))[field] == "ä" * VISIBLE_MAX
 
 
-def test_texts_in_steps_and_metadata_are_seen_up_to_the_same_bound():
+def test_texts_in_steps_and_metadata_are_cut_to_the_visible_maximum():
     long = "x" * (VISIBLE_MAX + 1)
     steps = [{"index": 0, "status": "failed", "skill": long}]
     fields = visible_fields(runs.run(steps=steps, metadata={"value": long, long: 1}))
@@ -294,7 +296,7 @@ NASTY = [
 
 
 @pytest.mark.parametrize("text", NASTY, ids=lambda text: text[:40])
-def test_a_nasty_condition_over_the_largest_run_ends_in_time(text: str):
+def test_an_expensive_condition_on_the_largest_run_ends_in_time(text: str):
     run = largest_run()
     started = process_time()
     with suppress(ConditionError, EvaluationError):
@@ -309,7 +311,7 @@ def test_a_nasty_condition_over_the_largest_run_ends_in_time(text: str):
         'run.steps.all(s, [1, 2, 3, 4, 5, 6, 7, 8].all(n, !s.skill.matches("^(a?){100}a{400}b$")))',
     ],
 )
-def test_a_regular_expression_that_is_dear_to_compile_ends_in_time_too(text: str):
+def test_a_pattern_that_is_expensive_to_compile_ends_in_time(text: str):
     # In a process of its own: an evaluation cannot be interrupted, and this one may take a minute.
     program = f"""
 from time import process_time

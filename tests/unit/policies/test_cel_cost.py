@@ -55,7 +55,7 @@ def doubled(start: str, times: int, body: str = "x + x") -> str:
     ],
     ids=lambda text: text[:40],
 )
-def test_a_condition_that_a_run_of_usual_size_could_make_dear_is_refused(text: str):
+def test_a_condition_too_expensive_on_a_run_of_usual_size_is_refused(text: str):
     assert "too expensive: up to" in str(refusal(text))
     assert str(refusal(text)).endswith(f"(limit {COST_MAX_MS} ms)")
 
@@ -68,7 +68,7 @@ def test_a_condition_that_a_run_of_usual_size_could_make_dear_is_refused(text: s
         "run.steps.exists(s, s in run.steps)",
     ],
 )
-def test_what_only_a_large_run_makes_dear_holds_for_others_and_is_an_evaluation_error_for_it(text: str):
+def test_a_condition_too_expensive_only_on_a_large_run_is_an_evaluation_error_there(text: str):
     condition = Condition(text)
     assert condition.holds(Visible(run_of(100)))
     with pytest.raises(EvaluationError, match=r"the run is too large for this condition: up to [\d,]+ ms"):
@@ -86,7 +86,7 @@ def test_what_only_a_large_run_makes_dear_holds_for_others_and_is_an_evaluation_
         "run.steps.map(s, s.duration_ms).exists(n, n > run.duration_ms || n >= 0)",
     ],
 )
-def test_what_a_policy_usually_asks_is_answered_over_the_largest_run_too(text: str):
+def test_common_conditions_are_evaluated_on_the_largest_run(text: str):
     Condition(text).holds(Visible(largest_run("é")))
 
 
@@ -104,7 +104,7 @@ DEAREST = [
 
 @pytest.mark.parametrize("character", ["a", "é", "\U0001f600"])
 @pytest.mark.parametrize("text", DEAREST, ids=lambda text: text[:40])
-def test_the_dearest_conditions_found_end_soon_over_the_largest_run(text: str, character: str):
+def test_the_most_expensive_known_conditions_stay_within_the_limit_on_the_largest_run(text: str, character: str):
     condition, visible = Condition(text), Visible(largest_run(character))
     started = thread_time()
     with suppress(EvaluationError):
@@ -132,7 +132,7 @@ _TESTS = st.recursive(
 
 @settings(max_examples=60, deadline=None, database=None)
 @given(_TESTS)
-def test_any_condition_is_refused_or_soon_over(text: str):
+def test_any_condition_is_refused_or_stays_within_the_limit(text: str):
     visible = Visible(largest_run("a"))
     started = thread_time()
     with suppress(ConditionError, EvaluationError):
@@ -152,7 +152,7 @@ def test_any_condition_is_refused_or_soon_over(text: str):
         "run.m.all(x, run.m.all(y, x != y + '-'))",
     ],
 )
-def test_the_library_counts_all_iterations_of_an_evaluation_together(loop: str):
+def test_the_library_has_one_iteration_budget_for_all_loops_of_an_evaluation(loop: str):
     """What the estimate leans on and the library does not document."""
     env = cel.NewEnv(variables={"run": cel.Type.Map(cel.Type.STRING, cel.Type.DYN)})
     count = ITERATIONS * 6 // 10
@@ -172,11 +172,11 @@ def test_the_library_counts_all_iterations_of_an_evaluation_together(loop: str):
         "run.status.matches(true ? 'a' : 'b')",
     ],
 )
-def test_a_pattern_that_is_not_written_out_is_refused_however_the_call_is_written(text: str):
+def test_a_pattern_that_is_not_a_literal_is_refused_in_every_notation(text: str):
     assert "matches: expected a literal string as pattern" in str(refusal(text))
 
 
-def test_a_refused_pattern_has_its_place():
+def test_the_error_for_a_refused_pattern_has_its_line_and_column():
     error = refusal('run.status == "ä" &&\n  run.status.matches(run.model)')
     assert (error.line, error.column) == (2, 21)
     error = refusal(f'"😀" == run.status ||\n run.model.matches("{"a" * (PATTERN_MAX + 1)}")')
@@ -184,7 +184,7 @@ def test_a_refused_pattern_has_its_place():
     assert str(error).endswith("matches: a pattern of 201 characters; expected at most 200")
 
 
-def test_an_escape_in_a_string_hides_nothing_of_a_pattern():
+def test_escapes_in_a_pattern_do_not_hide_its_cost():
     hidden = 'run.steps.all(s, run.error_message.matches("(a\\x7b1,30\\x7d)\\u007b1,30}z"))'
     assert "too expensive" in str(refusal(hidden))
 
@@ -201,7 +201,7 @@ def test_an_escape_in_a_string_hides_nothing_of_a_pattern():
         ("ab", r"\pL"),
     ],
 )
-def test_a_pattern_is_reckoned_longer_the_more_it_makes_re2_build(shorter: str, longer: str):
+def test_the_estimated_length_of_a_pattern_grows_with_its_compiled_program(shorter: str, longer: str):
     assert program_length(shorter) < program_length(longer)
 
 
@@ -212,12 +212,12 @@ def test_a_time_zone_that_could_open_another_file_is_refused(zone: str):
     assert error.column == 27
 
 
-def test_a_time_zone_that_the_run_gives_is_refused():
+def test_a_time_zone_from_the_run_is_refused():
     assert "expected a literal time zone" in str(refusal("run.completed_at.getHours(run.model) > 3"))
 
 
 @pytest.mark.parametrize(("zone", "hour"), [('"UTC"', 12), ('"+05:30"', 17), ('"Europe/Berlin"', 13), ("", 12)])
-def test_a_time_zone_that_is_written_out_is_taken(zone: str, hour: int):
+def test_a_literal_time_zone_is_accepted(zone: str, hour: int):
     assert Condition(f"run.completed_at.getHours({zone}) == {hour}").holds(Visible(runs.run()))
 
 
@@ -226,7 +226,7 @@ def test_protobuf_messages_are_refused():
 
 
 @pytest.mark.parametrize("status", ["failed", "succeeded"])
-def test_a_large_run_is_converted_anew_for_a_condition_that_allocates_and_its_memory_goes(status: str):
+def test_a_condition_that_allocates_has_a_separate_conversion_of_a_large_run(status: str):
     large, small = Visible(run_of(1_000, status=status)), Visible(run_of(2, status=status))
     assert large.activation(alone=True) is not large.activation(alone=True)
     assert large.activation(alone=False) is large.activation(alone=False)
@@ -244,11 +244,11 @@ def test_a_large_run_is_converted_anew_for_a_condition_that_allocates_and_its_me
         'run.steps.all(run, run.index >= 0) && run.started_at != timestamp("2026-01-01T00:00:00Z")',
     ],
 )
-def test_times_can_be_compared_and_subtracted_as_times_and_read_as_text(text: str):
+def test_times_can_be_compared_subtracted_and_read_as_text(text: str):
     assert Condition(text).holds(Visible(runs.run())) is True
 
 
-def test_times_are_instants_whatever_their_offset():
+def test_times_with_different_offsets_are_compared_as_instants():
     run = runs.run(started_at="2026-11-01T14:00:00+02:00", completed_at="2026-11-01T06:30:00-05:30")
     assert Condition('run.started_at == run.completed_at && run.started_at == timestamp("2026-11-01T12:00:00Z")').holds(
         Visible(run)
@@ -269,7 +269,7 @@ def test_times_are_instants_whatever_their_offset():
         "9999-12-31T23:59:59.999999+14:00",
     ],
 )
-def test_a_time_at_the_end_of_the_calendar_is_a_time(moment: str):
+def test_times_at_both_ends_of_the_calendar_can_be_compared(moment: str):
     run = runs.run(started_at=moment, completed_at=moment)
     text = 'run.started_at == run.completed_at && run.started_at != timestamp("2026-01-01T00:00:00Z")'
     assert Condition(text).holds(Visible(run))
@@ -295,13 +295,13 @@ def test_an_evaluation_error_quotes_the_condition_and_never_the_run(text: str, w
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_condition_nested_too_deeply_says_so():
+def test_a_condition_nested_too_deeply_is_refused():
     assert str(refusal(" + ".join(["run.model"] * 200) + ' == ""')) == (
         "line 1, column 1: Exceeded max recursion depth of 32 when parsing."
     )
 
 
 @given(st.binary(max_size=60))
-def test_bytes_that_are_no_expression_are_refused(data: bytes):
+def test_bytes_that_are_not_an_expression_are_refused(data: bytes):
     with pytest.raises(ValueError, match=r"."):
         syntax.read(data)

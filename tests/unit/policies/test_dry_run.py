@@ -26,7 +26,7 @@ def results(trial: Any) -> dict[str, str]:
     return {verdict.name: verdict.result for verdict in trial.policies}
 
 
-def test_each_policy_of_the_file_has_its_result_in_its_order():
+def test_each_policy_of_the_file_has_a_result_in_file_order():
     trial = dry_run(
         [
             draft("true"),
@@ -64,7 +64,7 @@ def test_each_policy_of_the_file_has_its_result_in_its_order():
         ([draft("s", effect="suppress_incident", condition="run.nothing")], "failed", "incident", None),
     ],
 )
-def test_what_would_be_written_is_said(drafts, status, record, by):
+def test_the_dry_run_reports_what_would_be_written(drafts, status, record, by):
     writes = dry_run(drafts, runs.run(status=status)).writes
     assert writes is not None
     assert (writes.record, writes.by) == (record, by)
@@ -72,7 +72,7 @@ def test_what_would_be_written_is_said(drafts, status, record, by):
         assert writes.severity == ("HIGH" if status == "failed" else "NONE")
 
 
-def test_two_policies_of_one_name_in_shadow_are_both_told_the_tenant_s_own_as_such():
+def test_two_shadow_policies_with_one_name_are_both_reported_each_with_its_scope():
     ours = draft("dear", tenant_id="acme", mode="shadow", effect="suppress_incident")
     theirs = draft("dear", tenant_id="globex", mode="shadow")
 
@@ -81,13 +81,13 @@ def test_two_policies_of_one_name_in_shadow_are_both_told_the_tenant_s_own_as_su
     assert told.shadow == {"acme/dear": "suppress_incident", "dear": "flag"}
 
 
-def test_a_suppressing_policy_in_shadow_counts_nothing_where_it_would_suppress_nothing():
+def test_a_shadow_suppressing_policy_is_not_counted_on_a_run_that_succeeded():
     shadow = draft(effect="suppress_incident", mode="shadow")
     assert dry_run([shadow], runs.run(status="succeeded")).shadow == {}
     assert dry_run([shadow], runs.run()).shadow == {"p": "suppress_incident"}
 
 
-def test_of_a_run_half_known_the_outcome_is_told_unless_it_depends_on_the_rest():
+def test_the_outcome_of_a_partly_known_run_is_reported_unless_it_depends_on_unknown_fields():
     unknown = frozenset({"steps"})
     needs = draft("needs", condition="size(run.steps) > 1")
     told = dry_run(
@@ -117,7 +117,7 @@ DRAFTS = st.lists(
 
 @given(DRAFTS, st.sampled_from(["succeeded", "failed", "halted"]))
 @settings(max_examples=200, deadline=None)
-def test_a_trial_says_what_the_worker_s_own_evaluation_says(drafts, status):
+def test_a_dry_run_agrees_with_the_evaluation_of_the_worker(drafts, status):
     run = runs.run(status=status)
     trial = dry_run(drafts, run)
     entries = policies_of(drafts)
@@ -168,7 +168,7 @@ def invoked(*words: str, status: int = 0, standard_input: bytes | None = None) -
     return found.output
 
 
-def test_the_command_says_what_holds_and_why(file, run_file):
+def test_the_command_prints_the_result_of_each_policy_and_the_reason(file, run_file):
     said = invoked(file, "--run", run_file)
     assert "holds          expensive run (flag MEDIUM, all tenants)" in said
     assert "true     run.usage.cost_usd > 5.0" in said
@@ -181,7 +181,7 @@ def test_the_command_says_what_holds_and_why(file, run_file):
     assert "In shadow: too many retries, result error, without effect" in said
 
 
-def test_the_command_speaks_json_and_reads_standard_input(file, run_file):
+def test_the_command_prints_json_and_reads_standard_input(file, run_file):
     document = json.loads(invoked(file, "--run", "-", "--json", standard_input=Path(run_file).read_bytes()))
     first = document["trial"]["policies"][0]
     assert (first["result"], first["parts"]["join"]) == ("holds", "all")
@@ -190,7 +190,7 @@ def test_the_command_speaks_json_and_reads_standard_input(file, run_file):
     assert document["expectations"] == []
 
 
-def test_expectations_that_are_met_end_with_0_and_one_that_is_not_with_1_and_its_name(file, run_file):
+def test_met_expectations_exit_0_and_an_unmet_one_exits_1_with_its_name(file, run_file):
     invoked(file, "--run", run_file, "--expect", "expensive run", "--expect-not", "globex/elsewhere", status=1)
     invoked(file, "--run", run_file, "--expect", "expensive run")
     said = invoked(file, "--run", run_file, "--expect-not", "expensive run", "--expect", "elsewhere", status=1)
@@ -200,21 +200,21 @@ def test_expectations_that_are_met_end_with_0_and_one_that_is_not_with_1_and_its
     assert "acme/too many retries: expected: does not hold; found: fails to evaluate" in said
 
 
-def test_an_expectation_of_a_policy_that_the_file_does_not_have_is_used_wrongly(file, run_file):
+def test_an_expectation_of_an_unknown_policy_is_a_usage_error(file, run_file):
     said = invoked(file, "--run", run_file, "--expect", "expensive", status=2)
     assert "--expect: found 'expensive'; expected one of the file's policies: expensive run, too many retries" in said
     said = invoked(file, "--run", run_file, "--expect-not", "expensive", status=2)
     assert said.startswith("--expect-not: found 'expensive'")
 
 
-def test_a_message_that_would_be_parked_is_refused_in_the_worker_s_words(file, tmp_path):
+def test_a_message_that_would_be_parked_is_refused_with_the_error_of_the_worker(file, tmp_path):
     bad = tmp_path / "bad.json"
     bad.write_bytes(runs.body(status="done"))
     said = invoked(file, "--run", str(bad), status=1)
     assert 'a worker would park this message: schema_violation: status: found "done"' in said
 
 
-def test_a_faulty_file_ends_with_1_and_its_line_and_what_cannot_be_read_with_2(file, run_file, tmp_path):
+def test_an_invalid_file_exits_1_with_its_line_and_an_unreadable_one_exits_2(file, run_file, tmp_path):
     broken = tmp_path / "broken.yaml"
     broken.write_text("- {name: a, effect: flag, severity: LOW, condition: run.}\n")
     assert "broken.yaml:1: condition: line 1" in invoked(str(broken), "--run", run_file, status=1)

@@ -54,7 +54,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return texts
 
 
-async def test_policies_are_read_once_within_their_age_and_again_after_it():
+async def test_policies_are_reloaded_only_after_their_maximum_age():
     rows, book, hasty = Rows("true"), PolicyBook(max_age_seconds=3600), PolicyBook(max_age_seconds=0)
     assert await read(book, rows) is await read(book, rows)
     assert rows.statements == 1
@@ -63,21 +63,21 @@ async def test_policies_are_read_once_within_their_age_and_again_after_it():
     assert rows.statements == 3
 
 
-async def test_a_condition_is_compiled_once_however_many_policies_and_readings_have_it(compiled: list[str]):
+async def test_a_condition_is_compiled_once_for_all_policies_and_reloads(compiled: list[str]):
     rows, book = Rows("true", "true", "run.is_synthetic", "(("), PolicyBook(max_age_seconds=0)
     for _ in range(3):
         assert len((await read(book, rows)).of("acme")) == 4
     assert sorted(compiled) == ["((", "run.is_synthetic", "true"]
 
 
-async def test_transactions_at_the_first_reading_share_the_compiling_and_none_goes_without(compiled: list[str]):
+async def test_concurrent_first_transactions_share_the_compiling_and_all_see_policies(compiled: list[str]):
     rows, book = Rows(*(f"run.duration_ms > {n}" for n in range(50))), PolicyBook()
     found = await asyncio.gather(*(read(book, rows) for _ in range(5)))
     assert [len(policies.of("acme")) for policies in found] == [50] * 5
     assert len(compiled) == 50
 
 
-async def test_while_one_reads_again_the_others_use_what_was_known(monkeypatch: pytest.MonkeyPatch):
+async def test_during_a_reload_other_transactions_use_the_known_policies(monkeypatch: pytest.MonkeyPatch):
     now = 1_000.0
     monkeypatch.setattr(module, "monotonic", lambda: now)  # or a busy machine makes the reading old again meanwhile
     rows, book = Rows("true"), PolicyBook(max_age_seconds=5)
@@ -92,22 +92,22 @@ async def test_while_one_reads_again_the_others_use_what_was_known(monkeypatch: 
     assert await reader is not known
 
 
-async def test_the_event_loop_turns_while_many_policies_are_compiled():
-    rows, turns = Rows(*(f"run.duration_ms > {n}" for n in range(200))), 0
+async def test_compiling_many_policies_yields_to_the_event_loop():
+    rows, yields = Rows(*(f"run.duration_ms > {n}" for n in range(200))), 0
 
     async def count() -> None:
-        nonlocal turns
+        nonlocal yields
         while True:
-            turns += 1
+            yields += 1
             await asyncio.sleep(0)
 
     counter = asyncio.create_task(count())
     await read(PolicyBook(), rows)
     counter.cancel()
-    assert turns >= 20
+    assert yields >= 20
 
 
-async def test_a_reading_that_fails_is_tried_again_by_the_next():
+async def test_a_failed_reload_is_retried_by_the_next_transaction():
     rows, book = Rows("true"), PolicyBook(max_age_seconds=3600)
     rows.failure = OSError("connection lost")
     with pytest.raises(OSError, match="connection lost"):

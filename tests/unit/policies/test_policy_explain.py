@@ -51,11 +51,11 @@ def divided(text: str) -> Any:
         ),
     ],
 )
-def test_a_condition_is_divided_where_its_operators_stand_outside_of_brackets_and_strings(text: str, parts: Any):
+def test_a_condition_is_split_at_operators_outside_brackets_and_strings(text: str, parts: Any):
     assert divided(text) == parts
 
 
-def test_a_condition_stays_whole_where_its_text_and_its_tree_do_not_agree():
+def test_a_condition_is_not_split_where_its_text_and_its_tree_disagree():
     assert parts_of("run.a && run.b", Condition("run.a").tree) == Part("run.a && run.b")
 
 
@@ -86,7 +86,7 @@ CONDITIONS = st.recursive(
 
 @given(CONDITIONS)
 @settings(max_examples=300, deadline=None)
-def test_the_parts_say_together_what_the_whole_says(text: str):
+def test_the_clauses_combined_have_the_result_of_the_condition(text: str):
     condition = Condition(text)
     explained = explain(condition, RUN)
     assert explained.answer == ask(condition, RUN).answer
@@ -131,20 +131,20 @@ def _agrees(part: Explained) -> None:
         ("true", {}),
     ],
 )  # fmt: skip
-def test_the_values_that_a_condition_read_are_shown_each_once(text: str, values: dict[str, Any]):
+def test_each_value_that_a_condition_read_is_listed_once(text: str, values: dict[str, Any]):
     found = {
         value.path: MISSING if value.state == "missing" else value.value for value in values_read(Condition(text), RUN)
     }
     assert found == values
 
 
-def test_of_a_list_whose_elements_are_not_looked_into_the_list_itself_is_shown():
+def test_a_list_whose_elements_are_not_read_is_listed_itself():
     (value,) = values_read(Condition("run.steps.all(s, true)"), RUN)
     assert value.path == "run.steps"
     assert value.value == RUN.fields["steps"]
 
 
-def test_a_path_is_written_as_a_condition_would_write_it():
+def test_a_path_is_written_as_in_a_condition():
     assert written(("metadata", "a b", 0, None, "x")) == 'run.metadata["a b"][0][].x'
     assert value_at({"a": "text"}, ("a", 0)) is MISSING
     assert value_at({"a": [{"b": 1}, {}]}, ("a", None, "b")) == [1, None]
@@ -171,11 +171,11 @@ HALF_KNOWN = Visible(runs.run(steps=[], error_message=None), unknown=UNKNOWN)
         ("run.nothing == 1 || run.steps == []", "unknown"),
     ],
 )
-def test_what_depends_on_a_field_that_is_not_known_has_no_answer_and_what_is_decided_without_it_has(text, answer):
+def test_a_condition_has_no_result_only_if_it_depends_on_an_unknown_field(text, answer):
     assert ask(Condition(text), HALF_KNOWN).answer == answer
 
 
-def test_an_answer_that_is_not_known_names_what_is_not_stored_and_its_values_say_so():
+def test_an_unknown_result_names_the_fields_that_are_not_stored():
     condition = Condition("run.steps == [] && run.status == 'failed'")
     assert ask(condition, HALF_KNOWN) == Answered("unknown", "not stored: steps")
     assert [(value.path, value.state) for value in values_read(condition, HALF_KNOWN)] == [
@@ -216,7 +216,7 @@ HALF_KNOWN_ATOMS = st.sampled_from(
     st.integers(0, 2),
 )
 @settings(max_examples=400, deadline=None)
-def test_what_is_answered_of_a_run_half_known_is_answered_of_the_run_whatever_the_rest_was(text, error_message, steps):
+def test_a_result_on_a_partly_known_run_is_the_result_on_the_complete_run(text, error_message, steps):
     half = ask(Condition(text), HALF_KNOWN).answer
     whole = Visible(
         runs.run(error_message=error_message, steps=[{"index": n, "status": "failed"} for n in range(steps)])

@@ -70,12 +70,12 @@ def test_a_list_of_policies_is_read():
     ]
 
 
-def test_an_object_with_a_list_of_policies_is_read_too():
+def test_an_object_with_a_list_of_policies_is_read():
     assert read("version: 1\npolicies:\n" + one()) == read(one())
 
 
 @pytest.mark.parametrize("text", ["[]", "policies: []"])
-def test_an_empty_list_asks_for_no_policies(text: str):
+def test_an_empty_list_is_valid(text: str):
     assert read(text) == []
 
 
@@ -92,7 +92,7 @@ POLICY: dict[str, Any] = {
 @pytest.mark.parametrize("indent", [None, 2, "\t"], ids=["one line", "spaces", "tabs"])
 @pytest.mark.parametrize("ensure_ascii", [True, False], ids=["escaped", "plain"])
 @pytest.mark.parametrize("document", [[POLICY], {"policies": [POLICY]}], ids=["list", "object"])
-def test_json_is_read_however_it_was_written(document: Any, *, indent: Any, ensure_ascii: bool):
+def test_json_is_read_in_every_layout(document: Any, *, indent: Any, ensure_ascii: bool):
     assert read(json.dumps(document, indent=indent, ensure_ascii=ensure_ascii)) == [PolicyDraft(**POLICY)]
 
 
@@ -132,14 +132,14 @@ def test_json_is_read_however_it_was_written(document: Any, *, indent: Any, ensu
     ],
     ids=str,
 )
-def test_a_wrong_field_is_named_with_its_line_what_was_found_and_what_is_right(
+def test_an_invalid_field_is_reported_with_its_line_the_value_found_and_the_values_expected(
     changes: dict[str, str | None], words: str
 ):
     text = one(**changes).replace("? 5: \n", "? 5\n")
     assert faults(text) == [words]
 
 
-def test_all_faults_are_named_at_once():
+def test_all_faults_are_reported_together():
     text = """\
 - name: fine
   effect: flag
@@ -166,7 +166,7 @@ def test_all_faults_are_named_at_once():
     ]
 
 
-def test_one_name_may_stand_once_a_tenant_and_once_for_all():
+def test_a_name_may_be_used_once_per_tenant_and_once_for_all_tenants():
     text = one() + one(tenant_id="acme") + one(tenant_id="globex")
     assert [draft.tenant_id for draft in read(text)] == [None, "acme", "globex"]
     assert faults(text + one(tenant_id="acme")) == [
@@ -174,12 +174,12 @@ def test_one_name_may_stand_once_a_tenant_and_once_for_all():
     ]
 
 
-def test_two_policies_of_one_name_on_one_line_are_refused_too():
+def test_two_policies_with_one_name_on_one_line_are_refused():
     policy = '{"name": "a", "effect": "flag", "severity": "LOW", "condition": "true"}'
     assert faults(f"[{policy}, {policy}]") == ["rules.yaml:1: name: 'a' is already in line 1; expected unique names"]
 
 
-def test_a_field_that_is_given_twice_is_refused_rather_than_half_of_it_dropped():
+def test_a_duplicate_field_is_refused():
     words = faults(one() + '  condition: "false"\n')
     assert len(words) == 1
     assert words[0].startswith("rules.yaml:5: condition: ")
@@ -198,14 +198,14 @@ def test_a_field_that_is_given_twice_is_refused_rather_than_half_of_it_dropped()
         (">\n    true && nope", 5, "line 1, column 9"),
     ],
 )
-def test_a_fault_in_a_condition_has_its_line_in_the_file_and_its_place_in_the_condition(
+def test_an_invalid_condition_is_reported_with_its_line_in_the_file_and_its_column(
     condition: str, line: int, place: str
 ):
     words = f"rules.yaml:{line}: condition: {place}: undeclared reference to 'nope' (in container '')"
     assert faults(one(condition=condition)) == [words]
 
 
-def test_a_fault_in_a_condition_of_a_json_file_has_its_line():
+def test_an_invalid_condition_in_a_json_file_is_reported_with_its_line():
     policy = {"name": "a", "effect": "flag", "severity": "LOW", "condition": "nope == 1"}
     assert faults(json.dumps([policy], indent=2)) == [
         "rules.yaml:6: condition: line 1, column 1: undeclared reference to 'nope' (in container '')"
@@ -236,7 +236,7 @@ def test_aliases_are_refused(text: str):
     ("text", "line"),
     [("- name: a\n  effect: b: c\n", 2), ("- name: [\n", 2), ('- name: "a\n', 2), ("- a\n\tb: 1\n", 2)],
 )
-def test_what_is_not_yaml_is_refused_with_its_line(text: str, line: int):
+def test_invalid_yaml_is_refused_with_its_line(text: str, line: int):
     assert faults(text)[0].startswith(f"rules.yaml:{line}: ")
 
 
@@ -287,7 +287,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
-def test_hostile_text_is_refused_in_bounded_words_and_nothing_else_happens(text: str):
+def test_hostile_text_is_refused_with_a_bounded_error(text: str):
     with pytest.raises(PolicyFileError) as caught:
         read(text)
     words = str(caught.value)
@@ -295,11 +295,11 @@ def test_hostile_text_is_refused_in_bounded_words_and_nothing_else_happens(text:
     assert len(words) < 2_000
 
 
-def test_a_bom_is_no_fault():
+def test_a_byte_order_mark_is_accepted():
     assert read("\ufeff" + one()) == read(one())
 
 
-def test_a_file_over_the_limit_is_refused_unread():
+def test_a_file_over_the_limit_is_refused_without_parsing():
     assert faults("[" * (FILE_MAX + 1)) == ["rules.yaml: larger than 4194304 bytes"]
     assert faults("\U0001f600" * (FILE_MAX // 4 + 1)) == ["rules.yaml: larger than 4194304 bytes"]
 
@@ -317,7 +317,7 @@ _SCRAPS = [
 
 @settings(max_examples=600, deadline=None, database=None)
 @given(st.lists(st.sampled_from(_SCRAPS), max_size=25).map("".join))
-def test_no_text_raises_anything_but_a_policy_file_error(text: str):
+def test_any_invalid_text_raises_a_policy_file_error(text: str):
     try:
         drafts = read(text)
     except PolicyFileError as error:

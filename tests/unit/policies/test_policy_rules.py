@@ -48,7 +48,7 @@ def test_without_policies_there_is_no_violation():
     assert found.evaluated_at.utcoffset() is not None
 
 
-def test_a_flag_that_is_true_is_a_violation_and_one_that_is_false_is_only_checked():
+def test_a_true_flag_is_a_violation_and_a_false_one_is_only_checked():
     true = policy('run.status == "failed"', name="true", version=3, severity="LOW")
     found = evaluated(true, policy("false", name="false"))
     assert (found.outcome, found.policies_checked, found.errors) == ("violation", 2, ())
@@ -62,11 +62,11 @@ def test_a_flag_that_is_true_is_a_violation_and_one_that_is_false_is_only_checke
     )
 
 
-def test_a_flag_speaks_of_runs_that_succeeded_too():
+def test_a_flag_applies_to_runs_that_succeeded():
     assert evaluated(policy("true"), status="succeeded").outcome == "violation"
 
 
-def test_a_tenant_sees_its_own_policies_and_those_for_all_and_nobody_elses():
+def test_a_tenants_policies_are_its_own_and_those_for_all_tenants():
     policies = in_force(
         policy(name="for all"), policy(name="own", tenant_id="acme"), policy(name="other", tenant_id="globex")
     )
@@ -76,7 +76,7 @@ def test_a_tenant_sees_its_own_policies_and_those_for_all_and_nobody_elses():
     assert names(policies, "ACME") == ["for all"]
 
 
-def test_another_tenants_true_policy_neither_flags_nor_suppresses_nor_fails():
+def test_a_policy_of_another_tenant_has_no_effect():
     found = evaluated(
         policy(tenant_id="globex"),
         policy(tenant_id="globex", effect="suppress_incident"),
@@ -85,7 +85,7 @@ def test_another_tenants_true_policy_neither_flags_nor_suppresses_nor_fails():
     assert (found.outcome, found.policies_checked, found.suppressed_by) == ("no_violation", 0, None)
 
 
-def test_a_tenants_own_policies_come_before_those_for_all_each_by_name_whatever_the_stored_order():
+def test_a_tenants_own_policies_precede_those_for_all_tenants_each_sorted_by_name():
     policies = [
         policy(name="b"),
         policy(name="z", tenant_id="acme"),
@@ -104,7 +104,7 @@ def test_a_tenants_own_policies_come_before_those_for_all_each_by_name_whatever_
         ]
 
 
-def test_the_first_true_suppressing_policy_is_named_the_tenants_own_first():
+def test_the_first_true_suppressing_policy_is_recorded_the_tenants_own_first():
     for_all = policy(name="a", effect="suppress_incident")
     own = policy(name="z", effect="suppress_incident", tenant_id="acme")
     own_later = policy(name="zz", effect="suppress_incident", tenant_id="acme")
@@ -114,7 +114,7 @@ def test_the_first_true_suppressing_policy_is_named_the_tenants_own_first():
 
 
 @pytest.mark.parametrize("status", ["failed", "halted", "aborted"])
-def test_a_suppressing_policy_is_no_violation_but_is_checked(status: str):
+def test_a_suppressing_policy_is_counted_as_checked_and_not_as_a_violation(status: str):
     suppressing = policy(effect="suppress_incident")
     found = evaluated(suppressing, status=status)
     assert (found.outcome, found.policies_checked, found.violations) == ("no_violation", 1, ())
@@ -125,13 +125,13 @@ def test_nothing_is_suppressed_for_a_run_that_succeeded():
     assert evaluated(policy(effect="suppress_incident"), status="succeeded").suppressed_by is None
 
 
-def test_suppressing_and_flagging_do_not_exclude_each_other():
+def test_a_run_can_be_flagged_and_suppressed():
     found = evaluated(policy(effect="suppress_incident"), policy())
     assert found.outcome == "violation"
     assert isinstance(found.suppressed_by, UUID)
 
 
-def test_an_evaluation_error_outranks_a_violation_which_is_listed_all_the_same():
+def test_an_evaluation_error_outranks_a_violation_which_is_still_listed():
     broken, true = policy("run.nope == 1", name="broken", version=7), policy(name="true")
     suppressing = policy(effect="suppress_incident", name="quiet")
     found = evaluated(broken, true, suppressing)
@@ -158,7 +158,7 @@ def test_a_suppressing_policy_that_fails_suppresses_nothing():
         ("1", "the condition does not compile: line 1, column 1: the condition returns int; expected true or false"),
     ],
 )
-def test_a_broken_stored_condition_is_an_error_of_its_policy_and_stops_no_other(condition: str, words: str):
+def test_an_invalid_stored_condition_is_an_error_of_its_policy_only(condition: str, words: str):
     found = evaluated(policy(condition, name="a"), policy(name="b"))
     assert found.outcome == "evaluation_error"
     assert [fault.error for fault in found.errors] == [words]
@@ -174,7 +174,7 @@ def test_an_exhausted_iteration_budget_is_an_error_of_its_policy():
 
 
 @pytest.mark.parametrize("key", ["k" * 4000, "a\x00b", "\x00" * 1000], ids=["long", "nul", "nuls"])
-def test_what_an_error_quotes_is_bounded_and_holds_no_nul(key: str):
+def test_an_error_text_is_bounded_and_contains_no_nul(key: str):
     literal = '"' + key.replace("\x00", "\\x00") + '"'
     found = evaluated(policy(f"run.metadata[{literal}] == 1"))
     words = found.errors[0].error
@@ -182,7 +182,7 @@ def test_what_an_error_quotes_is_bounded_and_holds_no_nul(key: str):
     assert "\x00" not in words
 
 
-def test_every_evaluation_has_an_id_of_its_own():
+def test_every_evaluation_has_a_unique_id():
     first, second = evaluated(), evaluated()
     assert first.policy_evaluation_id != second.policy_evaluation_id
     assert first.policy_evaluation_id.version == 7
@@ -203,7 +203,7 @@ def test_every_evaluation_has_an_id_of_its_own():
         ("run.exists(name, run[name] == 'failed')", {*CompletedRun.__struct_fields__, "duration_ms"}),
     ],
 )
-def test_a_condition_that_sees_only_what_it_reads_answers_as_if_it_saw_the_whole_run(condition, fields):
+def test_converting_only_the_fields_read_does_not_change_the_result(condition, fields):
     run, policies = runs.run(), in_force(policy(condition))
 
     assert policies.visible(run).fields.keys() == fields
@@ -217,7 +217,7 @@ def answer(condition: str, visible: Visible) -> object:
         return str(error)
 
 
-def test_the_policies_together_see_what_any_of_them_reads_and_one_that_does_not_compile_adds_nothing():
+def test_a_policy_set_converts_the_fields_that_any_compiled_policy_reads():
     policies = in_force(policy("run.status == 'failed'"), policy("run.model == null"), policy("run.("))
 
     assert policies.visible(runs.run()).fields == {"status": "failed", "model": "gpt-4o"}
