@@ -126,8 +126,8 @@ async def open_session(
             ssl=_system_roots(given) if given.get("sslrootcert") == SYSTEM_ROOTS else None,
         )
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        if told := await explained(error, _last_host(text_of_url, given)):
-            raise told from error
+        if explanation := await explained(error, _last_host(text_of_url, given)):
+            raise explanation from error
         raise
 
 
