@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import cast
 
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -27,7 +28,8 @@ class DriverTransaction:
         The session is discarded if neither is completed.
         """
         async with sessions.connect() as conn:
-            transaction = cls(conn, (await conn.get_raw_connection()).driver_connection)
+            driver = cast("asyncpg.Connection", (await conn.get_raw_connection()).driver_connection)
+            transaction = cls(conn, driver)
             try:
                 await transaction._transaction.start()
                 yield transaction

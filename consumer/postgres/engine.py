@@ -64,7 +64,7 @@ DATABASE_ERRORS = (
 Url = str | Callable[[], str]
 
 
-class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+class _Connection(asyncpg.Connection):
     """Gives prepared statements globally unique names.
 
     asyncpg numbers them per process. Behind a pooler that mixes two workers' sessions, one name could run the other

@@ -66,6 +66,10 @@ def test_the_installed_wheel_is_described_by_the_readme_and_contains_no_guide(in
     assert list(installed.rglob("README.md")) == []
 
 
+def test_the_installed_wheel_says_that_its_packages_have_types(installed):
+    assert {path.parent.name for path in installed.rglob("py.typed")} >= {"config", "consumer", "domains"}
+
+
 def test_the_installed_wheel_has_the_consoles_templates_and_files(installed):
     program = (
         "import asyncio; from consumer.console import rendering, responses\n"

@@ -10,6 +10,7 @@ import aio_pika
 import asyncpg
 import uvloop
 from aio_pika.abc import AbstractIncomingMessage
+from asyncpg.pool import PoolConnectionProxy
 
 from benchmarks.peers.core import publish
 from benchmarks.peers.storing import EVENT
@@ -34,7 +35,7 @@ def insert(table: str, row: dict[str, object], conflict: str = "") -> tuple[str,
     return f"INSERT INTO governance.{table} ({', '.join(row)}) VALUES ({marks}){conflict}", values
 
 
-async def write(conn: asyncpg.Connection, rows: Rows) -> bool:
+async def write(conn: PoolConnectionProxy, rows: Rows) -> bool:
     """Write one run's rows in a transaction; return false for a duplicate, and write nothing."""
     async with conn.transaction():
         claim, values = insert("run_completions", rows.completion, " ON CONFLICT DO NOTHING RETURNING run_id")
