@@ -17,7 +17,7 @@ from config.settings import Settings
 from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
 from consumer.closeout.attempt import unobserved
-from consumer.closeout.dispatcher import Dispatcher, Rollout, count_shadows
+from consumer.closeout.dispatcher import Dispatcher, Rollout, count_details
 from consumer.closeout.inbox import Arrival
 from consumer.closeout.legacy import LegacyCloseOut
 from consumer.closeout.transaction import RunCompletionTransaction
@@ -138,7 +138,7 @@ def build_service(settings: Settings, *, spans: "Spans | None" = None) -> Servic
         give_up=leaving.is_set,
     )
     decode_one = partial(decode_delivery, settings=settings, publishing=publishing)
-    close_out = partial(count_shadows, close_out=dispatcher.close_out, metrics=metrics)
+    close_out = partial(count_details, close_out=dispatcher.close_out, metrics=metrics)
     worker = Worker(
         connection=consuming,
         decode=decode_one if spans is None else spans.decoding(decode_one),
@@ -179,15 +179,22 @@ def decode_delivery(delivery: Delivery, *, settings: Settings, publishing: Broke
     """
     properties = delivery.message.header.properties
     trusted, own_user = settings.trusted_publishers, publishing.user
-    run, digest = decode(
+    decoded = decode(
         delivery.message.body,
         max_bytes=settings.message_max_bytes,
-        content_type=properties.content_type,
         content_encoding=properties.content_encoding,
+        headers=properties.headers,
         user_id=properties.user_id,
         trusted_publishers=trusted | {own_user} if trusted and own_user else trusted,
     )
-    return Arrival(run, digest, delivery.received_at, properties.message_id, context_in(properties.headers))
+    return Arrival(
+        decoded.run,
+        decoded.digest,
+        delivery.received_at,
+        properties.message_id or decoded.event_id,
+        context_in(properties.headers),
+        decoded.adjustments,
+    )
 
 
 def _announce(settings: Settings, http: HttpService) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from consumer.contract.events import EventType
+from consumer.contract.names import ADJUSTABLE_FIELDS
 from consumer.contract.refusals import ParkReason
 from consumer.phases import LEGAL_MOVES, TransactionPhase
 from consumer.version import installed_version
@@ -99,6 +100,13 @@ class Metrics:
             rise="A runner sends invalid messages; attempts_exhausted: a run cannot be written.",
             to_do="`closeout parked list`, fix the cause, `closeout parked replay`.",
             reason=get_args(ParkReason),
+        )
+        self.message_adjustments = self._counter(
+            "closeout_message_adjustments_total",
+            "Closed-out runs whose message had a value of this field changed, cut or dropped.",
+            rise="A runner sends values that are not in the strict form; its runs are closed out all the same.",
+            to_do="`closeout runs show` prints what was changed; `closeout publish --check` prints it before.",
+            field=ADJUSTABLE_FIELDS,
         )
         self.policy_shadow = self._counter(
             "closeout_policy_shadow_total",

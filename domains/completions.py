@@ -54,6 +54,16 @@ run_completions = Table(
     Column("received_at", _UTC, nullable=False, comment="delivery to the worker, by the worker's clock"),
     Column("committed_at", _UTC, comment="null: a legacy close-out that has not finished"),
     Column("events_published_at", _UTC, comment="every event of the run was confirmed by the broker"),
+    Column("run_ref", Text, comment="the runner's id of the run where it is not a UUID; run_id is derived"),
+    Column("cached_input_tokens", Big),
+    Column("step_count", Integer, comment="steps of the message; null: without a trace, or stored before 0007"),
+    Column("parent_run_id", Text, comment="the run that started this one: its run_ref, or its run_id"),
+    Column("session_id", Text, comment="the conversation that the run belongs to"),
+    Column(
+        "adjustments",
+        JSONB,
+        comment="what was changed, cut or dropped of the message: a list of field, found, stored; null: nothing",
+    ),
     CheckConstraint("status IN ('succeeded','failed','halted','aborted')", name="status"),
     CheckConstraint("mode IN ('atomic','legacy')", name="mode"),
     CheckConstraint(
@@ -79,6 +89,15 @@ Index(
     postgresql_with={"autosummarize": "on"},
     info={"purpose": "Time ranges for listing, reconciling and pruning; a BRIN costs almost nothing to keep"},
 )
+
+for _name in ("parent_run_id", "session_id"):
+    Index(
+        f"run_completions_{_name}",
+        run_completions.c.tenant_id,
+        run_completions.c[_name],
+        postgresql_where=run_completions.c[_name].is_not(None),
+        info={"purpose": "Finds the runs of a parent or a session; holds nothing else, so it costs others nothing"},
+    )
 
 # No foreign key to the inbox: the claim in the same transaction is the guarantee, and a key would cost three lookups
 # and a row lock per run.

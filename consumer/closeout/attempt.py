@@ -24,6 +24,7 @@ class Attempt:
     """The state of one attempt: its phase, what it has written, and the events it will publish."""
 
     arrivals: Sequence[Arrival]
+    repeated: Sequence[Arrival] = ()  # further messages about these runs
     machine: PhaseMachine = field(default_factory=PhaseMachine)
     claims: dict[RunKey, Claim] = field(default_factory=dict)
     new: list[Arrival] = field(default_factory=list)

@@ -10,6 +10,7 @@ from consumer.closeout.legacy import LegacyCloseOut
 from consumer.closeout.outcome import CloseOut, Failed, Outcome, TransactionFailed, TransactionResult
 from consumer.closeout.retries import retry_transient
 from consumer.closeout.transaction import RunCompletionTransaction
+from consumer.contract.adjustments import fields_of
 from consumer.errors import Fault, fault_of, lies_in_data, one_line
 from consumer.metrics import Metrics
 
@@ -108,14 +109,16 @@ async def isolate(close_out: CloseOut, arrivals: Sequence[Arrival]) -> list[Outc
     return await isolate(close_out, arrivals[:middle]) + await isolate(close_out, arrivals[middle:])
 
 
-async def count_shadows(arrivals: Sequence[Arrival], *, close_out: CloseOut, metrics: Metrics) -> Sequence[Outcome]:
-    """Close out *arrivals*, and count the results of shadow policies for runs committed now.
+async def count_details(arrivals: Sequence[Arrival], *, close_out: CloseOut, metrics: Metrics) -> Sequence[Outcome]:
+    """Close out *arrivals*; count the adjustments and the shadow policies' results of runs committed now.
 
-    The result is the only label: the number of policies is unbounded, and the size of a scrape must be bounded.
+    The result is the only label of the latter: the number of policies is unbounded, and a scrape must be bounded.
     """
     outcomes = await close_out(arrivals)
-    for outcome in outcomes:
-        if isinstance(outcome, TransactionResult):
+    for arrival, outcome in zip(arrivals, outcomes, strict=True):
+        if isinstance(outcome, TransactionResult) and outcome.state == "committed":
+            for field in fields_of(arrival.adjustments):
+                metrics.message_adjustments.labels(field).inc()
             for result in outcome.results:
                 for shadowed in result.shadow:
                     metrics.policy_shadow.labels(shadowed).inc()

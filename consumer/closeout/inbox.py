@@ -11,6 +11,8 @@ from sqlalchemy import Text, func, literal, null, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from consumer.closeout.meaning import Meaning, meaning_of, stored_meanings
+from consumer.contract.adjustments import Adjustment
 from consumer.contract.trace_context import TraceContext
 from consumer.errors import UnavailableError
 from consumer.phases import TransactionPhase
@@ -23,7 +25,8 @@ _json = msgspec.json.Encoder(order="sorted", decimal_format="number")
 _FROM_RUN = (
     "tenant_id", "run_id", "agent_id", "status", "error_code", "payload_digest", "message_id", "model", "cost_usd",
     "input_tokens", "output_tokens", "started_at", "completed_at", "is_synthetic", "synthetic_scenario_id",
-    "metadata", "received_at",
+    "metadata", "received_at", "run_ref", "cached_input_tokens", "parent_run_id", "session_id", "step_count",
+    "adjustments",
 )  # fmt: skip
 
 
@@ -35,6 +38,7 @@ class Arrival(NamedTuple):
     received_at: datetime
     message_id: str | None = None
     trace: TraceContext | None = None  # parent of the run's spans and events
+    adjustments: tuple[Adjustment, ...] = ()
 
     @classmethod
     def of(cls, run: CompletedRun) -> "Arrival":
@@ -57,16 +61,23 @@ class ClaimState(Enum):
 
 
 class Claim(NamedTuple):
-    """The claim on one run: whether it is new, and its stored phase and digest."""
+    """The claim on one run: whether it is new, its stored phase and digest, and where they are needed its meaning."""
 
     new: bool
     phase: TransactionPhase
     digest: bytes
     finished: bool = True
+    meaning: Meaning | None = None
+
+    def difference(self, arrival: Arrival) -> str | None:
+        """Return the first field in which *arrival* differs from the stored run, with both values."""
+        if arrival.digest == self.digest or self.meaning is None:
+            return None
+        return self.meaning.difference(arrival.run)
 
     def state_of(self, arrival: Arrival) -> ClaimState:
         """Return the state of *arrival* under this claim."""
-        if arrival.digest != self.digest:
+        if self.difference(arrival):
             return ClaimState.CONFLICT
         if self.new:
             return ClaimState.NEW
@@ -106,8 +117,13 @@ _EXISTING = Compiled(
 )
 
 
-async def claim(conn: AsyncConnection, arrivals: Sequence[Arrival], *, legacy: bool = False) -> dict[RunKey, Claim]:
+async def claim(
+    conn: AsyncConnection, arrivals: Sequence[Arrival], *, repeated: Sequence[Arrival] = (), legacy: bool = False
+) -> dict[RunKey, Claim]:
     """Claim each of *arrivals*, whose keys must differ, and return the claims by key.
+
+    *repeated* are further messages about the same runs. If one of either has another digest than the stored run, the
+    claim has the run's stored meaning.
 
     Waits for another transaction that holds the same key, so that two workers cannot both find a run new. Claims are
     made in key order, so that two batches cannot deadlock.
@@ -121,6 +137,13 @@ async def claim(conn: AsyncConnection, arrivals: Sequence[Arrival], *, legacy: b
     others = [key for key in digests if key not in new]
     if others:
         claims.update(await _existing(conn, others))
+        differing = {a.key for a in (*ordered, *repeated) if not claims[a.key].new and a.digest != claims[a.key].digest}
+        for key, meaning in (await stored_meanings(conn, list(differing)) if differing else {}).items():
+            claims[key] = claims[key]._replace(meaning=meaning)
+    if repeated:
+        first = {arrival.key: arrival for arrival in ordered}
+        for key in {arrival.key for arrival in repeated} & new:
+            claims[key] = claims[key]._replace(meaning=meaning_of(first[key].run))
     return claims
 
 
@@ -146,5 +169,7 @@ def _row(arrival: Arrival) -> tuple[object, ...]:
         run.tenant_id, run.run_id, run.agent_id, run.status, run.error_code, arrival.digest, arrival.message_id,
         run.model, run.usage.cost_usd, run.usage.input_tokens, run.usage.output_tokens, run.started_at,
         run.completed_at, run.is_synthetic, run.synthetic_scenario_id, _json.encode(run.metadata).decode(),
-        arrival.received_at,
+        arrival.received_at, run.run_ref, run.usage.cached_input_tokens, run.parent_run_id, run.session_id,
+        None if run.trace_id is None else len(run.steps),
+        _json.encode(arrival.adjustments).decode() if arrival.adjustments else None,
     )  # fmt: skip

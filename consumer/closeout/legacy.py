@@ -77,7 +77,8 @@ class LegacyCloseOut:
             claim = (await inbox.claim(conn, [arrival], legacy=True))[arrival.key]
         state = claim.state_of(arrival)
         if state is ClaimState.CONFLICT:
-            return TransactionResult(run.tenant_id, run.run_id, "conflict", claim.phase)
+            difference = claim.difference(arrival)
+            return TransactionResult(run.tenant_id, run.run_id, "conflict", claim.phase, difference=difference)
         results: list[DomainResult] = []
         phase = claim.phase
         while phase in _NEXT:
@@ -130,7 +131,9 @@ class LegacyCloseOut:
                 if found is None:
                     raise UnavailableError("the incident of a partly closed-out run was deleted; retrying")
                 kept = await record_evaluation_once(conn, evaluation)
-                await outbox.stage(conn, events_for(run, found, kept, now=now, trace=arrival.trace))
+                trace_id = (await complete(conn, [run]))[run.key].record_id  # it is complete: this reads the stored id
+                events = events_for(run, found, kept, trace_id=trace_id, now=now, trace=arrival.trace)
+                await outbox.stage(conn, events)
                 return []
 
     async def _publish(self, key: RunKey, phase: TransactionPhase) -> TransactionPhase:

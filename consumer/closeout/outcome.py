@@ -41,7 +41,8 @@ class TransactionResult:
 
     ``state`` is ``committed``; ``duplicate`` (already closed out); ``conflict`` (same identity, different content); or
     ``unfinished`` (a legacy close-out stopped before its last write). Only ``committed`` wrote anything. ``phase`` is
-    the run's current phase. ``results`` has one entry per domain if the run was committed now.
+    the run's current phase. ``results`` has one entry per domain if the run was committed now. ``difference`` names
+    the first field of a conflict that differs from the stored run, with both values.
     """
 
     tenant_id: str
@@ -49,6 +50,7 @@ class TransactionResult:
     state: Literal["committed", "duplicate", "conflict", "unfinished"]
     phase: TransactionPhase
     results: tuple[DomainResult, ...] = ()
+    difference: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,9 +79,10 @@ class RunCompletionTransaction:
         for arrival in arrivals:
             unique.setdefault(arrival.key, arrival)
         firsts = list(unique.values())
+        repeated = [arrival for arrival in arrivals if arrival is not unique[arrival.key]]
         about = structlog.contextvars.bound_contextvars(**_log_context(firsts))
         with about, self._observe_attempt(firsts, self.mode) as on_phase:
-            attempt = Attempt(firsts, PhaseMachine(on_phase=on_phase), results={key: [] for key in unique})
+            attempt = Attempt(firsts, repeated, PhaseMachine(on_phase=on_phase), results={key: [] for key in unique})
             await self._commit(attempt)
             self._observe(attempt)
             published = await self._publish(attempt)
@@ -114,7 +115,7 @@ class RunCompletionTransaction:
 
     async def _write(self, conn: AsyncConnection, attempt: Attempt) -> None:
         now = datetime.now(UTC)
-        attempt.claimed(await inbox.claim(conn, attempt.arrivals))
+        attempt.claimed(await inbox.claim(conn, attempt.arrivals, repeated=attempt.repeated))
         if attempt.new:
             await self._write_new(conn, attempt, [arrival.run for arrival in attempt.new], now)
         waiting = [key for key, claim in attempt.claims.items() if claim.phase is TransactionPhase.COMMITTED]
@@ -133,9 +134,13 @@ class RunCompletionTransaction:
         ]
         attempt.done(TransactionPhase.INCIDENT_CREATED, await record_incidents(conn, findings))
         attempt.done(TransactionPhase.POLICY_EVALUATED, await record_evaluations(conn, evaluations))
-        attempt.done(TransactionPhase.TRACE_COMPLETED, await complete_traces(conn, runs))
+        traces = await complete_traces(conn, runs)
+        attempt.done(TransactionPhase.TRACE_COMPLETED, traces)
         for arrival, finding, evaluation in zip(attempt.new, findings, evaluations, strict=True):
-            attempt.events += events_for(arrival.run, finding, evaluation, now=now, trace=arrival.trace)
+            trace_id = traces[arrival.key].record_id
+            attempt.events += events_for(
+                arrival.run, finding, evaluation, trace_id=trace_id, now=now, trace=arrival.trace
+            )
         await outbox.stage(conn, attempt.events)
 
     async def _undo(self, transaction: DriverTransaction, attempt: Attempt, error: BaseException) -> TransactionFailed:
@@ -214,7 +219,9 @@ class RunCompletionTransaction:
             state = ClaimState.DUPLICATE
         if state is not ClaimState.NEW:
             results = ()
-        return TransactionResult(arrival.run.tenant_id, arrival.run.run_id, _STATE[state], phase, results)
+        return TransactionResult(
+            arrival.run.tenant_id, arrival.run.run_id, _STATE[state], phase, results, claim.difference(arrival)
+        )
 
 
 _DOMAIN_PHASES = (

@@ -15,9 +15,9 @@ from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
 from consumer.commands.output import EXIT_USAGE, fail, print_json, progress_bar
 from consumer.commands.session import settings_for
-from consumer.contract.names import PERSISTENT, RUN_COMPLETED_KEY, RUNS_EXCHANGE
+from consumer.contract.names import PERSISTENT, RUN_COMPLETED_KEY, RUN_CONTENT_TYPE, RUNS_EXCHANGE
 from consumer.contract.refusals import MessageRefusedError
-from consumer.contract.run_message import CONTENT_TYPE, decode
+from consumer.contract.run_message import decode
 from consumer.contract.trace_context import TRACEPARENT, valid_traceparent
 from consumer.errors import UnavailableError, one_line
 
@@ -70,7 +70,9 @@ async def _publish(
                 exchange=RUNS_EXCHANGE,
                 routing_key=RUN_COMPLETED_KEY,
                 body=body,
-                properties=spec.Basic.Properties(content_type=CONTENT_TYPE, delivery_mode=PERSISTENT, headers=headers),
+                properties=spec.Basic.Properties(
+                    content_type=RUN_CONTENT_TYPE, delivery_mode=PERSISTENT, headers=headers
+                ),
             )
         finally:
             window.release()

@@ -7,8 +7,8 @@ from consumer.contract import names
 from consumer.contract.events import CONTENT_TYPE, EventType
 from consumer.contract.json_schema import KINDS, Schema, definitions_of, envelope_of
 from consumer.contract.names import EVENTS_EXCHANGE, PERSISTENT, RUN_COMPLETED_KEY, RUN_COMPLETED_QUEUE, RUNS_EXCHANGE
+from consumer.contract.names import RUN_CONTENT_TYPE as JSON
 from consumer.contract.refusals import ParkReason
-from consumer.contract.run_message import CONTENT_TYPE as JSON
 from consumer.contract.trace_context import TRACEPARENT, TRACEPARENT_PATTERN, TRACESTATE, TRACESTATE_CHARACTERS_MAX
 from consumer.version import installed_version
 from domains.run import CompletedRun

@@ -29,6 +29,7 @@ class About(Struct, frozen=True, kw_only=True):
 
     tenant_id: str
     run_id: UUID
+    run_ref: str | UnsetType = UNSET
     agent_id: str | None
     is_synthetic: bool
 
@@ -107,6 +108,7 @@ class _Traced(Struct):
 class _AboutFields(TypedDict):
     tenant_id: str
     run_id: UUID
+    run_ref: str | UnsetType
     agent_id: str | None
     is_synthetic: bool
 
@@ -147,12 +149,22 @@ def trace_in(body: str) -> TraceContext | None:
 
 
 def events_for(
-    run: CompletedRun, finding: Finding, evaluation: Evaluation, *, now: datetime, trace: TraceContext | None = None
+    run: CompletedRun,
+    finding: Finding,
+    evaluation: Evaluation,
+    *,
+    trace_id: UUID | None,
+    now: datetime,
+    trace: TraceContext | None = None,
 ) -> tuple[OutboxEvent, OutboxEvent, OutboxEvent]:
-    """Return the three events of *run* in publishing order, each with *trace* if there is one."""
+    """Return the three events of *run* in publishing order, each with *trace* if there is one.
+
+    *trace_id* is the id under which the run's steps are stored; null: the run has no trace.
+    """
     about: _AboutFields = {
         "tenant_id": run.tenant_id,
         "run_id": run.run_id,
+        "run_ref": UNSET if run.run_ref is None else run.run_ref,
         "agent_id": run.agent_id,
         "is_synthetic": run.is_synthetic,
     }
@@ -170,11 +182,11 @@ def events_for(
         incident_id=finding.incident_id if isinstance(finding, Incident) else None,
         prevention_record_id=None if isinstance(finding, Incident) else finding.prevention_record_id,
         policy_evaluation_id=evaluation.policy_evaluation_id,
-        trace_id=run.trace_id,
+        trace_id=trace_id,
         completed_at=run.completed_at,
         **about,
     )
-    subject = f"{run.tenant_id}/{run.run_id}"
+    subject = f"{run.tenant_id}/{run.run_ref or run.run_id}"
     return (
         _event(_finding_data(finding, about), severity, subject, now, trace),
         _event(evaluated, evaluation.outcome, subject, now, trace),

@@ -15,7 +15,8 @@ from consumer.contract.events import (
     PolicyEvaluated,
     RunFinalized,
 )
-from consumer.contract.run_message import MAX_COST_DECIMALS, MAX_COST_USD, SCHEMA_VERSION
+from consumer.contract.run_message import SCHEMA_VERSION
+from consumer.contract.scalars import MAX_COST_DECIMALS, MAX_COST_USD
 from consumer.contract.trace_context import TRACE
 from domains.incidents.rules import Severity
 from domains.policies.rules import Outcome
@@ -24,22 +25,30 @@ from domains.run import CompletedRun, RunStatus
 Schema = dict[str, Any]
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
-# Rules that the types cannot express; run_message.py enforces them.
-_RULES = (
-    " completed_at is not before started_at; each step's index is unique; no text holds NUL or half a surrogate pair; "
-    f"whole numbers have no point and no exponent; costs are below {MAX_COST_USD:,} US dollars, with at most "
-    f"{MAX_COST_DECIMALS} digits after the point. A missing optional field is null or its default; "
-    "unknown fields are ignored."
+_STRICT = (
+    " This is the strict form: every message that matches it is accepted as it is. Other spellings are accepted too; "
+    "what has to be changed, cut or dropped is recorded as an adjustment. A missing optional field is null or its "
+    f"default; unknown fields are ignored. Costs keep {MAX_COST_DECIMALS} digits after the point."
 )
+# In ECMA-262 $ matches only the end; in Python also before a final newline.
+_END = r"(?!\n)$"
+_YEAR = r"(000[2-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-8][0-9]{3}|9[0-8][0-9]{2}|99[0-8][0-9]|999[0-8])"
+_LEAP_YEAR = r"([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
+_DATE = (
+    rf"({_YEAR}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|"
+    rf"02-(0[1-9]|1[0-9]|2[0-8]))|{_LEAP_YEAR}-02-29)"
+)
+_TIME = r"([01][0-9]|2[0-3])(:[0-5][0-9]){2}(\.[0-9]+)?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
 # Validators may treat a format as an annotation; a time without an offset must not pass.
 _PATTERNS = {
-    "date-time": r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[Tt]([01][0-9]|2[0-3])(:[0-5][0-9]){2}(\.[0-9]+)?"
-    r"([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$",
-    "uuid": "^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$",
+    "date-time": rf"^{_DATE}[Tt]{_TIME}{_END}",
+    "uuid": rf"^[0-9A-Fa-f]{{8}}(-[0-9A-Fa-f]{{4}}){{3}}-[0-9A-Fa-f]{{12}}{_END}",
 }
+_NO_NUL = r"^[^\u0000]*$"
+_SCALAR = [{"type": "string", "pattern": _NO_NUL}, {"type": "number"}, {"type": "boolean"}, {"type": "null"}]
 _ENVELOPE_WORDS = {
     "id": "Unique per event; republishing does not change it.",
-    "subject": "<tenant_id>/<run_id>",
+    "subject": "<tenant_id>/<run_ref, or run_id>",
     "time": "The time of the close-out.",
 }
 
@@ -109,8 +118,22 @@ def definitions_of(types: Sequence[type[Struct]], prefix: str) -> Schema:
             if field.name in _ENVELOPE_WORDS and field.name in properties:
                 properties[field.name]["description"] = _ENVELOPE_WORDS[field.name]
     if CompletedRun in types:
-        definitions["CompletedRun"]["description"] += _RULES
+        _describe_strict_form(definitions["CompletedRun"])
     return definitions
+
+
+def _describe_strict_form(run: Schema) -> None:
+    run["description"] += _STRICT
+    properties = run["properties"]
+    del properties["run_ref"]  # the text of a run_id that is not a UUID; not a field of the message
+    properties["metadata"] |= {
+        "additionalProperties": {"anyOf": _SCALAR},
+        "propertyNames": {"pattern": _NO_NUL},
+        "description": "Also accepted: nested values and lists, up to 1,000 values and 16 levels",
+    }
+    for name in ("usage", "steps", "metadata", "is_synthetic"):
+        default = properties[name].pop("default", None)
+        properties[name] = {"anyOf": [properties[name], {"type": "null"}], "default": default}
 
 
 def _as_on_the_wire(schema: Any) -> Any:  # noqa: ANN401 - any part of a schema
@@ -122,12 +145,15 @@ def _as_on_the_wire(schema: Any) -> Any:  # noqa: ANN401 - any part of a schema
     made = {key: _as_on_the_wire(value) for key, value in schema.items()}
     if made.get("format") == "decimal":
         del made["format"], made["type"]
-        digits = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?$"}
+        # Exponents only as Python's Decimal writes small amounts.
+        digits = {"type": "string", "pattern": rf"^[0-9]{{1,12}}(\.[0-9]{{1,60}})?([eE]-[0-9]{{1,2}})?{_END}"}
         return {**made, "anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": int(MAX_COST_USD)}, digits]}
     if made.get("format") in _PATTERNS:
         made["pattern"] = _PATTERNS[made["format"]]
     if isinstance(pattern := made.get("pattern"), str):
-        made["pattern"] = pattern.replace(r"\Z", "$")  # ECMA-262 has no \Z; its $ matches only the end
+        made["pattern"] = pattern.replace(r"\Z", _END)
+    elif made.get("type") == "string" and "enum" not in made and "const" not in made:
+        made["pattern"] = _NO_NUL
     if isinstance(choices := made.get("enum"), list) and len(choices) == 1:
         made["const"] = made.pop("enum")[0]
     if isinstance(words := made.get("description"), str):

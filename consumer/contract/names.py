@@ -2,6 +2,7 @@
 
 RUNS_EXCHANGE = "runs"
 RUN_COMPLETED_KEY = "run.completed"
+RUN_CONTENT_TYPE = "application/json"
 RUN_COMPLETED_QUEUE = "closeout.run-completed"
 RETRY_QUEUE = "closeout.run-completed.retry"
 PARKED_QUEUE = "closeout.parked"
@@ -21,3 +22,9 @@ DROPPED_HEADER = "x-closeout-dropped-headers"
 
 # AMQP's delivery_mode of a message that the broker writes to disk.
 PERSISTENT = 2
+
+# The fields of a message whose values may be adjusted: those that do not decide whether it is accepted.
+ADJUSTABLE_FIELDS = (
+    "agent_id", "error_code", "error_message", "is_synthetic", "metadata", "model", "parent_run_id", "session_id",
+    "steps", "synthetic_scenario_id", "trace_id", "usage",
+)  # fmt: skip

@@ -63,7 +63,10 @@ def _settle_result(result: TransactionResult, *, attempts: int) -> Settlement:
         case "committed" | "duplicate":
             return Ack(result.state)
         case "conflict":
-            error = "this run was already closed out from a message with different content; the stored run is unchanged"
+            error = (
+                "this run was already closed out from a message with different content; the stored run is unchanged: "
+                f"{result.difference or 'the difference is not known'}"
+            )
             return Park("conflicting_duplicate", error, attempts)
         case "unfinished":
             # Another worker is closing it out on the legacy path, or crashed there.

@@ -59,21 +59,33 @@ INVARIANTS = (
     ),
     Invariant(
         "trace-written",
-        "the trace that an unpublished run.finalized names exists, or the run has another one",
-        # run_completions does not store the trace id, so this is known only while the last event is in the outbox. The
-        # trace may belong to another run that named it first; a run with a trace under another id keeps that one.
+        "a finished run whose message named a trace has one, with steps if the message had any",
         """
-        SELECT o.tenant_id, o.run_id, 'no trace ' || (o.body::jsonb #>> '{data,trace_id}') AS detail
+        SELECT r.tenant_id, r.run_id,
+               CASE WHEN t.run_id IS NULL THEN 'no trace' ELSE 'none of ' || r.step_count || ' steps' END AS detail
+          FROM governance.run_completions r
+          LEFT JOIN governance.traces t USING (tenant_id, run_id)
+         WHERE SLICE(r) AND r.committed_at IS NOT NULL
+           AND (r.step_count >= 0 AND t.run_id IS NULL OR r.step_count > 0 AND t.steps = '[]'::jsonb)
+        """,
+        "the steps of the run are lost, or the runner completed its trace without them",
+        f"{_RESTORE}; a runner that completes the trace itself must write its steps",
+    ),
+    Invariant(
+        "trace-of-run",
+        "the trace that an unpublished run.finalized names is the run's own",
+        # Of published events there is no copy.
+        """
+        SELECT o.tenant_id, o.run_id, 'trace ' || (o.body::jsonb #>> '{data,trace_id}') AS detail
           FROM governance.outbox_events o
          WHERE SLICE(o) AND o.sequence = 3
            AND o.body::jsonb #>> '{data,trace_id}' IS NOT NULL
            AND NOT EXISTS (
                SELECT FROM governance.traces t
-                WHERE t.tenant_id = o.tenant_id AND t.trace_id = (o.body::jsonb #>> '{data,trace_id}')::uuid)
-           AND NOT EXISTS (
-               SELECT FROM governance.traces t WHERE t.tenant_id = o.tenant_id AND t.run_id = o.run_id)
+                WHERE t.tenant_id = o.tenant_id AND t.run_id = o.run_id
+                  AND t.trace_id = (o.body::jsonb #>> '{data,trace_id}')::uuid)
         """,
-        "the run has no trace, although its event names one",
+        "the event names a trace that is not stored for this run",
         _RESTORE,
     ),
     Invariant(

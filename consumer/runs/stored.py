@@ -16,14 +16,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from domains.database.statements import columns_of, unnest
 from domains.policies.cel.conditions import VISIBLE_MAX
-from domains.run import CompletedRun, RunKey, Scalar, Step, Usage
+from domains.run import CompletedRun, RunKey, Step, Usage
 from domains.tables import incidents, policy_evaluations, prevention_records, run_completions, traces
 
 _NO_TRACE = frozenset({"trace_id", "steps"})
 _NO_STEPS = frozenset({"steps"})
 _NO_INCIDENT = frozenset({"error_message"})
 
-_metadata = msgspec.json.Decoder(dict[str, Scalar])
+_metadata = msgspec.json.Decoder(dict[str, Any])
 _steps = msgspec.json.Decoder(tuple[Step, ...])
 
 # Keys are looked up by index: a hash join would read complete tables for each page.
@@ -68,13 +68,13 @@ async def read_runs(conn: AsyncConnection, keys: Sequence[RunKey]) -> list[Store
 _KEYS = ("tenant_id", "run_id")
 _PLAIN = (
     "tenant_id", "run_id", "status", "error_code", "cost_usd", "input_tokens", "output_tokens", "started_at",
-    "completed_at", "is_synthetic",
+    "completed_at", "is_synthetic", "run_ref", "cached_input_tokens", "parent_run_id", "session_id",
 )  # fmt: skip
 _TEXTS = ("agent_id", "model", "synthetic_scenario_id")
 
 
 def _visible(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    return func.left(column, VISIBLE_MAX).label(getattr(column, "key", None))
+    return func.left(column, VISIBLE_MAX + 1).label(getattr(column, "key", None))
 
 
 def _stored() -> Any:  # noqa: ANN401 - a statement of many columns
@@ -131,12 +131,15 @@ def _reassemble(row: RowMapping) -> StoredRun:
         trace_id=row["trace_id"],
         started_at=row["started_at"],
         completed_at=row["completed_at"],
-        usage=Usage(cost_usd=row["cost_usd"], input_tokens=row["input_tokens"], output_tokens=row["output_tokens"]),
+        usage=Usage(**{name: row[name] for name in Usage.__struct_fields__}),
         model=row["model"],
         steps=steps,
         is_synthetic=row["is_synthetic"],
         synthetic_scenario_id=row["synthetic_scenario_id"],
         metadata=_metadata.decode(row["metadata"]),
+        run_ref=row["run_ref"],
+        parent_run_id=row["parent_run_id"],
+        session_id=row["session_id"],
     )
     violations = [UUID(found["policy_id"]) for found in row["violations"] or ()]
     return StoredRun(run, unknown, row["outcome"], violations, row["policy_id"], row["shadow"] or ())

@@ -1,10 +1,10 @@
 """Completes traces, many per statement."""
 
 from collections.abc import Iterable, Sequence
-from uuid import UUID
+from typing import Literal
 
 import msgspec
-from sqlalchemy import Executable, update
+from sqlalchemy import Executable, and_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domains.database.statements import Compiled, columns_of, given_value, insert_many, unnest
@@ -17,9 +17,11 @@ _COLUMNS = ("tenant_id", "trace_id", "run_id", "agent_id", "status", "started_at
 # Money as JSON numbers: jsonb keeps every digit.
 _steps_json = msgspec.json.Encoder(decimal_format="number")
 
-# No conflict target: neither another run's trace nor this run's other trace is changed.
+# A trace belongs to its run, and the run is its key: another run's row cannot be in the way, whatever trace it names.
 _INSERT = Compiled(
-    insert_many(traces, _COLUMNS).on_conflict_do_nothing().returning(traces.c.tenant_id, traces.c.run_id)
+    insert_many(traces, _COLUMNS)
+    .on_conflict_do_nothing()
+    .returning(traces.c.tenant_id, traces.c.run_id, traces.c.trace_id)
 )
 
 
@@ -30,34 +32,45 @@ def _completion() -> Executable:
     return (
         update(traces)
         .values({name: given_value(traces, given, name) for name in changed})
-        .where(*(traces.c[name] == given.c[name] for name in ("tenant_id", "trace_id", "run_id")))
+        .where(*(traces.c[name] == given.c[name] for name in ("tenant_id", "run_id")))
         .where(traces.c.status == "running")
-        .returning(traces.c.tenant_id, traces.c.run_id)
+        .returning(traces.c.tenant_id, traces.c.run_id, traces.c.trace_id)
     )
 
 
+def _completed() -> Executable:
+    given = unnest(traces, _COLUMNS)
+    same = [traces.c[name] == given.c[name] for name in ("tenant_id", "run_id")]
+    return select(traces.c.tenant_id, traces.c.run_id, traces.c.trace_id).join_from(traces, given, and_(*same))
+
+
 _COMPLETE = Compiled(_completion())
+_COMPLETED = Compiled(_completed())
+
+
+_Action = Literal["created", "completed", "kept"]
+_WRITES: tuple[tuple[Compiled, _Action], ...] = ((_INSERT, "created"), (_COMPLETE, "completed"), (_COMPLETED, "kept"))
 
 
 async def complete(conn: AsyncConnection, runs: Sequence[CompletedRun]) -> dict[RunKey, DomainResult]:
-    """Complete the trace of each of *runs*; runs without a trace id are skipped.
+    """Complete the trace of each of *runs*, whose keys must differ; runs without a trace id are skipped.
 
-    One statement inserts missing traces; a second one completes existing ones.
-    Safe to repeat: a complete trace is unchanged. Of two runs with one trace id the first owns the trace.
+    One statement inserts missing traces; a second one completes those that the runner inserted as running, under the
+    trace id that it gave them; a third one reads what is left. A result's ``record_id`` is the stored trace id.
+    Safe to repeat: a complete trace is unchanged.
     """
-    owners: dict[tuple[str, UUID], CompletedRun] = {}
-    for run in runs:
-        if run.trace_id is not None:
-            owners.setdefault((run.tenant_id, run.trace_id), run)
-    changed: dict[RunKey, bool] = {}
-    if owners:
-        found = await _INSERT.execute(conn, columns_of(_COLUMNS, _rows(owners.values())))
-        changed = {RunKey(*row): True for row in found}
-        rest = [run for run in owners.values() if run.key not in changed]
-        if rest:
-            found = await _COMPLETE.execute(conn, columns_of(_COLUMNS, _rows(rest)))
-            changed |= {RunKey(*row): False for row in found}
-    return {run.key: _result(run, changed.get(run.key)) for run in runs}
+    traced = {run.key: run for run in runs if run.trace_id is not None}
+    results: dict[RunKey, DomainResult] = {}
+    for statement, action in _WRITES:
+        rest = [run for key, run in traced.items() if key not in results]
+        if not rest:
+            break
+        found = await statement.execute(conn, columns_of(_COLUMNS, _rows(rest)))
+        detail = "already complete" if action == "kept" else ""
+        for tenant_id, run_id, trace_id in found:
+            results[RunKey(tenant_id, run_id)] = DomainResult("traces", action, trace_id, detail)
+    skipped = DomainResult("traces", "skipped", detail="the run has no trace id")
+    return {run.key: results.get(run.key, skipped) for run in runs}
 
 
 def _rows(runs: Iterable[CompletedRun]) -> Iterable[tuple[object, ...]]:
@@ -67,11 +80,3 @@ def _rows(runs: Iterable[CompletedRun]) -> Iterable[tuple[object, ...]]:
         yield (
             run.tenant_id, run.trace_id, run.run_id, run.agent_id, status, run.started_at, run.completed_at, steps,
         )  # fmt: skip
-
-
-def _result(run: CompletedRun, inserted: bool | None) -> DomainResult:  # noqa: FBT001 - three results of one row
-    if run.trace_id is None:
-        return DomainResult("traces", "skipped", detail="the run has no trace id")
-    if inserted is None:
-        return DomainResult("traces", "kept", run.trace_id, "already complete, or owned by another run")
-    return DomainResult("traces", "created" if inserted else "completed", run.trace_id)

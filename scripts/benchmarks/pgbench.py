@@ -61,10 +61,10 @@ def tps(arena: Arena, *, mark: bool) -> float:
 def script(*, mark: bool) -> str:
     """Return pgbench's script for one run with realistic values."""
     body = bodies(1, 7)[0]
-    run, _ = decode(body, max_bytes=len(body))
+    run = decode(body, max_bytes=len(body)).run
     now = datetime.now(UTC)
     evaluation = evaluate(run, PolicySet(()), now=now)
-    events = events_for(run, finding_for(run, suppressed_by=None, now=now), evaluation, now=now)
+    events = events_for(run, finding_for(run, suppressed_by=None, now=now), evaluation, trace_id=run.trace_id, now=now)
     values = {
         "tenant": _text(run.tenant_id),
         "agent": _text(run.agent_id),

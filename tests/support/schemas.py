@@ -15,7 +15,9 @@ def revisions() -> list[str]:
 
 
 async def bring_to(engine: AsyncEngine, revision: str) -> None:
-    """Bring an empty database, or one of an older version, to *revision*, in one transaction."""
-    async with engine.begin() as conn:
+    """Bring an empty database, or one of an older version, to *revision*, each migration in a transaction."""
+    async with engine.connect() as conn:
         await conn.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+        await conn.commit()
         await conn.run_sync(lambda opened: command.upgrade(config(opened), revision))
+        await conn.commit()

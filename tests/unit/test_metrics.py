@@ -25,6 +25,7 @@ CONTRACT = {
     "closeout_publish_duration_seconds": (),
     "closeout_outbox_pending": (),
     "closeout_outbox_oldest_seconds": (),
+    "closeout_message_adjustments_total": ("field",),
     "closeout_parked_total": ("reason",),
     "closeout_inflight_deliveries": (),
     "closeout_consumer_paused": (),

@@ -6,6 +6,7 @@ expensive only on a larger run is an evaluation error there. Most are cheap on e
 """
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,9 +15,9 @@ from cel_expr_python import cel
 
 from domains.policies.cel import syntax
 from domains.policies.cel.cost import CostFaultError
-from domains.policies.cel.field_paths import reads_of
-from domains.policies.cel.run_size import LARGEST, TEXT_MAX_BYTES, USUAL, Extent, extent_of, milliseconds
-from domains.run import CompletedRun
+from domains.policies.cel.field_paths import Path, overlap, reads_of
+from domains.policies.cel.run_size import LARGEST, STEP_TEXTS, TEXT_MAX_BYTES, USUAL, Extent, extent_of, milliseconds
+from domains.run import VISIBLE_STEPS, CompletedRun, Step
 
 # Characters of a condition.
 CONDITION_MAX = 4_096
@@ -39,13 +40,17 @@ _LATEST = datetime.max.replace(tzinfo=UTC, microsecond=0)
 # The library refuses a time inside a map but not as a variable: with these, run.completed_at is a time.
 _TIMES = ("started_at", "completed_at")
 # The fields of a run that conditions can read.
-_FIELDS = frozenset((*CompletedRun.__struct_fields__, "duration_ms"))
+_FIELDS = frozenset((*CompletedRun.__struct_fields__, "duration_ms", "step_count"))
 _env = cel.NewEnv(
     variables={
         "run": cel.Type.Map(cel.Type.STRING, cel.Type.DYN),
         **{f"run.{name}": cel.Type.TIMESTAMP for name in _TIMES},
     }
 )
+
+
+# A part of a run that conditions do not see completely: its path, and what of it is not seen.
+Unseen = tuple[Path, str]
 
 
 class ConditionError(ValueError):
@@ -69,7 +74,7 @@ class Visible:
     converting all takes longer than four evaluations.
     """
 
-    __slots__ = ("_extent", "_run", "_shared", "_variables", "unknown")
+    __slots__ = ("_extent", "_run", "_shared", "_variables", "unknown", "unseen")
 
     def __init__(
         self,
@@ -80,8 +85,10 @@ class Visible:
     ) -> None:
         self._run = run
         self.unknown = unknown
+        # What is longer than conditions see, among the fields that they need.
+        self.unseen: list[Unseen] = []
         self._variables: dict[str, Any] = {
-            "run": visible_fields(run, needed - unknown if unknown else needed),
+            "run": visible_fields(run, needed - unknown if unknown else needed, self.unseen),
             **{f"run.{name}": _time(getattr(run, name)) for name in _TIMES},
         }
         self._shared = _env.Activation(self._variables)
@@ -151,10 +158,18 @@ class Condition:
             # the iteration budget is exhausted
             raise EvaluationError(str(error).split(" [")[0]) from None
         if isinstance(answer, bool):
+            if not answer and run.unseen:
+                self._check_seen(run.unseen)
             return answer
         if kind == "ERROR":
             raise EvaluationError(self._without_values(str(answer)))
         raise EvaluationError(f"the condition returned {kind.lower()}; expected true or false")
+
+    def _check_seen(self, unseen: Sequence[Unseen]) -> None:
+        """Raise :class:`EvaluationError` if the condition, which is not true, reads something that it saw in part."""
+        for path, what in unseen:
+            if any(overlap(path, read) for read in self.reads.paths):
+                raise EvaluationError(f"not true of what conditions see, but {what}")
 
     def _without_values(self, message: str) -> str:
         """Return *message* without a key that came from the run: errors are stored and published."""
@@ -163,30 +178,41 @@ class Condition:
         return message if found is None or found[2] in self.text else message[: found.end(1)] + "a key of the run"
 
 
-def visible_fields(run: CompletedRun, names: frozenset[str] = _FIELDS) -> dict[str, Any]:
-    """Return the fields called *names* as CEL values, ``duration_ms`` included.
+def visible_fields(
+    run: CompletedRun, names: frozenset[str] = _FIELDS, unseen: list[Unseen] | None = None
+) -> dict[str, Any]:
+    """Return the fields called *names* as CEL values, ``duration_ms`` and ``step_count`` included.
 
-    Times are RFC 3339 text, costs are doubles, strings are cut to ``VISIBLE_MAX`` characters, and integers beyond 64
-    bits become doubles.
+    Times are RFC 3339 text, costs are doubles, strings are cut to ``VISIBLE_MAX`` characters, steps to the first
+    ``VISIBLE_STEPS``, and integers beyond 64 bits become doubles. What was cut is added to *unseen*.
     """
-    return {name: _visible(run, name) for name in names & _FIELDS}
+    unseen = [] if unseen is None else unseen
+    return {name: _visible(run, name, unseen) for name in names & _FIELDS}
 
 
-def _visible(run: CompletedRun, name: str) -> Any:  # noqa: ANN401 - whatever a field can hold
+def _visible(run: CompletedRun, name: str, unseen: list[Unseen]) -> Any:  # noqa: ANN401 - whatever a field can hold
     value = getattr(run, name)
     match name:
         case "usage":
             return msgspec.to_builtins(value, enc_hook=str) | {"cost_usd": _double(value.cost_usd)}
         case "steps":
-            return [  # CEL has no tuples
-                msgspec.to_builtins(step, enc_hook=str)
-                | {"cost_usd": _double(step.cost_usd), "skill": _bounded(step.skill)}
-                for step in value
-            ]
-        case "metadata":
-            return {_cut(key): _bounded(item) for key, item in value.items()}
+            if len(value) > VISIBLE_STEPS:
+                unseen.append(((name,), f"{len(value) - VISIBLE_STEPS:,} of its {len(value):,} steps were not seen"))
+            steps = enumerate(value[:VISIBLE_STEPS])
+            return [_visible_step(step, (name, position), unseen) for position, step in steps]  # CEL has no tuples
+        case _ if isinstance(value, str | int | dict | None):
+            return _bounded(value, (name,), unseen)
         case _:
-            return _bounded(value) if isinstance(value, str | int | None) else msgspec.to_builtins(value)
+            return msgspec.to_builtins(value)
+
+
+def _visible_step(step: Step, path: Path, unseen: list[Unseen]) -> dict[str, Any]:
+    made: dict[str, Any] = msgspec.to_builtins(step, enc_hook=str)
+    made["cost_usd"] = _double(step.cost_usd)
+    for name in STEP_TEXTS:
+        if made[name] is not None and len(made[name]) > VISIBLE_MAX:
+            made[name] = _bounded(made[name], (*path, name), unseen)
+    return made
 
 
 def _time(moment: datetime) -> datetime:
@@ -201,19 +227,21 @@ def _double(cost_usd: object) -> float | None:
     return None if cost_usd is None else float(str(cost_usd))
 
 
-def _bounded(value: object) -> object:
+def _bounded(value: object, path: Path, unseen: list[Unseen]) -> object:
     if isinstance(value, str):
-        return _cut(value)
+        if len(value) > VISIBLE_MAX:
+            unseen.append((path, f"only the first {VISIBLE_MAX:,} characters of {path[0]} were seen"))
+        return value[:VISIBLE_MAX]
+    if isinstance(value, dict):
+        return {key[:VISIBLE_MAX]: _bounded(item, (*path, key), unseen) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_bounded(item, (*path, position), unseen) for position, item in enumerate(value)]
     if isinstance(value, int) and not isinstance(value, bool) and value not in _INT64:
         try:
             return float(value)
         except OverflowError:
             return float("inf") if value > 0 else float("-inf")
     return value
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= VISIBLE_MAX else text[:VISIBLE_MAX]
 
 
 def _condition_error(complaint: str) -> ConditionError:

@@ -109,6 +109,11 @@ def _below(node: Node) -> Iterator[Node]:
             return
 
 
+def overlap(one: Path, other: Path) -> bool:
+    """Return whether one of two paths leads to the other, or to the same value; null in a path is any key."""
+    return all(a == b or a is None or b is None for a, b in zip(one, other, strict=False))
+
+
 def value_at(fields: Mapping[str, Any], path: Path) -> Any:  # noqa: ANN401 - whatever a run holds
     """Return the value at *path* in a run's *fields*, or :data:`MISSING`."""
     value: Any = fields

@@ -61,11 +61,11 @@ _json = msgspec.json.Encoder(decimal_format="number")
 
 def rows_for(body: bytes, book: PolicySet) -> Rows:
     """Decode a message and return its rows and events."""
-    run, digest = decode(body, max_bytes=1_048_576)
+    run, digest, *_ = decode(body, max_bytes=1_048_576)
     now = datetime.now(UTC)
     evaluation = evaluate(run, book, now=now)
     finding = finding_for(run, suppressed_by=evaluation.suppressed_by, now=now)
-    events = events_for(run, finding, evaluation, now=now)
+    events = events_for(run, finding, evaluation, trace_id=run.trace_id, now=now)
     raised = isinstance(finding, Incident)
     fields = {name: getattr(finding, name) for name in finding.__slots__}
     return Rows(

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from time import monotonic
 
+import msgspec
 import pytest
 from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -120,7 +121,10 @@ async def test_the_legacy_path_detects_a_conflicting_duplicate(legacy, engine):
     arrival = Arrival.of(runs.run())
     await legacy.execute(arrival)
 
-    assert (await legacy.execute(arrival._replace(digest=b"other"))).state == "conflict"
+    changed = Arrival.of(msgspec.structs.replace(arrival.run, model="another"))
+    result = await legacy.execute(changed)
+    assert (result.state, result.difference) == ("conflict", 'model: stored "gpt-4o", found "another"')
+    assert (await legacy.execute(arrival._replace(digest=b"other"))).state == "duplicate"
 
 
 @pytest.mark.parametrize(

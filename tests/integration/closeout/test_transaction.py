@@ -1,6 +1,7 @@
 """The atomic close-out on a real PostgreSQL."""
 
 import asyncio
+import json
 from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
@@ -232,33 +233,68 @@ async def test_a_complete_trace_is_never_changed(coordinator, engine):
     assert await only_row(engine, "traces") == before
 
 
-async def test_a_trace_of_another_run_is_left_alone(coordinator, engine):
-    run = runs.run()
-    await _insert_trace(engine, run, status="running", run_id=uuid4())
+@pytest.mark.parametrize("status", ["running", "completed"])
+async def test_a_trace_of_another_run_is_left_alone_whatever_trace_the_run_names(coordinator, engine, status):
+    run, other = runs.run(), uuid4()
+    await _insert_trace(engine, run, status=status, run_id=other)
     before = await only_row(engine, "traces")
 
     result = await coordinator.execute(run)
 
-    assert (result.state, result.results[2].action) == ("committed", "kept")
-    assert await only_row(engine, "traces") == before
+    assert (result.state, result.results[2].action, result.results[2].record_id) == (
+        "committed",
+        "created",
+        run.trace_id,
+    )
+    found = {row["run_id"]: row for row in await all_rows(engine, "traces")}
+    assert found[other] == before
+    assert len(found[run.run_id]["steps"]) == len(run.steps)
+    assert await finalized_trace_of(engine, run) == str(run.trace_id)
 
 
-async def test_a_run_with_a_trace_under_another_id_keeps_that_trace(coordinator, engine):
-    run = runs.run()
-    await _insert_trace(engine, run, status="running", trace_id=uuid4())
+async def test_a_running_trace_of_the_run_under_another_id_is_completed_and_keeps_its_id(coordinator, engine):
+    run, opened = runs.run(), uuid4()
+    await _insert_trace(engine, run, status="running", trace_id=opened)
 
-    assert (await coordinator.execute(run)).results[2].action == "kept"
-    assert await count(engine, "traces") == 1
+    result = (await coordinator.execute(run)).results[2]
+    trace = await only_row(engine, "traces")
+
+    assert (result.action, result.record_id) == ("completed", opened)
+    assert (trace["trace_id"], trace["status"], len(trace["steps"])) == (opened, "failed", len(run.steps))
+    assert await finalized_trace_of(engine, run) == str(opened)
 
 
-async def test_the_first_of_two_runs_in_a_batch_gets_the_trace_that_both_name(coordinator, engine):
-    first = runs.run()
-    second = runs.run(trace_id=str(first.trace_id))
+async def test_every_run_of_a_shared_trace_keeps_its_steps(coordinator, engine):
+    shared = [str(uuid4()) for _ in range(3)]
+    batch = [runs.run(trace_id=shared[number % 3]) for number in range(40)]
 
-    results = await coordinator.execute_many([first, second])
+    results = await coordinator.execute_many(batch)
 
-    assert [result.results[2].action for result in results] == ["created", "kept"]
-    assert (await only_row(engine, "traces"))["run_id"] == first.run_id
+    assert {result.results[2].action for result in results} == {"created"}
+    stored = {row["run_id"]: row for row in await all_rows(engine, "traces")}
+    assert {run.run_id: (run.trace_id, 2) for run in batch} == {
+        run_id: (row["trace_id"], len(row["steps"])) for run_id, row in stored.items()
+    }
+
+
+async def test_a_run_without_a_trace_id_names_no_trace_in_its_event(coordinator, engine):
+    run = runs.run(trace_id=None)
+    assert (await coordinator.execute(run)).results[2].action == "skipped"
+    assert await finalized_trace_of(engine, run) is None
+
+
+async def all_rows(engine: AsyncEngine, table: str) -> list[Any]:
+    async with engine.connect() as conn:
+        return list((await conn.execute(text(f"SELECT * FROM governance.{table}"))).mappings())
+
+
+async def finalized_trace_of(engine: AsyncEngine, run: CompletedRun) -> str | None:
+    async with engine.connect() as conn:
+        body = await conn.execute(
+            text("SELECT body FROM governance.outbox_events WHERE run_id = :run AND sequence = 3"), {"run": run.run_id}
+        )
+    found: str | None = json.loads(body.scalar_one())["data"]["trace_id"]
+    return found
 
 
 async def test_cancelling_a_transaction_rolls_it_back_and_leaves_no_session(coordinator, engine):

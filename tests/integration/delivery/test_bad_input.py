@@ -112,10 +112,15 @@ async def test_a_worker_closes_out_or_parks_every_one_of_thousands_of_mutated_me
         await until(lambda: settled("committed", "duplicate", "parked") > len(bodies))
     parked = await emptied(broker, "closeout.parked")
     assert all(headers_of(message)["x-closeout-error"] for message in parked)
-    assert sorted(message.body for message in parked) == sorted(body for body in bodies if _reason(body))
+    refused = [
+        message.body for message in parked if headers_of(message)["x-closeout-reason"] != "conflicting_duplicate"
+    ]
+    assert sorted(refused) == sorted(body for body in bodies if _reason(body))
+    # A mutation may give several messages one run id.
+    keys = {decode(body, max_bytes=1_048_576).run.key for body in bodies if not _reason(body)}
     async with engine.connect() as conn:
         stored = (await conn.execute(select(func.count()).select_from(tables.run_completions))).scalar_one()
-    assert stored == len(bodies) - len(parked) + 1
+    assert stored == len(keys) + 1
 
 
 def _reason(body: bytes) -> str | None:

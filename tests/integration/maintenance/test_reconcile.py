@@ -33,6 +33,7 @@ PREVENTION = (
 UNFINISH = "UPDATE governance.run_completions SET mode = 'legacy', committed_at = NULL"
 LATER = "created_at = created_at - interval '10 minutes'"
 # What is done to one healthy, committed run, the only invariant that may report it, and a part of the report.
+PUBLISHED = f"UPDATE governance.run_completions SET phase = 'EVENTS_PUBLISHED', events_published_at = now() {OF_VICTIM}"
 BREAKS: dict[str, tuple[str, str, list[str]]] = {
     "incident gone": ("one-finding", "neither", [f"DELETE FROM governance.incidents {OF_VICTIM}"]),
     "incident and prevention": ("one-finding", "both", [PREVENTION]),
@@ -42,7 +43,21 @@ BREAKS: dict[str, tuple[str, str, list[str]]] = {
         "running",
         [f"UPDATE governance.traces SET status = 'running', completed_at = NULL {OF_VICTIM}"],
     ),
-    "trace gone": ("trace-written", "no trace", [f"DELETE FROM governance.traces {OF_VICTIM}"]),
+    "trace gone, its event published": (
+        "trace-written",
+        "no trace",
+        [
+            f"DELETE FROM governance.traces {OF_VICTIM}",
+            f"DELETE FROM governance.outbox_events {OF_VICTIM}",
+            PUBLISHED,
+        ],
+    ),
+    "steps gone": ("trace-written", "none of 2 steps", [f"UPDATE governance.traces SET steps = '[]' {OF_VICTIM}"]),
+    "event names another run's trace": (
+        "trace-of-run",
+        "trace ",
+        [f"UPDATE governance.traces SET trace_id = gen_random_uuid() {OF_VICTIM}"],
+    ),
     "outbox emptied": (
         "phase-and-outbox",
         "COMMITTED with 0 events",

@@ -81,7 +81,10 @@ async def test_migrating_from_the_first_version_keeps_data_and_rewrites_no_table
 
     assert await differences(old) == []
     async with old.connect() as conn:
-        assert (await conn.execute(FILES)).all() == before
+        after = (await conn.execute(FILES)).all()
+        assert {file for file in before if file.relname in {table.name for table in metadata.sorted_tables}} <= set(
+            after
+        )
         states = (await conn.execute(text("SELECT name, enabled, shadow FROM governance.policies ORDER BY name"))).all()
         counts = (await conn.execute(text("SELECT count(*), count(shadow) FROM governance.policy_evaluations"))).one()
     assert [tuple(row) for row in states] == [("in force", True, None), ("off", False, None)]
@@ -165,8 +168,9 @@ async def test_a_migration_error_other_than_a_lock_timeout_is_not_retried(old):
 
 async def test_the_expansion_can_be_undone(old):
     await migrate(old)
-    async with old.begin() as conn:
+    async with old.connect() as conn:
         await conn.run_sync(lambda opened: command.downgrade(config(opened), "0001"))
+        await conn.commit()
     async with old.begin() as conn:
         await conn.execute(OLD_EVALUATION)
         columns = await conn.execute(

@@ -36,7 +36,13 @@ def policy(condition: str, **changes: Any) -> Policy:
 
 def events_of(run: CompletedRun, *policies: Policy) -> tuple[OutboxEvent, ...]:
     evaluation = evaluate(run, PolicySet((one, compiled(one.condition)) for one in policies))
-    return events_for(run, finding_for(run, suppressed_by=evaluation.suppressed_by, now=NOW), evaluation, now=NOW)
+    return events_for(
+        run,
+        finding_for(run, suppressed_by=evaluation.suppressed_by, now=NOW),
+        evaluation,
+        trace_id=run.trace_id,
+        now=NOW,
+    )
 
 
 def data(event: OutboxEvent) -> dict[str, Any]:
@@ -131,7 +137,7 @@ def test_an_incident_event_has_the_incidents_fields():
     evaluation = evaluate(run, PolicySet(()))
     finding = finding_for(run, suppressed_by=None, now=NOW)
     assert isinstance(finding, Incident)
-    created, evaluated, finalized = events_for(run, finding, evaluation, now=NOW)
+    created, evaluated, finalized = events_for(run, finding, evaluation, trace_id=run.trace_id, now=NOW)
     about = {"tenant_id": "acme", "run_id": str(run.run_id), "agent_id": "agent-1", "is_synthetic": True}
     assert data(created) == {
         **about,
@@ -164,7 +170,7 @@ def test_a_suppressed_incident_event_names_the_prevention_record_and_policy():
     policy_id = uuid4()
     finding = finding_for(run, suppressed_by=policy_id, now=NOW)
     assert isinstance(finding, Prevention)
-    suppressed, _, finalized = events_for(run, finding, evaluate(run, PolicySet(())), now=NOW)
+    suppressed, _, finalized = events_for(run, finding, evaluate(run, PolicySet(())), trace_id=run.trace_id, now=NOW)
     assert data(suppressed) == {
         "tenant_id": "acme",
         "run_id": str(run.run_id),

@@ -10,6 +10,7 @@ from functools import reduce
 from typing import Any, get_args
 from uuid import UUID
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,19 +21,14 @@ from tests.support import run_messages as runs
 
 MAX_BYTES = 1_048_576
 RUN_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
-TENANT_RULE = "expected 1 to 128 characters of A-Z a-z 0-9 . _ -"
-CODE_RULE = "expected upper-case letters, digits and _, starting with a letter, at most 64, or null"
+TENANT_RULE = "expected 1 to 128 characters of A-Z a-z 0-9 . _ - : @ + ~ ="
 TIME_RULE = "expected RFC 3339 with an offset such as 2026-11-01T12:00:00Z"
-TOKENS_RULE = "expected an integer from 0 to 9223372036854775807, or null"
-METADATA_RULE = "expected an object of at most 64 strings, numbers, booleans or nulls"
-UUID_RULE = f"expected a UUID such as {RUN_ID}"
+ID_RULE = f"expected a UUID such as {RUN_ID}, or 1 to 200 printable ASCII characters"
+STATUS_RULE = "expected one of succeeded, failed, halted, aborted"
 SCALARS = {"s": "", "i": -(2**63), "f": 0.5, "b": False, "n": None}
-TOO_DEEP = "the body is nested too deeply; expected one JSON object with at most a list of objects in it"
-NUL = "found a NUL character; expected text that PostgreSQL can store"
-COST_RULE = "expected a decimal from 0 to below 1000000000000"
-INDEX_RULE = "expected an integer from 0, unique in the run"
-YEARS_RULE = "expected a time between the years 1 and 9999"
-SCALAR = "expected bool | int | float | str | null"
+LONG = "m" * 1_024
+
+TOO_DEEP = "the body is nested too deeply, and is not complete; expected one JSON object"
 
 
 def take(body: bytes, **properties: Any) -> Decoded:
@@ -57,7 +53,7 @@ def with_metadata(raw: str) -> bytes:
 
 ACCEPTED: list[tuple[str, Any, Any]] = [
     ("tenant_id", "a", "a"),
-    ("tenant_id", "AZaz09._-" + "x" * 119, "AZaz09._-" + "x" * 119),
+    ("tenant_id", "AZaz09._-:@+~=" + "x" * 114, "AZaz09._-:@+~=" + "x" * 114),
     ("run_id", RUN_ID.upper(), UUID(RUN_ID)),
     ("agent_id", None, None),
     ("agent_id", "", ""),
@@ -78,10 +74,11 @@ ACCEPTED: list[tuple[str, Any, Any]] = [
     ("started_at", "0001-01-02T00:00:00Z", datetime(1, 1, 2, tzinfo=UTC)),
     ("started_at", "2026-11-01T14:00:00+02:00", datetime(2026, 11, 1, 12, tzinfo=UTC)),
     ("completed_at", "2026-11-01T12:00:00Z", datetime(2026, 11, 1, 12, tzinfo=UTC)),
+    ("completed_at", "2026-11-01T11:59:59.999999Z", datetime(2026, 11, 1, 11, 59, 59, 999999, tzinfo=UTC)),
     ("completed_at", "9999-12-30T23:59:59.999999Z", datetime(9999, 12, 30, 23, 59, 59, 999999, tzinfo=UTC)),
     ("model", None, None),
     ("model", ..., None),
-    ("model", "m" * 10_000, "m" * 10_000),
+    ("model", LONG, LONG),
     ("steps", ..., ()),
     ("steps", [], ()),
     ("is_synthetic", ..., False),
@@ -90,13 +87,17 @@ ACCEPTED: list[tuple[str, Any, Any]] = [
     ("synthetic_scenario_id", "s-1", "s-1"),
     ("metadata", ..., {}),
     ("metadata", SCALARS, SCALARS),
-    ("metadata", {str(n): n for n in range(64)}, {str(n): n for n in range(64)}),
+    ("metadata", {str(n): n for n in range(1_000)}, {str(n): n for n in range(1_000)}),
+    ("metadata", {"a": {"b": [1, {"c": None}], "d": []}}, {"a": {"b": [1, {"c": None}], "d": []}}),
+    ("parent_run_id", "01JDMV7Z1W2M6Q0B7Y6R2J9T5X", "01JDMV7Z1W2M6Q0B7Y6R2J9T5X"),
+    ("session_id", "c-17", "c-17"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("field", "sent", "held"), ACCEPTED, ids=lambda value: str(value)[:40])
 def test_a_field_is_accepted_up_to_its_limits(field: str, sent: Any, held: Any):
-    assert getattr(take(runs.body(**{field: sent})).run, field) == held
+    decoded = take(runs.body(**{field: sent}))
+    assert (getattr(decoded.run, field), decoded.adjustments) == (held, ())
 
 
 def test_a_minimal_message_gets_defaults_for_optional_fields():
@@ -159,145 +160,75 @@ def test_unknown_fields_are_ignored_at_every_level(extra: dict[str, Any]):
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"schema_version": ...}, "schema_version: missing; expected 1"),
-    ({"schema_version": "1"}, 'schema_version: found "1"; expected the integer 1'),
-    ({"schema_version": 1.0}, "schema_version: found 1.0; expected the integer 1"),
-    ({"schema_version": True}, "schema_version: found true; expected the integer 1"),
-    ({"schema_version": None}, "schema_version: found null; expected the integer 1"),
+    ({"schema_version": None}, "schema_version: found null; expected 1"),
     ({"tenant_id": ...}, f"tenant_id: missing; {TENANT_RULE}"),
     ({"tenant_id": None}, f"tenant_id: found null; {TENANT_RULE}"),
     ({"tenant_id": ""}, f'tenant_id: found ""; {TENANT_RULE}'),
     ({"tenant_id": "a b"}, f'tenant_id: found "a b"; {TENANT_RULE}'),
+    ({"tenant_id": "a/b"}, f'tenant_id: found "a/b"; {TENANT_RULE}'),
     ({"tenant_id": "a\n"}, f'tenant_id: found "a\\n"; {TENANT_RULE}'),
     ({"tenant_id": "ä"}, f'tenant_id: found "\\u00e4"; {TENANT_RULE}'),
     ({"tenant_id": "x" * 129}, f'tenant_id: found "{"x" * 79}…; {TENANT_RULE}'),
-    ({"run_id": ...}, f"run_id: missing; {UUID_RULE}"),
-    ({"run_id": 5}, f"run_id: found 5; {UUID_RULE}"),
-    ({"run_id": "5"}, f'run_id: found "5"; {UUID_RULE}'),
-    ({"run_id": None}, f"run_id: found null; {UUID_RULE}"),
-    ({"agent_id": 5}, "agent_id: found 5; expected str | null"),
-    ({"status": ...}, "status: missing; expected one of succeeded, failed, halted, aborted"),
-    ({"status": "FAILED"}, 'status: found "FAILED"; expected one of succeeded, failed, halted, aborted'),
-    ({"status": None}, "status: found null; expected one of succeeded, failed, halted, aborted"),
-    ({"error_code": "lower"}, f'error_code: found "lower"; {CODE_RULE}'),
-    ({"error_code": "9A"}, f'error_code: found "9A"; {CODE_RULE}'),
-    ({"error_code": ""}, f'error_code: found ""; {CODE_RULE}'),
-    ({"error_code": "A\n"}, f'error_code: found "A\\n"; {CODE_RULE}'),
-    ({"error_code": "X" * 65}, f'error_code: found "{"X" * 65}"; {CODE_RULE}'),
-    ({"error_message": ["x"]}, "error_message: found a list of 1 items; expected str | null"),
-    ({"error_message": "a\x00b"}, f"error_message: {NUL}"),
-    ({"agent_id": "\x00"}, f"agent_id: {NUL}"),
-    ({"model": "\x00"}, f"model: {NUL}"),
-    ({"steps": [step(), step(index=1, skill="\x00")]}, f"steps[1].skill: {NUL}"),
-    ({"metadata": {"a": "\x00"}}, f"metadata.a: {NUL}"),
-    ({"trace_id": "x"}, f'trace_id: found "x"; {UUID_RULE}, or null'),
+    ({"tenant_id": True}, f"tenant_id: found true; {TENANT_RULE}"),
+    ({"tenant_id": -1}, f"tenant_id: found -1; {TENANT_RULE}"),
+    ({"tenant_id": 1.5}, f"tenant_id: found 1.5; {TENANT_RULE}"),
+    ({"run_id": ...}, f"run_id: missing; {ID_RULE}"),
+    ({"run_id": None}, f"run_id: found null; {ID_RULE}"),
+    ({"run_id": ""}, f'run_id: found ""; {ID_RULE}'),
+    ({"run_id": "a b"}, f'run_id: found "a b"; {ID_RULE}'),
+    ({"run_id": "ä"}, f'run_id: found "\\u00e4"; {ID_RULE}'),
+    ({"run_id": "x" * 201}, f'run_id: found "{"x" * 79}…; {ID_RULE}'),
+    ({"run_id": [RUN_ID]}, f"run_id: found a list of 1 items; {ID_RULE}"),
+    ({"status": ...}, f"status: missing; {STATUS_RULE}"),
+    ({"status": "timed_out"}, f'status: found "timed_out"; {STATUS_RULE}'),
+    ({"status": None}, f"status: found null; {STATUS_RULE}"),
+    ({"status": True}, f"status: found true; {STATUS_RULE}"),
     ({"started_at": ...}, f"started_at: missing; {TIME_RULE}"),
     ({"started_at": "2026-11-01T12:00:00"}, f'started_at: found "2026-11-01T12:00:00"; {TIME_RULE}'),
     ({"started_at": "2026-11-01"}, f'started_at: found "2026-11-01"; {TIME_RULE}'),
     ({"started_at": 1793534400}, f"started_at: found 1793534400; {TIME_RULE}"),
+    ({"started_at": 1793534400.5}, f"started_at: found 1793534400.5; {TIME_RULE}"),
     ({"completed_at": "2026-02-30T00:00:00Z"}, f'completed_at: found "2026-02-30T00:00:00Z"; {TIME_RULE}'),
+    ({"completed_at": "2026-02-28T23:58:60Z"}, f'completed_at: found "2026-02-28T23:58:60Z"; {TIME_RULE}'),
     ({"completed_at": None}, f"completed_at: found null; {TIME_RULE}"),
-    ({"started_at": "0001-01-01T00:00:00+23:59"}, f"started_at: found 0001-01-01T00:00:00+23:59; {YEARS_RULE}"),
-    ({"completed_at": "9999-12-31T23:59:59-23:59"}, f"completed_at: found 9999-12-31T23:59:59-23:59; {YEARS_RULE}"),
-    (
-        {"completed_at": "2026-11-01T13:59:59.999999+02:00"},
-        ("completed_at: found 2026-11-01T13:59:59.999999+02:00; "
-        "expected a time not before started_at (2026-11-01T12:00:00+00:00)"),
-    ),
-    ({"usage": None}, "usage: found null; expected an object of cost_usd, input_tokens and output_tokens"),
-    ({"usage": {"cost_usd": -0.01}}, f"usage.cost_usd: found -0.01; {COST_RULE}"),
-    ({"usage": {"cost_usd": 10**12}}, f"usage.cost_usd: found 1000000000000; {COST_RULE}"),
-    ({"usage": {"cost_usd": "NaN"}}, f"usage.cost_usd: found NaN; {COST_RULE}"),
-    ({"usage": {"cost_usd": "sNaN"}}, f"usage.cost_usd: found sNaN; {COST_RULE}"),
-    ({"usage": {"cost_usd": "-Infinity"}}, f"usage.cost_usd: found -Infinity; {COST_RULE}"),
-    ({"usage": {"cost_usd": "1e-41"}}, "usage.cost_usd: found 1E-41; expected at most 40 digits after the point"),
-    ({"usage": {"cost_usd": "a lot"}}, 'usage.cost_usd: found "a lot"; expected a decimal >= 0 or null'),
-    ({"usage": {"cost_usd": True}}, "usage.cost_usd: found true; expected a decimal >= 0 or null"),
-    ({"usage": {"input_tokens": -1}}, f"usage.input_tokens: found -1; {TOKENS_RULE}"),
-    ({"usage": {"input_tokens": 2**63}}, f"usage.input_tokens: found 9223372036854775808; {TOKENS_RULE}"),
-    ({"usage": {"output_tokens": 1.5}}, f"usage.output_tokens: found 1.5; {TOKENS_RULE}"),
-    ({"usage": {"output_tokens": "1"}}, f'usage.output_tokens: found "1"; {TOKENS_RULE}'),
-    ({"usage": {"output_tokens": 10**400}},
-     f"usage.output_tokens: found an integer of hundreds of digits; {TOKENS_RULE}"),
-    ({"model": 5}, "model: found 5; expected str | null"),
-    ({"steps": None}, "steps: found null; expected a list of at most 1000 steps"),
-    ({"steps": [step(index=n) for n in range(1001)]},
-     "steps: found a list of 1001 items; expected a list of at most 1000 steps"),
-    ({"steps": [1]}, "steps[0]: found 1; expected object"),
-    ({"steps": [step(), step(index=...)]}, f"steps[1].index: missing; {INDEX_RULE}"),
-    ({"steps": [step(index=-1)]}, f"steps[0].index: found -1; {INDEX_RULE}"),
-    ({"steps": [step(index=2**31)]}, f"steps[0].index: found 2147483648; {INDEX_RULE}"),
-    ({"steps": [step(), step()]}, "steps[1].index: found 0 twice; expected an index that is unique in the run"),
-    ({"steps": [step(status="halted")]}, 'steps[0].status: found "halted"; expected one of succeeded, failed, skipped'),
-    ({"steps": [step(status=...)]}, "steps[0].status: missing; expected one of succeeded, failed, skipped"),
-    ({"steps": [step(cost_usd=-1)]}, f"steps[0].cost_usd: found -1; {COST_RULE}"),
-    ({"steps": [step(error_code="x")]}, f'steps[0].error_code: found "x"; {CODE_RULE}'),
-    ({"metadata": [1]}, f"metadata: found a list of 1 items; {METADATA_RULE}"),
-    ({"metadata": {str(n): n for n in range(65)}}, f"metadata: found an object of 65 keys; {METADATA_RULE}"),
-    ({"metadata": {"a": 1, "b": []}}, f'metadata."b": found a list of 0 items; {SCALAR}'),
-    ({"metadata": {"a.b[0]": {"c": 1}}}, f'metadata."a.b[0]": found an object of 1 keys; {SCALAR}'),
-    ({"synthetic_scenario_id": 5}, "synthetic_scenario_id: found 5; expected str | null"),
-    ({"is_synthetic": None}, "is_synthetic: found null; expected bool"),
-    ({"is_synthetic": "true"}, 'is_synthetic: found "true"; expected bool'),
+    ({"started_at": "0001-01-01T00:00:00+23:59"}, f'started_at: found "0001-01-01T00:00:00+23:59"; {TIME_RULE}'),
+    ({"completed_at": "9999-12-31T23:59:60Z"}, f'completed_at: found "9999-12-31T23:59:60Z"; {TIME_RULE}'),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("changes", "words"), REFUSED, ids=lambda value: str(value)[:50])
-def test_an_invalid_field_is_refused_with_its_name_the_value_found_and_the_expected_one(
-    changes: dict[str, Any], words: str
+@pytest.mark.parametrize(("changes", "text"), REFUSED, ids=lambda value: str(value)[:50])
+def test_an_invalid_required_field_is_refused_with_the_value_found_and_the_expected_one(
+    changes: dict[str, Any], text: str
 ):
-    if "steps" in changes and isinstance(changes["steps"], list):
-        changes = {"steps": [_without_ellipsis(item) for item in changes["steps"]]}
-    assert refusal(runs.body(**changes)) == ("schema_violation", words)
-
-
-def _without_ellipsis(item: Any) -> Any:
-    return {k: v for k, v in item.items() if v is not ...} if isinstance(item, dict) else item
-
-
-def test_a_step_duration_has_bounds():
-    reason, words = refusal(runs.body(steps=[step(duration_ms=-1)]))
-    assert reason == "schema_violation"
-    assert words.startswith("steps[0].duration_ms: found -1; expected ")
+    assert refusal(runs.body(**changes)) == ("schema_violation", text)
 
 
 @pytest.mark.parametrize(
-    ("version", "found"), [(0, "0"), (2, "2"), (-1, "-1"), (10**400, "an integer of hundreds of digits")]
+    ("version", "found"),
+    [
+        (0, "0"),
+        (2, "2"),
+        (-1, "-1"),
+        (1.5, "1.5"),
+        ("1", '"1"'),
+        (True, "true"),
+        ([1], "a list of 1 items"),
+        (10**400, "an integer of hundreds of digits"),
+    ],
 )
-def test_an_unsupported_version_has_its_own_reason(version: int, found: str):
-    words = f"schema_version: found {found}; expected 1"
-    assert refusal(runs.body(schema_version=version)) == ("unsupported_schema_version", words)
+def test_an_unsupported_version_has_its_own_reason(version: Any, found: str):
+    text = f"schema_version: found {found}; expected 1"
+    assert refusal(runs.body(schema_version=version)) == ("unsupported_schema_version", text)
 
 
 def test_an_unsupported_version_is_reported_before_other_errors():
     assert refusal(b'{"schema_version": 2}')[0] == "unsupported_schema_version"
 
 
-@pytest.mark.parametrize(
-    ("raw", "number"), [("1e400", "1e400"), ("-1e400", "-1e400"), ("1e99999999999", "1e99999999999")]
-)
-def test_a_number_beyond_a_double_is_refused_with_the_expected_range(raw: str, number: str):
-    reason, words = refusal(with_metadata(raw))
-    assert reason == "schema_violation"
-    assert words.startswith(f'metadata."a": found {number}; expected ')
-    assert "expected Number out of range" not in words
-
-
-def test_the_out_of_range_number_in_the_metadata_is_named():
-    _, words = refusal(runs.body(metadata={"fine": 1, "half": 0.5, "huge": "MARK"}).replace(b'"MARK"', b"1e400"))
-    assert words.startswith('metadata."huge": found 1e400;')
-
-
-def test_an_integer_too_long_to_parse_is_refused_and_a_long_one_is_accepted():
-    refusal(with_metadata("9" * 5000))
-    held = take(with_metadata("9" * 300)).run.metadata["a"]
-    assert float(str(held)) == pytest.approx(1e300)
-
-
 MALFORMED = [
     (b"", "the body is empty; expected one JSON object"),
     (b" \r\n\t", "the body is empty; expected one JSON object"),
     (b"\x00", "not JSON: invalid character (byte 0); expected one JSON object in UTF-8"),
-    (b"\xef\xbb\xbf{}", "not JSON: invalid character (byte 0); expected one JSON object in UTF-8"),
     (b'{"a": 1}x', "not JSON: trailing characters (byte 9); expected one JSON object in UTF-8"),
     (b'{"a": 1}{"a": 1}', "not JSON: trailing characters (byte 9); expected one JSON object in UTF-8"),
     (b'{"a": 1', "not JSON: Input data was truncated; expected one JSON object in UTF-8"),
@@ -309,10 +240,7 @@ MALFORMED = [
     ("{}".encode("utf-16"), "byte 0 (0xff) is not UTF-8; expected a JSON object in UTF-8"),
     (b"[" * 100_000, TOO_DEEP),
     (b'{"a":' * 100_000, TOO_DEEP),
-    (
-        b'{"a": "\\ud800"}',
-        "a string holds half of a surrogate pair (\\ud800 to \\udfff alone), or ends early; expected Unicode text",
-    ),
+    (b'{"a": "\\ud800', "not JSON: Input data was truncated; expected one JSON object in UTF-8"),
 ]  # fmt: skip
 
 
@@ -376,22 +304,12 @@ def test_a_torture_body_ends_in_a_run_or_a_refusal_that_fits_a_header(body: byte
     _assert_settles(body)
 
 
-def test_a_key_with_a_nul_is_named_on_one_short_line():
-    for key in ("k" * 1000 + "\x00", "a\nb\x00", "a\r\x1b[31m\x00"):
-        reason, words = refusal(runs.body(metadata={key: 1}))
-        assert reason == "schema_violation"
-        assert "found a NUL character" in words
-        length = len(words)
-        assert length <= MAX_ERROR_CHARACTERS
-        assert words.isprintable()
-
-
 def test_the_last_value_of_a_repeated_key_is_used():
     twice = runs.body(agent_id="second").replace(b'"schema_version"', b'"agent_id": "first", "schema_version"')
     assert take(twice).run.agent_id == "second"
     assert refusal(runs.body(status=5).replace(b'"schema_version"', b'"status": "failed", "schema_version"')) == (
         "schema_violation",
-        "status: found 5; expected one of succeeded, failed, halted, aborted",
+        f"status: found 5; {STATUS_RULE}",
     )
 
 
@@ -401,28 +319,6 @@ def test_a_body_one_byte_over_the_limit_is_refused_before_it_is_read():
     assert refusal(b"\xff" * 101, max_bytes=100) == (
         "too_large",
         "the body has 101 bytes; the limit is 100 (MESSAGE_MAX_BYTES)",
-    )
-
-
-@pytest.mark.parametrize(
-    "content_type", [None, "", "application/json", "Application/JSON", "application/json; charset=utf-8"]
-)
-def test_json_is_accepted_under_its_usual_content_types(content_type: str | None):
-    take(runs.body(), content_type=content_type)
-
-
-@pytest.mark.parametrize("content_type", ["text/plain", "application/jsonl", ";", "application/cloudevents+json"])
-def test_another_content_type_is_refused(content_type: str):
-    words = f'property content_type: found "{content_type}"; expected application/json'
-    assert refusal(runs.body(), content_type=content_type) == ("unsupported_content_type", words)
-
-
-def test_a_compressed_body_is_refused_and_the_identity_encoding_accepted():
-    take(runs.body(), content_encoding="UTF-8")
-    take(runs.body(), content_encoding="identity")
-    assert refusal(runs.body(), content_encoding="gzip") == (
-        "unsupported_content_type",
-        'property content_encoding: found "gzip"; expected none, an uncompressed body',
     )
 
 
@@ -439,8 +335,7 @@ def test_only_trusted_publishers_are_accepted_where_any_are_configured():
 
 def test_hostile_properties_are_truncated():
     for properties in (
-        {"content_type": "x" * 5000},
-        {"content_encoding": "\n" * 5000},
+        {"content_encoding": "\n" * 5000 + "x"},
         {"user_id": "\U0001f600" * 5000, "trusted_publishers": frozenset({"a"})},
     ):
         _, words = refusal(runs.body(), **properties)
@@ -520,8 +415,13 @@ def _assert_settles(body: bytes) -> None:
     except MessageRefusedError as error:
         reason, words = error.reason, str(error)
     else:
-        assert decoded.run.completed_at >= decoded.run.started_at
+        assert decoded.run.duration_ms >= 0
         assert len(decoded.digest) == 32
+        assert len({step.index for step in decoded.run.steps}) == len(decoded.run.steps)
+        assert all(len(adjustment.found) <= 200 for adjustment in decoded.adjustments)
+        # What is stored is text and JSON that PostgreSQL accepts.
+        stored = msgspec.json.encode(decoded.run) + msgspec.json.encode(decoded.adjustments)
+        assert b"\\u0000" not in stored.replace(b"\\\\u0000", b"")
         return
     length = len(words)
     words.encode()

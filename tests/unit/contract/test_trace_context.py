@@ -129,5 +129,10 @@ def test_text_in_a_run_is_not_read_as_a_trace():
 def _events(trace: TraceContext | None, **changes: Any) -> Any:
     run, now = runs.run(**changes), datetime.now(UTC)
     return events_for(
-        run, finding_for(run, suppressed_by=None, now=now), evaluate(run, PolicySet(())), now=now, trace=trace
+        run,
+        finding_for(run, suppressed_by=None, now=now),
+        evaluate(run, PolicySet(())),
+        trace_id=run.trace_id,
+        now=now,
+        trace=trace,
     )

@@ -122,7 +122,8 @@ def settled(error: BaseException, *, attempts: int = 0, max_attempts: int = 5) -
 
 
 def result(state: Any) -> TransactionResult:
-    return TransactionResult(tenant_id="acme", run_id=uuid4(), state=state, phase=TransactionPhase.COMMITTED)
+    difference = "status: stored failed, found succeeded" if state == "conflict" else None
+    return TransactionResult("acme", uuid4(), state, TransactionPhase.COMMITTED, difference=difference)
 
 
 @pytest.mark.parametrize("attempts", [0, 4, 5, 99])
@@ -135,7 +136,8 @@ def result(state: Any) -> TransactionResult:
             "conflict",
             lambda attempts: Park(
                 "conflicting_duplicate",
-                "this run was already closed out from a message with different content; the stored run is unchanged",
+                "this run was already closed out from a message with different content; the stored run is unchanged: "
+                "status: stored failed, found succeeded",
                 attempts,
             ),
         ),

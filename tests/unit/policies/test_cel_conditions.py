@@ -20,7 +20,7 @@ from domains.policies.cel.conditions import (
     Visible,
     visible_fields,
 )
-from domains.run import CompletedRun
+from domains.run import VISIBLE_STEPS, CompletedRun, Usage
 from tests.support import run_messages as runs
 
 # Seconds of a CPU that the worst condition may take over the worst run: not of the clock, which runs for others too.
@@ -72,8 +72,8 @@ def test_an_omitted_field_has_its_default_in_a_condition():
     optional = ("agent_id", "error_code", "error_message", "trace_id", "model", "usage", "steps", "metadata")
     short = runs.run(**dict.fromkeys(optional, ...))
     for run in (short, runs.run()):
-        assert set(visible_fields(run)) == {*CompletedRun.__struct_fields__, "duration_ms"}
-        assert set(visible_fields(run)["usage"]) == {"cost_usd", "input_tokens", "output_tokens"}
+        assert set(visible_fields(run)) == {*CompletedRun.__struct_fields__, "duration_ms", "step_count"}
+        assert set(visible_fields(run)["usage"]) == set(Usage.__struct_fields__)
 
 
 @pytest.mark.parametrize(
@@ -266,11 +266,55 @@ def test_every_valid_run_can_be_converted(cost: Any, times: Any, text: str | Non
     ).holds(Visible(run))
 
 
-@pytest.mark.parametrize("field", ["error_message", "agent_id", "model", "synthetic_scenario_id"])
-def test_a_long_text_is_cut_to_the_visible_maximum(field: str):
-    fields = visible_fields(runs.run(**{field: "ä" * (VISIBLE_MAX + 1)}))
-    assert fields[field] == "ä" * VISIBLE_MAX
-    assert visible_fields(runs.run(**{field: "ä" * VISIBLE_MAX}))[field] == "ä" * VISIBLE_MAX
+def test_a_long_text_is_cut_to_the_visible_maximum():
+    fields = visible_fields(runs.run(error_message="ä" * (VISIBLE_MAX + 1)))
+    assert fields["error_message"] == "ä" * VISIBLE_MAX
+    assert visible_fields(runs.run(error_message="ä" * VISIBLE_MAX))["error_message"] == "ä" * VISIBLE_MAX
+
+
+LONG = "x" * VISIBLE_MAX + "needle"
+MANY = [{"index": n, "status": "failed", "skill": f"s{n}"} for n in range(VISIBLE_STEPS + 5)]
+PARTLY_SEEN = [
+    (
+        "run.error_message.contains('needle')",
+        {"error_message": LONG},
+        "only the first 4,096 characters of error_message",
+    ),
+    (
+        "run.metadata.note.contains('needle')",
+        {"metadata": {"note": LONG}},
+        "only the first 4,096 characters of metadata",
+    ),
+    (
+        "run.metadata.a.b[0].contains('needle')",
+        {"metadata": {"a": {"b": [LONG]}}},
+        "only the first 4,096 characters of metadata",
+    ),
+    (
+        "run.steps.exists(s, s.skill.contains('needle'))",
+        {"steps": [{"index": 0, "status": "failed", "skill": LONG}]},
+        "only the first 4,096 characters of steps",
+    ),
+    ("run.steps.exists(s, s.skill == 's1004')", {"steps": MANY}, "5 of its 1,005 steps"),
+    ("size(run.steps) > 1000", {"steps": MANY}, "5 of its 1,005 steps"),
+]
+
+
+@pytest.mark.parametrize(("text", "changes", "unseen"), PARTLY_SEEN, ids=lambda value: str(value)[:40])
+def test_a_condition_that_is_not_true_of_the_part_it_sees_is_an_evaluation_error(text, changes, unseen):
+    with pytest.raises(
+        EvaluationError, match=f"not true of what conditions see, but {unseen} were not seen|{unseen} were seen"
+    ):
+        Condition(text).holds(Visible(runs.run(**changes)))
+
+
+def test_a_condition_that_is_true_of_the_part_it_sees_or_reads_nothing_that_is_cut_has_its_result():
+    run = Visible(runs.run(error_message=LONG, steps=MANY, metadata={"note": LONG, "region": "eu"}))
+    assert Condition("run.error_message.startsWith('x')").holds(run)
+    assert Condition("run.steps.exists(s, s.skill == 's999')").holds(run)
+    assert Condition("run.step_count == 1005").holds(run)
+    assert not Condition("run.metadata.region == 'us'").holds(run)
+    assert not Condition("run.status == 'succeeded'").holds(run)
 
 
 def test_texts_in_steps_and_metadata_are_cut_to_the_visible_maximum():

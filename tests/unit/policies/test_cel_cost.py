@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domains.policies.cel import syntax
-from domains.policies.cel.conditions import COST_MAX_MS, Condition, ConditionError, EvaluationError, Visible
+from domains.policies.cel.conditions import (
+    COST_MAX_MS,
+    VISIBLE_MAX,
+    Condition,
+    ConditionError,
+    EvaluationError,
+    Visible,
+)
 from domains.policies.cel.cost import ITERATIONS
 from domains.policies.cel.regex_cost import PATTERN_MAX, program_length
 from domains.run import CompletedRun
@@ -32,9 +39,10 @@ def run_of(steps: int, *, text: str = "book", **changes: Any) -> CompletedRun:
 
 
 def largest_run(character: str) -> CompletedRun:
-    long = character * 5_000
+    long = character * VISIBLE_MAX
     metadata = {f"{n:02}" + character * 1_000: character * 1_000 for n in range(64)}
-    return run_of(1_000, text=character * 200, error_message=long, agent_id=long, model=long, metadata=metadata)
+    short = character * 1_024
+    return run_of(1_000, text=character * 200, error_message=long, agent_id=short, model=short, metadata=metadata)
 
 
 def doubled(start: str, times: int, body: str = "x + x") -> str:

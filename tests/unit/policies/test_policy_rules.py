@@ -199,8 +199,8 @@ def test_every_evaluation_has_a_unique_id():
         ("run.duration_ms > 30000 && run.trace_id != null", {"duration_ms", "trace_id"}),
         ("run.nonsense == 1", set()),
         ("'retries' in run.metadata && run.metadata.nothing == 1", {"metadata"}),
-        ("size(run) > 10", {*CompletedRun.__struct_fields__, "duration_ms"}),
-        ("run.exists(name, run[name] == 'failed')", {*CompletedRun.__struct_fields__, "duration_ms"}),
+        ("size(run) > 10", {*CompletedRun.__struct_fields__, "duration_ms", "step_count"}),
+        ("run.exists(name, run[name] == 'failed')", {*CompletedRun.__struct_fields__, "duration_ms", "step_count"}),
     ],
 )
 def test_converting_only_the_fields_read_does_not_change_the_result(condition, fields):
