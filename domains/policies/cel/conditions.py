@@ -13,9 +13,9 @@ import msgspec
 from cel_expr_python import cel
 
 from domains.policies.cel import syntax
-from domains.policies.cel.cost import CostFaultError
+from domains.policies.cel.cost import CostFaultError, milliseconds
 from domains.policies.cel.field_paths import reads_of
-from domains.policies.cel.run_size import LARGEST, TEXT_MAX_BYTES, USUAL, Extent, extent_of, milliseconds
+from domains.policies.cel.sizes import LARGEST, TEXT_MAX_BYTES, USUAL, Extent, extent_of
 from domains.run import CompletedRun
 
 # Characters of a condition.
