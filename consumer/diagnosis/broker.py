@@ -52,7 +52,7 @@ async def examine_broker(connection: BrokerConnection) -> list[Check]:
         # Last: in an alarm the broker blocks this connection at the first publish.
         checks += await _rights_to_publish(connection)
     except (UnavailableError, *BROKER_ERRORS) as error:
-        checks.append(unreachable("rabbitmq", error, "AMQP_URL"))
+        checks.append(await unreachable("rabbitmq", error, "AMQP_URL"))
     return checks
 
 

@@ -72,7 +72,7 @@ async def examine_database(
                 conn = await opened.execution_options(isolation_level="AUTOCOMMIT")
                 schema += [await _readable("outbox", _outbox, conn), await _readable("unfinished", _unfinished, conn)]
     except DATABASE_ERRORS as error:
-        return [unreachable("postgresql", error, "DATABASE_URL")]
+        return [await unreachable("postgresql", error, "DATABASE_URL")]
     return [*checks, *schema]
 
 
