@@ -29,9 +29,9 @@ class SettingsError(Exception):
     """The environment is invalid; the text has one line per fault."""
 
 
-def _words(value: object) -> object:
+def _names(value: object) -> object:
     if isinstance(value, str):
-        return frozenset(word.strip() for word in value.split(",") if word.strip())
+        return frozenset(name.strip() for name in value.split(",") if name.strip())
     return value
 
 
@@ -41,7 +41,7 @@ def _tenants(names: frozenset[str]) -> frozenset[str]:
     return names
 
 
-Names = Annotated[frozenset[str], BeforeValidator(_words)]
+Names = Annotated[frozenset[str], BeforeValidator(_names)]
 
 
 class Settings(BaseModel):
@@ -123,7 +123,7 @@ def load_settings(
 ) -> Settings:
     """Return the settings that *environ* (by default the process's) describes; raise :class:`SettingsError`.
 
-    A command that needs only one server says so; a placeholder replaces the other URL if it is not set. An empty
+    With *need_amqp* or *need_database* false, a placeholder replaces the other URL if it is not set. An empty
     variable counts as not set, because deployment templates often write it so.
     """
     settings, faults = _read(environ, {"database_url": need_database, "amqp_url": need_amqp})
@@ -153,8 +153,8 @@ def _read(environ: Mapping[str, str] | None, needed: Mapping[str, bool]) -> tupl
         for fault_found in error.errors(include_url=False):
             name = str(fault_found["loc"][0])
             faults.setdefault(name, describe_fault(name, fault_found, secret=name in _SECRETS))
-        sound = {name: value for name, value in values.items() if name not in faults}
-        settings = Settings.model_validate(_UNSET | sound)
+        valid = {name: value for name, value in values.items() if name not in faults}
+        settings = Settings.model_validate(_UNSET | valid)
     files = {name: path for name in _SECRETS if (path := environ.get(f"{name.upper()}_FILE"))}
     return settings.model_copy(update={"warnings": _warnings(settings, environ), "files": files}), faults
 
@@ -222,8 +222,8 @@ def _meant(variable: str, known: set[str]) -> str | None:
     if len(variable) <= 8:  # short names often belong to other programs
         return None
     near = get_close_matches(variable, known, n=1, cutoff=0.9)
-    begun = [name for name in sorted(known) if len(variable) > 12 and name.startswith(f"{variable}_")]
-    return next(iter(near + begun), None)
+    prefixed = [name for name in sorted(known) if len(variable) > 12 and name.startswith(f"{variable}_")]
+    return next(iter(near + prefixed), None)
 
 
 def read_secret(variable: str, path: str) -> tuple[str, str | None]:

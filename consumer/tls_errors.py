@@ -100,6 +100,6 @@ def refused(reason: str, server: Server) -> HandshakeError:
     if not file:  # TLS 1.2 has no alert of its own
         causes |= dict.fromkeys(("SSLV3_ALERT_HANDSHAKE_FAILURE", "SSLV3_ALERT_BAD_CERTIFICATE"), wanted)
     described = reason.replace("_", " ").lower() or "no reason given"
-    unforeseen = f"failed the TLS handshake: {described}", "compare the TLS versions of both sides"
-    cause, remedy = causes.get(reason, unforeseen)
+    other = f"failed the TLS handshake: {described}", "compare the TLS versions of both sides"
+    cause, remedy = causes.get(reason, other)
     return HandshakeError(server, f"{server} {cause}", remedy)

@@ -20,7 +20,7 @@ class Answered(NamedTuple):
 
 
 class Explained(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A clause and its result; ``join`` says whether all or any of ``parts`` must be true."""
+    """A clause and its result; ``join`` states whether all or any of ``parts`` must be true."""
 
     text: str
     answer: Answer

@@ -129,8 +129,8 @@ def _fields_read(conditions: Iterable[Condition | ConditionError]) -> frozenset[
 def evaluate(run: CompletedRun, policies: PolicySet, *, now: datetime | None = None) -> Evaluation:
     """Evaluate the policies that apply to *run*; a failed condition is part of the result, never an exception.
 
-    ``evaluation_error`` outranks ``violation``, so that an incomplete result does not look complete; violations of the
-    other policies are still listed. The evaluation is dated *now*, by default the current time.
+    ``evaluation_error`` outranks ``violation``, so that an incomplete result does not appear complete; violations of
+    the other policies are still listed. The evaluation is dated *now*, by default the current time.
     """
     applying = policies.of(run.tenant_id)
     violations: list[Violation] = []

@@ -27,7 +27,7 @@ from tests.support.manifests import (
     pods,
 )
 
-# The oldest that the base says it needs, and the newest that there are schemas of.
+# The oldest version that the base supports, and the newest with published schemas.
 VERSIONS = ("1.31", "1.37")
 AUTOSCALERS = ("ScaledObject", "HorizontalPodAutoscaler")
 
@@ -215,7 +215,7 @@ def test_the_prometheus_rule_holds_the_tested_rules_and_its_file_is_what_the_scr
     ("content", "complaint"),
     [("resources: [missing.yaml]\n", "missing.yaml"), ("commonLabels: {a: b}\nresources: []\n", "deprecated")],
 )
-def test_what_kustomize_refuses_or_only_warns_of_is_an_error_in_its_words(tmp_path, content, complaint):
+def test_a_kustomize_error_or_warning_is_reported_unmodified(tmp_path, content, complaint):
     (tmp_path / "kustomization.yaml").write_text(content)
     with pytest.raises(ServerError, match=complaint):
         kustomize(tmp_path)

@@ -105,7 +105,7 @@ def test_the_operator_s_resources_are_of_its_one_version_and_each_kind_s_names_d
     ],
 )
 def test_a_resource_says_field_by_field_what_its_definition_says(kind, of, fields):
-    # What the resources cannot say is what it is by default.
+    # Properties that the resources do not have keep their defaults.
     assert all(not entry.get("internal") for entry in defined(of))
     assert specs(kind) == [{theirs: entry[ours] for theirs, ours in fields.items()} for entry in defined(of)]
 

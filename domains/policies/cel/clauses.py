@@ -27,7 +27,7 @@ _QUOTED = re.compile(
 class Part:
     """A clause of a condition; ``text`` alone is a valid condition.
 
-    ``join`` says whether all or any of ``parts`` must be true; null if the clause is not split further.
+    ``join`` states whether all or any of ``parts`` must be true; null if the clause is not split further.
     """
 
     text: str
@@ -94,7 +94,7 @@ def _shape(part: Part) -> list[str]:
         return ["part"]
     sign = {"any": "_||_", "all": "_&&_"}[part.join]
     first, *rest = (_shape(inner) for inner in part.parts)
-    return first + [word for shape in rest for word in (sign, *shape)]
+    return first + [item for shape in rest for item in (sign, *shape)]
 
 
 def _shape_of(tree: Node) -> list[str]:

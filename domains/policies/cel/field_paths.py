@@ -115,12 +115,12 @@ def _is_index(key: str | int, value: object) -> bool:
 
 def written(path: Path) -> str:
     """Return *path* as written in a condition; ``[]`` means each element."""
-    words = "run"
+    text = "run"
     for key in path:
         if key is None:
-            words += "[]"
+            text += "[]"
         elif isinstance(key, str) and key.isidentifier():
-            words += f".{key}"
+            text += f".{key}"
         else:
-            words += f"[{msgspec.json.encode(key).decode()}]"
-    return words
+            text += f"[{msgspec.json.encode(key).decode()}]"
+    return text

@@ -88,7 +88,7 @@ def _query(parameters: dict[str, object]) -> str:
     return "&".join(f"{name}={quote(str(value), safe='/')}" for name, value in parameters.items())
 
 
-async def words_of_database(url: str) -> str:
+async def error_of_database(url: str) -> str:
     """Return why a worker would not use the database at *url*, or an empty text."""
     settings = load_settings({"DATABASE_URL": url}, need_amqp=False)
     engine = create_engine(settings.database_url_now, pool_size=1)
@@ -101,7 +101,7 @@ async def words_of_database(url: str) -> str:
     return ""
 
 
-async def words_of_broker(url: str) -> str:
+async def error_of_broker(url: str) -> str:
     settings = load_settings({"AMQP_URL": url}, need_database=False)
     connection = BrokerConnection(settings.amqp_url_now, name="tests")
     try:
@@ -139,38 +139,38 @@ async def test_a_postgresql_certificate_needs_the_right_host_dates_and_authority
     host_unchecked = checked.replace("verify-full", "verify-ca")
     at = f"PostgreSQL is not available: the certificate of {HERE}:{database.port}"
 
-    assert await words_of_database(checked) == ""
+    assert await error_of_database(checked) == ""
 
     database.use_certificate(office.elsewhere)
-    assert await words_of_database(checked) == f"{at} is not for {HERE}"
-    assert await words_of_database(host_unchecked) == ""
+    assert await error_of_database(checked) == f"{at} is not for {HERE}"
+    assert await error_of_database(host_unchecked) == ""
 
     database.use_certificate(office.expired)
-    assert await words_of_database(checked) == f"{at} has expired"
-    assert await words_of_database(host_unchecked) == f"{at} has expired"
+    assert await error_of_database(checked) == f"{at} has expired"
+    assert await error_of_database(host_unchecked) == f"{at} has expired"
 
     database.use_certificate(office.strange)
     by_strangers = f"{at} is not signed by"
-    assert await words_of_database(checked) == f"{by_strangers} sslrootcert={office.ours.file}"
-    assert await words_of_database(host_unchecked) == f"{by_strangers} sslrootcert={office.ours.file}"
+    assert await error_of_database(checked) == f"{by_strangers} sslrootcert={office.ours.file}"
+    assert await error_of_database(host_unchecked) == f"{by_strangers} sslrootcert={office.ours.file}"
     anybody = database_url(database, sslmode="verify-full", sslrootcert="system")
-    assert await words_of_database(anybody) == f"{by_strangers} any authority that this machine trusts"
+    assert await error_of_database(anybody) == f"{by_strangers} any authority that this machine trusts"
 
 
 async def test_postgresql_certificates_of_the_system_authorities_are_accepted(database, office, monkeypatch):
     monkeypatch.setenv(ssl.get_default_verify_paths().openssl_cafile_env, str(office.ours.file))
     url = database_url(database, sslmode="verify-full", sslrootcert="system")
-    assert await words_of_database(url) == ""
+    assert await error_of_database(url) == ""
     database.use_certificate(office.elsewhere)
-    assert f"is not for {HERE}" in await words_of_database(url)
+    assert f"is not for {HERE}" in await error_of_database(url)
 
 
 async def test_a_postgresql_without_tls_is_refused_where_tls_is_required(database, postgres, office):
     here = f"PostgreSQL is not available: {HERE}:{postgres.port}"
     url = database_url(postgres, sslmode="verify-full", sslrootcert=office.ours.file)
-    assert await words_of_database(url) == f"{here} does not use TLS, which sslmode=verify-full requires"
+    assert await error_of_database(url) == f"{here} does not use TLS, which sslmode=verify-full requires"
     # In the other direction, with PostgreSQL's message.
-    assert "no encryption" in await words_of_database(database_url(database, ROLE, sslmode="disable"))
+    assert "no encryption" in await error_of_database(database_url(database, ROLE, sslmode="disable"))
 
 
 async def test_postgresql_accepts_only_the_client_certificate_of_the_role(database, office):
@@ -184,20 +184,20 @@ async def test_postgresql_accepts_only_the_client_certificate_of_the_role(databa
     stranger = office.ours.identity("stranger", user="stranger")
     at = f"{HERE}:{database.port}"
 
-    assert await words_of_database(with_identity(*own)) == ""
+    assert await error_of_database(with_identity(*own)) == ""
     assert await doctor_of_database(with_identity(*own)) == ""
     for url, cause in (
         (with_identity(*theirs), f"does not trust the authority that signed our certificate, sslcert={theirs[0]}"),
         (with_identity(*late), f"reports that our certificate, sslcert={late[0]}, has expired"),
     ):
         assert await doctor_of_database(url) == f"not reachable: {at} {cause}"
-        assert await words_of_database(url) in {
+        assert await error_of_database(url) in {
             f"PostgreSQL is not available: {at} {cause}",
             f"PostgreSQL {closed(at)}",
         }
-    assert "certificate authentication failed" in await words_of_database(with_identity(*stranger))
+    assert "certificate authentication failed" in await error_of_database(with_identity(*stranger))
     none = database_url(database, ROLE, sslmode="verify-full", sslrootcert=office.ours.file)
-    assert "requires a valid client certificate" in await words_of_database(none)
+    assert "requires a valid client certificate" in await error_of_database(none)
 
 
 async def test_a_rabbitmq_certificate_needs_the_right_host_dates_and_authority(any_rabbit, office):
@@ -205,22 +205,22 @@ async def test_a_rabbitmq_certificate_needs_the_right_host_dates_and_authority(a
     url = amqp_url(any_rabbit, listener.port, cafile=office.ours.file)
     at = f"RabbitMQ is not available: the certificate of {HERE}:{listener.port}"
 
-    assert await words_of_broker(url) == ""
-    for shown, words in (
+    assert await error_of_broker(url) == ""
+    for certificate, message in (
         (office.elsewhere, f"is not for {HERE}"),
         (office.expired, "has expired"),
         (office.strange, f"is not signed by cafile={office.ours.file}"),
     ):
-        listener.use_certificate(shown)
-        assert await words_of_broker(url) == f"{at} {words}"
+        listener.use_certificate(certificate)
+        assert await error_of_broker(url) == f"{at} {message}"
     machine_s = amqp_url(any_rabbit, listener.port)
     output = f"{at} is not signed by any authority that this machine trusts"
-    assert await words_of_broker(machine_s) == output
+    assert await error_of_broker(machine_s) == output
 
     plain, here = amqp_url(any_rabbit, listener.port, scheme="amqp"), f"RabbitMQ is not available: {HERE}"
-    assert await words_of_broker(plain) == f"{here}:{listener.port} closed the connection before login"
+    assert await error_of_broker(plain) == f"{here}:{listener.port} closed the connection before login"
     wrong_port = amqp_url(any_rabbit, any_rabbit.port, cafile=office.ours.file)
-    assert await words_of_broker(wrong_port) == f"{here}:{any_rabbit.port} does not use TLS"
+    assert await error_of_broker(wrong_port) == f"{here}:{any_rabbit.port} does not use TLS"
 
 
 async def test_rabbitmq_accepts_only_client_certificates_of_its_authority(any_rabbit, office):
@@ -234,7 +234,7 @@ async def test_rabbitmq_accepts_only_client_certificates_of_its_authority(any_ra
     late = office.ours.identity("broker-late", user="worker", expired=True)
     at = f"{HERE}:{port}"
 
-    assert await words_of_broker(with_identity(*own)) == ""
+    assert await error_of_broker(with_identity(*own)) == ""
     assert await doctor_of_broker(with_identity(*own)) == ""
     for url, cause in (
         (with_identity(*theirs), f"does not trust the authority that signed our certificate, certfile={theirs[0]}"),
@@ -242,7 +242,7 @@ async def test_rabbitmq_accepts_only_client_certificates_of_its_authority(any_ra
         (amqp_url(any_rabbit, port, cafile=office.ours.file), "requires a client certificate"),
     ):
         assert await doctor_of_broker(url) == f"not reachable: {at} {cause}"
-        assert await words_of_broker(url) in {f"RabbitMQ is not available: {at} {cause}", f"RabbitMQ {closed(at)}"}
+        assert await error_of_broker(url) in {f"RabbitMQ is not available: {at} {cause}", f"RabbitMQ {closed(at)}"}
 
 
 @dataclass
@@ -294,14 +294,14 @@ async def place(
     await plain.close()
 
 
-async def reason(running: RunningWorker, words: str) -> str:
-    """Wait until /readyz gives a reason with *words* in it, and return it."""
+async def reason(running: RunningWorker, message: str) -> str:
+    """Wait until /readyz gives a reason with *message* in it, and return it."""
 
     async def named() -> str:
         found = str((await running.state()).get("reason") or "")
-        return found if words in found else ""
+        return found if message in found else ""
 
-    return await until(named, what=f"a reason with {words!r}")
+    return await until(named, what=f"a reason with {message!r}")
 
 
 async def test_a_worker_uses_tls_with_its_client_certificate_for_all_connections(place):
