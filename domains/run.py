@@ -15,10 +15,11 @@ from msgspec import Meta, Struct, field
 # PostgreSQL's bigint.
 _BIGINT_MAX = 2**63 - 1
 
+TENANT_PATTERN = r"[A-Za-z0-9._-]{1,128}"
 TenantId = Annotated[
     str,
     Meta(
-        pattern=r"^[A-Za-z0-9._-]{1,128}\Z",
+        pattern=rf"^{TENANT_PATTERN}\Z",
         description="Owns everything below: 1 to 128 of A-Z a-z 0-9 . _ -",
         examples=["acme-eu"],
     ),

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from domains.policies.cel.conditions import Condition, ConditionError
 from domains.policies.rules import Effect, Mode, Severity
+from domains.run import TENANT_PATTERN
 
 # Bytes: ten times the size of a thousand policies.
 FILE_MAX = 4_194_304
@@ -19,7 +20,7 @@ FILE_MAX = 4_194_304
 _VALUE_MAX = 80
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,127}")
-_TENANT = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_TENANT = re.compile(TENANT_PATTERN)
 _CONDITION = re.compile(r"[^\0]*[^\s\0][^\0]*")
 # What each field accepts, by the text that describes it.
 _EXPECTED: dict[str, tuple[str, Callable[[object], object]]] = {
