@@ -179,12 +179,19 @@ def _take_secret(name: str, environ: Mapping[str, str], values: dict[str, Any]) 
     path = environ.get(variable)
     if not path:
         return None
-    if name in values and "://" not in path:
+    if "://" in path:  # the URL itself, with its password
+        return f"{variable}: found a URL; expected the path of a file that contains it"
+    if name in values:
         return f"{name.upper()}: {variable} is also set; set only one of them"
-    secret, fault = read_secret(variable, path)
-    if not fault:
-        values[name] = secret
-    return fault
+    try:
+        secret = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        return f"{variable}: cannot read {path}: {reason}; expected a file that contains only the URL"
+    if not secret:
+        return f"{variable}: {path} is empty; expected a file that contains the URL"
+    values[name] = secret
+    return None
 
 
 def _warnings(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -193,7 +200,10 @@ def _warnings(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]
         found.append(
             f"BATCH_MAX_RUNS={settings.batch_max_runs} is never reached: PREFETCH_COUNT is {settings.prefetch_count}"
         )
-    found += _unchecked(settings)
+    given = parameters(settings.database_url.get_secret_value())
+    mode = given.get("sslmode", "prefer")
+    if given.get("sslrootcert") and mode not in CHECKING_MODES:
+        found.append(f"DATABASE_URL: sslrootcert has no effect with sslmode={mode}; use sslmode=verify-full")
     found += [
         f"{name.upper()} is set but empty: that means all"
         for name in ("transaction_coordinator_tenants", "trusted_publishers")
@@ -208,15 +218,6 @@ def _warnings(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]
     return tuple(found)
 
 
-def _unchecked(settings: Settings) -> list[str]:
-    """Return warnings about TLS parameters that have no effect."""
-    given = parameters(settings.database_url.get_secret_value())
-    mode = given.get("sslmode", "prefer")
-    if given.get("sslrootcert") and mode not in CHECKING_MODES:
-        return [f"DATABASE_URL: sslrootcert has no effect with sslmode={mode}; use sslmode=verify-full"]
-    return []
-
-
 def _meant(variable: str, known: set[str]) -> str | None:
     """Return the setting that *variable* resembles, so that a misspelled TRANSACTION_COORDINATOR=true is reported."""
     if len(variable) <= 8:  # short names often belong to other programs
@@ -224,17 +225,3 @@ def _meant(variable: str, known: set[str]) -> str | None:
     near = get_close_matches(variable, known, n=1, cutoff=0.9)
     prefixed = [name for name in sorted(known) if len(variable) > 12 and name.startswith(f"{variable}_")]
     return next(iter(near + prefixed), None)
-
-
-def read_secret(variable: str, path: str) -> tuple[str, str | None]:
-    """Return the content of the file at *path*, which *variable* names, and a fault or ``None``."""
-    if "://" in path:  # the URL itself, with its password
-        return "", f"{variable}: found a URL; expected the path of a file that contains it"
-    try:
-        secret = Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        return "", f"{variable}: cannot read {path}: {reason}; expected a file that contains only the URL"
-    if not secret:
-        return "", f"{variable}: {path} is empty; expected a file that contains the URL"
-    return secret, None
