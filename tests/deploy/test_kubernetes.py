@@ -138,7 +138,7 @@ def test_nothing_has_more_than_one_autoscaler_and_what_has_one_names_no_number_o
         assert scaler["spec"]["scaleTargetRef"]["kind"] == deployment["kind"]
 
 
-def test_an_overlay_that_names_no_namespace_puts_every_component_s_objects_beside_the_base_s(tmp_path):
+def test_an_overlay_without_a_namespace_keeps_all_objects_in_the_base_s(tmp_path):
     objects = changed(tmp_path, components=COMPONENTS)
     assert {o["metadata"].get("namespace") for o in objects if o["kind"] != "Namespace"} == {"closeout"}
 

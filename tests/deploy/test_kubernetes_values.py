@@ -141,7 +141,7 @@ def test_all_workers_together_fit_into_postgresql_s_connections(tmp_path):
     assert (most + surge) * a_worker <= POSTGRESQL_CONNECTIONS
 
 
-def test_keda_looks_at_the_worker_s_queue_with_its_secret_and_never_scales_to_none(tmp_path):
+def test_keda_reads_the_worker_s_queue_with_its_secret_and_never_scales_to_zero(tmp_path):
     scaled = one(overlay("production"), "ScaledObject")["spec"]
     (trigger,) = scaled["triggers"]
     assert trigger["metadata"]["queueName"] == RUN_COMPLETED_QUEUE
