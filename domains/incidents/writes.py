@@ -37,8 +37,8 @@ async def record(conn: AsyncConnection, findings: Sequence[Finding]) -> dict[Run
 async def record_once(conn: AsyncConnection, finding: Finding) -> Finding:
     """Write *finding* unless its run has an incident or prevention record, and return the stored one.
 
-    For the legacy path, where a redelivery may find the work partly done. Depends on the caller's lock on the run's inbox
-    row: a key cannot exclude rows of two tables.
+    For the legacy path, where a redelivery may find the work partly done. Depends on the caller's lock on the run's
+    inbox row: a key cannot exclude rows of two tables.
     """
     existing = await stored_finding(conn, finding.key)
     if existing is None:
