@@ -77,24 +77,24 @@ def tidy(_logger: object, _method: str, record: Record) -> Record:
         if isinstance(value, float) and isfinite(value):
             continue
         text = value if isinstance(value, str) else _as_text(value)
-        shown = _shown(text, tail=_TRACE_TAIL if name == "exception" else 0)
+        safe = _safe(text, tail=_TRACE_TAIL if name == "exception" else 0)
         # Half of a surrogate pair cannot be written to a terminal or file.
-        record[name] = shown.encode("utf-8", "backslashreplace").decode()
+        record[name] = safe.encode("utf-8", "backslashreplace").decode()
     return record
 
 
-def _shown(text: str, *, tail: int) -> str:
+def _safe(text: str, *, tail: int) -> str:
     """Return *text* without passwords; a long text is cut to its start and its last *tail* characters."""
     # Cut after a possible URL password, so that no part of one remains at the end.
     head = _without_passwords(text[: 2 * _VALUE_MAX])
     if len(text) <= _VALUE_MAX:
         return head
-    shown = head[: _VALUE_MAX - tail] + f"… ({len(text)} characters)"
+    safe = head[: _VALUE_MAX - tail] + f"… ({len(text)} characters)"
     if not tail:
-        return shown
+        return safe
     # As above, at the start: the first word may be part of a password.
     end = _WORD.sub("", text[-2 * _VALUE_MAX :], count=1)
-    return f"{shown}\n…{_without_passwords(end)[-tail:]}"
+    return f"{safe}\n…{_without_passwords(end)[-tail:]}"
 
 
 def _without_passwords(text: str) -> str:

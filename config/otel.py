@@ -22,5 +22,5 @@ def span_exporters(environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
     if not named:
         named = "otlp" if any(environ.get(variable) for variable in _ENDPOINTS) else "none"
     protocol = next((environ[variable] for variable in _PROTOCOLS if environ.get(variable)), "http/protobuf").strip()
-    words = [word.strip() for word in named.split(",") if word.strip() not in {"", "none"}]
-    return tuple(_OTLP.get(protocol, protocol) if word == "otlp" else word for word in words)
+    names = [name.strip() for name in named.split(",") if name.strip() not in {"", "none"}]
+    return tuple(_OTLP.get(protocol, protocol) if name == "otlp" else name for name in names)

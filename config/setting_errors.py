@@ -39,7 +39,7 @@ def _expected(fault: Mapping[str, Any]) -> str:
         return "a number"
     if kind == "literal_error":
         return f"one of {context['expected']}"
-    for bound, words in (("ge", "at least"), ("le", "at most"), ("gt", "above")):
+    for bound, phrase in (("ge", "at least"), ("le", "at most"), ("gt", "above")):
         if bound in context:
-            return f"{words} {context[bound]}"
+            return f"{phrase} {context[bound]}"
     return str(fault["msg"])

@@ -29,9 +29,9 @@ class SettingsError(Exception):
     """The environment is invalid; the text has one line per fault."""
 
 
-def _words(value: object) -> object:
+def _names(value: object) -> object:
     if isinstance(value, str):
-        return frozenset(word.strip() for word in value.split(",") if word.strip())
+        return frozenset(name.strip() for name in value.split(",") if name.strip())
     return value
 
 
@@ -41,7 +41,7 @@ def _tenants(names: frozenset[str]) -> frozenset[str]:
     return names
 
 
-Names = Annotated[frozenset[str], BeforeValidator(_words)]
+Names = Annotated[frozenset[str], BeforeValidator(_names)]
 
 
 class Settings(BaseModel):
@@ -123,7 +123,7 @@ def load_settings(
 ) -> Settings:
     """Return the settings that *environ* (by default the process's) describes; raise :class:`SettingsError`.
 
-    A command that needs only one server says so; a placeholder replaces the other URL if it is not set. An empty
+    With *need_amqp* or *need_database* false, a placeholder replaces the other URL if it is not set. An empty
     variable counts as not set, because deployment templates often write it so.
     """
     settings, faults = _read(environ, {"database_url": need_database, "amqp_url": need_amqp})
@@ -153,8 +153,8 @@ def _read(environ: Mapping[str, str] | None, needed: Mapping[str, bool]) -> tupl
         for fault_found in error.errors(include_url=False):
             name = str(fault_found["loc"][0])
             faults.setdefault(name, describe_fault(name, fault_found, secret=name in _SECRETS))
-        sound = {name: value for name, value in values.items() if name not in faults}
-        settings = Settings.model_validate(_UNSET | sound)
+        valid = {name: value for name, value in values.items() if name not in faults}
+        settings = Settings.model_validate(_UNSET | valid)
     files = {name: path for name in _SECRETS if (path := environ.get(f"{name.upper()}_FILE"))}
     return settings.model_copy(update={"warnings": _warnings(settings, environ), "files": files}), faults
 
@@ -179,12 +179,19 @@ def _take_secret(name: str, environ: Mapping[str, str], values: dict[str, Any]) 
     path = environ.get(variable)
     if not path:
         return None
-    if name in values and "://" not in path:
+    if "://" in path:  # the URL itself, with its password
+        return f"{variable}: found a URL; expected the path of a file that contains it"
+    if name in values:
         return f"{name.upper()}: {variable} is also set; set only one of them"
-    secret, fault = read_secret(variable, path)
-    if not fault:
-        values[name] = secret
-    return fault
+    try:
+        secret = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        return f"{variable}: cannot read {path}: {reason}; expected a file that contains only the URL"
+    if not secret:
+        return f"{variable}: {path} is empty; expected a file that contains the URL"
+    values[name] = secret
+    return None
 
 
 def _warnings(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -193,7 +200,10 @@ def _warnings(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]
         found.append(
             f"BATCH_MAX_RUNS={settings.batch_max_runs} is never reached: PREFETCH_COUNT is {settings.prefetch_count}"
         )
-    found += _unchecked(settings)
+    given = parameters(settings.database_url.get_secret_value())
+    mode = given.get("sslmode", "prefer")
+    if given.get("sslrootcert") and mode not in CHECKING_MODES:
+        found.append(f"DATABASE_URL: sslrootcert has no effect with sslmode={mode}; use sslmode=verify-full")
     found += [
         f"{name.upper()} is set but empty: that means all"
         for name in ("transaction_coordinator_tenants", "trusted_publishers")
@@ -208,33 +218,10 @@ def _warnings(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]
     return tuple(found)
 
 
-def _unchecked(settings: Settings) -> list[str]:
-    """Return warnings about TLS parameters that have no effect."""
-    given = parameters(settings.database_url.get_secret_value())
-    mode = given.get("sslmode", "prefer")
-    if given.get("sslrootcert") and mode not in CHECKING_MODES:
-        return [f"DATABASE_URL: sslrootcert has no effect with sslmode={mode}; use sslmode=verify-full"]
-    return []
-
-
 def _meant(variable: str, known: set[str]) -> str | None:
     """Return the setting that *variable* resembles, so that a misspelled TRANSACTION_COORDINATOR=true is reported."""
     if len(variable) <= 8:  # short names often belong to other programs
         return None
     near = get_close_matches(variable, known, n=1, cutoff=0.9)
-    begun = [name for name in sorted(known) if len(variable) > 12 and name.startswith(f"{variable}_")]
-    return next(iter(near + begun), None)
-
-
-def read_secret(variable: str, path: str) -> tuple[str, str | None]:
-    """Return the content of the file at *path*, which *variable* names, and a fault or ``None``."""
-    if "://" in path:  # the URL itself, with its password
-        return "", f"{variable}: found a URL; expected the path of a file that contains it"
-    try:
-        secret = Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        return "", f"{variable}: cannot read {path}: {reason}; expected a file that contains only the URL"
-    if not secret:
-        return "", f"{variable}: {path} is empty; expected a file that contains the URL"
-    return secret, None
+    prefixed = [name for name in sorted(known) if len(variable) > 12 and name.startswith(f"{variable}_")]
+    return next(iter(near + prefixed), None)

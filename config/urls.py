@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 from pydantic import SecretStr
 from pydantic_core import PydanticCustomError
 
-# The type of a fault whose text names a parameter of a URL and may be printed: a path is not secret.
+# The type of a fault in a URL's parameter. Its text may be printed, because a path is not secret.
 PARAMETER_FAULT = "url_parameter"
 
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
@@ -141,5 +141,5 @@ def _check_identity(given: Mapping[str, str], cert: str, key: str, *, password: 
         raise _fault(both, f"cannot be used; expected {needs}") from error
 
 
-def _fault(what: str, words: str) -> PydanticCustomError:
-    return PydanticCustomError(PARAMETER_FAULT, "{what} {words}", {"what": what, "words": words})
+def _fault(what: str, fault: str) -> PydanticCustomError:
+    return PydanticCustomError(PARAMETER_FAULT, "{what} {fault}", {"what": what, "fault": fault})

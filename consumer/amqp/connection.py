@@ -24,7 +24,7 @@ from config.settings import SettingsError
 from consumer.amqp.channel import Channel, open_channel
 from consumer.amqp.lenient_codec import read_leniently
 from consumer.errors import UnavailableError, links, one_line
-from consumer.tls_errors import CUT_SHORT, HandshakeError, Server, explained, speaks_tls
+from consumer.tls_errors import CUT_SHORT, HandshakeError, Server, explain
 
 log = structlog.get_logger(__name__)
 
@@ -87,7 +87,7 @@ class BrokerConnection:
                 await made.connect()
             except BaseException as error:
                 await made.close()
-                described = await _describe(error, url)
+                described = _describe(error, url)
                 self._failed_at = time.monotonic()
                 self._failure = one_line(described)
                 if described is error:
@@ -132,22 +132,16 @@ class BrokerConnection:
                     await connection.close()
 
 
-async def _describe(error: BaseException, url: URL) -> BaseException:
-    """Return *error*, or one that says more: whose password is wrong, which certificate, which port."""
+def _describe(error: BaseException, url: URL) -> BaseException:
+    """Return *error*, or one that says more: which user, which certificate, which port."""
     if not isinstance(error, Exception) or url.host is None:
         return error
-    server = Server(
-        kind="rabbitmq",
-        host=url.host,
-        port=url.port or _PORTS[url.scheme],
-        tls=url.scheme == "amqps",
-        given=dict(url.query),
-    )
     if isinstance(error, AuthenticationError | ProbableAuthenticationError):
         return ConnectionError(f"{one_line(error)} (user {url.user})")
-    if described := await explained(error, server):
-        return described
-    cut = any(isinstance(link, (*CUT_SHORT, InvalidFrameError)) for link in links(error))
-    if cut and not server.tls and await speaks_tls(server):
-        return HandshakeError(f"{server} speaks TLS, and amqp:// is without", "write amqps:// in AMQP_URL")
-    return error
+    tls = url.scheme == "amqps"
+    port = url.port or _PORTS[url.scheme]
+    server = Server(kind="rabbitmq", host=url.host, port=port, tls=tls, given=dict(url.query))
+    if not tls and any(isinstance(link, (*CUT_SHORT, InvalidFrameError)) for link in links(error)):
+        remedy = "use amqps:// in AMQP_URL if this port expects TLS; otherwise see the broker's log"
+        return HandshakeError(server, f"{server} closed the connection before login", remedy)
+    return explain(error, server) or error

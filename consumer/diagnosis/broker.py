@@ -52,7 +52,7 @@ async def examine_broker(connection: BrokerConnection) -> list[Check]:
         # Last: in an alarm the broker blocks this connection at the first publish.
         checks += await _rights_to_publish(connection)
     except (UnavailableError, *BROKER_ERRORS) as error:
-        checks.append(unreachable("rabbitmq", error, "AMQP_URL"))
+        checks.append(await unreachable("rabbitmq", error, "AMQP_URL"))
     return checks
 
 
@@ -83,9 +83,9 @@ async def _topology(connection: BrokerConnection) -> tuple[Check, dict[str, _Dep
         unseen += not seen
     if faults:
         return problem("topology", "; ".join(faults), _TOPOLOGY), depths
-    words = f"{len(TOPOLOGY.exchanges)} exchanges and {len(TOPOLOGY.queues)} queues exist"
-    words += "; only a user with configure permission can compare their properties" if unseen else ", as declared"
-    return ok("topology", words), depths
+    message = f"{len(TOPOLOGY.exchanges)} exchanges and {len(TOPOLOGY.queues)} queues exist"
+    message += "; only a user with configure permission can compare their properties" if unseen else ", as declared"
+    return ok("topology", message), depths
 
 
 _Declare = Callable[[AmqpChannel, bool], Awaitable[object]]
@@ -99,10 +99,10 @@ def _exchange(exchange: Exchange) -> _Declare:
 
 def _queue(name: str, arguments: Any, depths: dict[str, _Depth]) -> _Declare:  # noqa: ANN401 - AMQP's own table
     async def declare(channel: AmqpChannel, passive: bool) -> None:  # noqa: FBT001 - as _Declare has it
-        told = await channel.queue_declare(
+        declared = await channel.queue_declare(
             name, durable=True, arguments=dict(arguments), passive=passive, timeout=_RESPONSE_SECONDS
         )
-        depths[name] = _Depth(told.message_count or 0, told.consumer_count or 0)
+        depths[name] = _Depth(declared.message_count or 0, declared.consumer_count or 0)
 
     return declare
 
@@ -122,24 +122,24 @@ async def _compared(connection: BrokerConnection, what: str, declare: _Declare) 
 def _queues(depths: dict[str, _Depth]) -> list[Check]:
     checks: list[Check] = []
     if runs := depths.get(RUN_COMPLETED_QUEUE):
-        words = (
+        message = (
             f"{counted(runs.ready, 'message')} ready in {RUN_COMPLETED_QUEUE}, {counted(runs.consumers, 'consumer')}"
         )
         if not runs.consumers:
             kind = problem if runs.ready else warning
-            checks.append(kind("consumers", words, "start a worker; if one is running, /readyz has the reason"))
+            checks.append(kind("consumers", message, "start a worker; if one is running, /readyz has the reason"))
         elif runs.ready > _BACKLOG:
-            checks.append(warning("consumers", words, "runs arrive faster than they are closed out: add workers"))
+            checks.append(warning("consumers", message, "runs arrive faster than they are closed out: add workers"))
         else:
-            checks.append(ok("consumers", words))
+            checks.append(ok("consumers", message))
     if retries := depths.get(RETRY_QUEUE):
-        words = f"{counted(retries.ready, 'message')} in the retry queue"
+        message = f"{counted(retries.ready, 'message')} in the retry queue"
         remedy = "these runs fail repeatedly: see the worker's log, or governance.rollbacks"
-        checks.append(warning("retries", words, remedy) if retries.ready else ok("retries", words))
+        checks.append(warning("retries", message, remedy) if retries.ready else ok("retries", message))
     if parked := depths.get(PARKED_QUEUE):
-        words = f"{counted(parked.ready, 'message')} in {PARKED_QUEUE}"
+        message = f"{counted(parked.ready, 'message')} in {PARKED_QUEUE}"
         remedy = "run closeout parked list for the reasons, fix the cause, then run closeout parked replay"
-        checks.append(warning("parked", words, remedy) if parked.ready else ok("parked", words))
+        checks.append(warning("parked", message, remedy) if parked.ready else ok("parked", message))
     return checks
 
 
@@ -177,12 +177,12 @@ async def _rights_to_publish(connection: BrokerConnection) -> list[Check]:
             if not await connection.is_blocked():
                 raise
         if await connection.is_blocked():
-            words = (
+            message = (
                 "RabbitMQ is in a memory or disk alarm and accepts no messages; runs are closed out, their events wait"
             )
             return [
                 problem(
-                    "alarm", words, "free memory or disk on the broker; rabbitmq-diagnostics alarms has the details"
+                    "alarm", message, "free memory or disk on the broker; rabbitmq-diagnostics alarms has the details"
                 )
             ]
         if "PRECONDITION_FAILED" not in refusal:
@@ -193,14 +193,14 @@ async def _rights_to_publish(connection: BrokerConnection) -> list[Check]:
 def _publishing(refusals: dict[str, str]) -> Check:
     stands_in = "amq.default" not in refusals
     missing = {name: why for name, why in refusals.items() if name != "amq.default"}
-    words = "; ".join(f"{name}: {why}" for name, why in missing.items())
+    message = "; ".join(f"{name}: {why}" for name, why in missing.items())
     absent = all("NOT_FOUND" in why for why in missing.values())
     remedy = _TOPOLOGY if absent else f"grant the worker's user write on {' and '.join(missing)}"
     if EVENTS_EXCHANGE in missing or (missing and not stands_in):
-        return problem("publish", words, remedy)
+        return problem("publish", message, remedy)
     if missing:
-        words += "; until then the worker parks through the default exchange, and can write to every queue"
-        return warning("publish", words, f"{remedy}, then revoke amq.default")
+        message += "; until then the worker parks through the default exchange, and can write to every queue"
+        return warning("publish", message, f"{remedy}, then revoke amq.default")
     return ok("publish", f"this user can write to {EVENTS_EXCHANGE} and {INTERNAL_EXCHANGE} (parking, retries)")
 
 

@@ -3,8 +3,8 @@
 from enum import StrEnum
 from typing import NamedTuple
 
-from consumer.errors import links, one_line
-from consumer.tls_errors import HandshakeError
+from consumer.diagnosis.certificate import examine_handshake
+from consumer.errors import one_line
 
 
 class State(StrEnum):
@@ -39,18 +39,17 @@ def problem(name: str, found: str, remedy: str) -> Check:
     return Check(name, State.PROBLEM, found, remedy)
 
 
-def unreachable(name: str, error: BaseException, setting: str) -> Check:
+async def unreachable(name: str, error: BaseException, setting: str) -> Check:
     """Return a check of an unreachable server: the reason, and what to do."""
-    remedy = next((link.remedy for link in links(error) if isinstance(link, HandshakeError)), "")
-    if not remedy and any(words in one_line(error) for words in _WRONG_PASSWORD):
+    tls = await examine_handshake(error)
+    message = one_line(tls or error)
+    remedy = tls.remedy if tls else f"start the server, or correct {setting}; a worker waits for it"
+    if any(refusal in message for refusal in _WRONG_PASSWORD):
         remedy = f"correct the password in {setting}; a worker reads {setting}_FILE at each attempt"
-    if not remedy and f"{setting}: " in one_line(error):  # a file that the URL names
+    elif f"{setting}: " in message:  # a file that the URL names
         remedy = "correct it; a worker reads it at each attempt"
-    words = one_line(error)
-    reason = words.partition(" is not available: ")[2] or words
-    return problem(
-        name, f"not reachable: {reason}", remedy or f"start the server, or correct {setting}; a worker waits for it"
-    )
+    reason = message.partition(" is not available: ")[2] or message
+    return problem(name, f"not reachable: {reason}", remedy)
 
 
 # PostgreSQL's and RabbitMQ's errors for a wrong user or password.

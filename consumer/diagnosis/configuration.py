@@ -14,7 +14,7 @@ _LOOPBACK = re.compile(r"/|localhost(:|$)|127\.|\[?::1\]?(:\d+$|$)")
 def examine_configuration(settings: Settings, faults: Mapping[str, str]) -> list[Check]:
     """Return the checks of *settings*; *faults* are by field, and invalid fields have defaults."""
     found = [problem("settings", fault, "see config/README.md") for fault in faults.values()]
-    found += [warning("settings", words, "correct it, or remove it") for words in settings.warnings]
+    found += [warning("settings", message, "correct it, or remove it") for message in settings.warnings]
     found = found or [ok("settings", "valid")]
     return [*found, *_encryption(settings, faults), *_path(settings, faults)]
 
@@ -25,18 +25,18 @@ def _encryption(settings: Settings, faults: Mapping[str, str]) -> list[Check]:
     if "database_url" not in faults:
         url = settings.database_url.get_secret_value()
         mode = parameters(url).get("sslmode", "prefer")
-        words = f"DATABASE_URL, sslmode={mode}: {_SSL_MODES[mode]}"
+        message = f"DATABASE_URL, sslmode={mode}: {_SSL_MODES[mode]}"
         remedy = "use sslmode=verify-full&sslrootcert=FILE with the authority that signed the server's certificate"
         safe = mode == "verify-full" or _stays_here(url)
-        found.append(ok("encryption", words) if safe else warning("encryption", words, remedy))
+        found.append(ok("encryption", message) if safe else warning("encryption", message, remedy))
     if "amqp_url" not in faults:
         url = settings.amqp_url.get_secret_value()
         scheme = url.partition("://")[0]
-        words = "encrypted; certificate and host name verified" if scheme == "amqps" else "not encrypted"
+        message = "encrypted; certificate and host name verified" if scheme == "amqps" else "not encrypted"
         safe = scheme == "amqps" or _stays_here(url)
         remedy = "use amqps:// and ?cafile=FILE with the authority that signed the server's certificate"
-        words = f"AMQP_URL, {scheme}://: {words}"
-        found.append(ok("encryption", words) if safe else warning("encryption", words, remedy))
+        message = f"AMQP_URL, {scheme}://: {message}"
+        found.append(ok("encryption", message) if safe else warning("encryption", message, remedy))
     return found
 
 
@@ -61,15 +61,15 @@ def _path(settings: Settings, faults: Mapping[str, str]) -> list[Check]:
         return []
     found = []
     if not settings.transaction_coordinator_enabled:
-        words = "TRANSACTION_COORDINATOR_ENABLED is false: each run is closed out with three separate writes"
-        found.append(warning("coordinator", words, "set it to true, here and where the worker runs"))
+        message = "TRANSACTION_COORDINATOR_ENABLED is false: each run is closed out with three separate writes"
+        found.append(warning("coordinator", message, "set it to true, here and where the worker runs"))
     elif settings.transaction_coordinator_tenants:
         named = ", ".join(sorted(settings.transaction_coordinator_tenants))
-        words = f"enabled for {named} only; runs of all other tenants are closed out without atomicity"
-        found.append(warning("coordinator", words, "to end the rollout, empty TRANSACTION_COORDINATOR_TENANTS"))
+        message = f"enabled for {named} only; runs of all other tenants are closed out without atomicity"
+        found.append(warning("coordinator", message, "to end the rollout, empty TRANSACTION_COORDINATOR_TENANTS"))
     else:
         found.append(ok("coordinator", "enabled for all tenants: a run is closed out in one transaction"))
     if settings.legacy_fallback_enabled:
-        words = "LEGACY_FALLBACK_ENABLED is true: a run whose transaction fails may be partly closed out"
-        found.append(warning("fallback", words, "set it to false unless you watch closeout_legacy_fallbacks_total"))
+        message = "LEGACY_FALLBACK_ENABLED is true: a run whose transaction fails may be partly closed out"
+        found.append(warning("fallback", message, "set it to false unless you watch closeout_legacy_fallbacks_total"))
     return found

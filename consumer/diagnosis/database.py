@@ -72,7 +72,7 @@ async def examine_database(
                 conn = await opened.execution_options(isolation_level="AUTOCOMMIT")
                 schema += [await _readable("outbox", _outbox, conn), await _readable("unfinished", _unfinished, conn)]
     except DATABASE_ERRORS as error:
-        return [unreachable("postgresql", error, "DATABASE_URL")]
+        return [await unreachable("postgresql", error, "DATABASE_URL")]
     return [*checks, *schema]
 
 
@@ -85,20 +85,20 @@ def version_check(number: int, name: str) -> Check:
 
 def _writable(about: Row[Any]) -> Check:
     if about.in_recovery:
-        words = "this server is a read-only standby"
-        return problem("writable", words, "use the primary, or all hosts with target_session_attrs=read-write")
+        message = "this server is a read-only standby"
+        return problem("writable", message, "use the primary, or all hosts with target_session_attrs=read-write")
     if about.read_only:
-        words = "transactions are read-only here (default_transaction_read_only)"
+        message = "transactions are read-only here (default_transaction_read_only)"
         return problem(
-            "writable", words, "reset it for the server, the database or the role; until then a worker waits"
+            "writable", message, "reset it for the server, the database or the role; until then a worker waits"
         )
     return ok("writable", "primary, writable")
 
 
 def _role(about: Row[Any]) -> Check:
     if about.superuser:
-        words = f"{about.role} is a superuser: privileges and connection limits are not enforced"
-        return warning("role", words, "run workers with a role that can only read and write the tables")
+        message = f"{about.role} is a superuser: privileges and connection limits are not enforced"
+        return warning("role", message, "run workers with a role that can only read and write the tables")
     return ok("role", f"{about.role}, not a superuser")
 
 
@@ -106,11 +106,11 @@ def _clock(theirs: datetime, before: datetime, after: datetime) -> Check:
     # Half of the round trip is the error of the comparison.
     off = abs(theirs - (before + (after - before) / 2)) - (after - before) / 2
     seconds = max(off, timedelta(0)).total_seconds()
-    words = f"{seconds:.1f} s between this machine and the server"
+    message = f"{seconds:.1f} s between this machine and the server"
     remedy = "synchronize both with NTP: a worker's clock is used to measure lag and to list and prune runs"
     if seconds > _CLOCK_PROBLEM:
-        return problem("clock", words, remedy)
-    return warning("clock", words, remedy) if seconds > _CLOCK_WARNING else ok("clock", words)
+        return problem("clock", message, remedy)
+    return warning("clock", message, remedy) if seconds > _CLOCK_WARNING else ok("clock", message)
 
 
 def _connections(about: Row[Any], needed: int) -> Check:
@@ -118,14 +118,14 @@ def _connections(about: Row[Any], needed: int) -> Check:
     limits += [(about.role_limit, about.of_role, f"the limit of role {about.role}")] if about.role_limit else []
     limits += [(about.database_limit, about.of_database, "the database's limit")] if about.database_limit else []
     left, name, limit = min((limit - used, name, limit) for limit, used, name in limits)
-    words = f"{max(left, 0)} of {limit} left ({name}); a worker takes up to {needed}"
+    message = f"{max(left, 0)} of {limit} left ({name}); a worker takes up to {needed}"
     if left < needed:
         return warning(
             "connections",
-            words,
+            message,
             "this is enough only if all workers are already running; raise the limit, or run fewer workers",
         )
-    return ok("connections", words)
+    return ok("connections", message)
 
 
 async def _pooler(conn: AsyncConnection) -> list[Check]:
@@ -136,8 +136,8 @@ async def _pooler(conn: AsyncConnection) -> list[Check]:
     missing = [f"{name}={value}" for name, value in WORKER_SETTINGS.items() if found[name] not in {value, "closeout"}]
     if not missing:
         return [ok("pooler", "PgBouncer detected; required session settings are present")]
-    words = f"PgBouncer detected; this role's sessions lack {', '.join(missing)}"
-    return [warning("pooler", words, "run deploy/pgbouncer/worker-role.sql as this role on the server itself")]
+    message = f"PgBouncer detected; this role's sessions lack {', '.join(missing)}"
+    return [warning("pooler", message, "run deploy/pgbouncer/worker-role.sql as this role on the server itself")]
 
 
 async def _schema(conn: AsyncConnection) -> tuple[list[Check], bool]:
@@ -156,22 +156,22 @@ async def _schema(conn: AsyncConnection) -> tuple[list[Check], bool]:
     try:
         current = (await conn.execute(_VERSION)).scalar_one_or_none()
     except DATABASE_ERRORS as error:
-        words = f"version cannot be read: {one_line(error)}"
-        return [warning("schema", words, "run closeout migrate, or grant SELECT on governance.schema_version")], True
+        message = f"version cannot be read: {one_line(error)}"
+        return [warning("schema", message, "run closeout migrate, or grant SELECT on governance.schema_version")], True
     if current == newest():
         return [ok("schema", f"at {current}, the version of this closeout")], True
     if current in known():
         return [problem("schema", f"at {current}; this closeout needs {newest()}", "run closeout migrate")], True
-    words = f"at {current}, which is unknown to this closeout ({newest()}): a newer one migrated it"
-    return [warning("schema", words, "upgrade this closeout")], True
+    message = f"at {current}, which is unknown to this closeout ({newest()}): a newer one migrated it"
+    return [warning("schema", message, "upgrade this closeout")], True
 
 
 async def _tables(engine: AsyncEngine, version: Check) -> Check:
     found = await differences(engine)
     if not found:
         return version
-    words = f"{version.found.partition(',')[0]}, with {counted(len(found), 'difference')}; the first: {found[0]}"
-    return problem("schema", words, "closeout migrate --check lists all; fix them as the tables' owner")
+    message = f"{version.found.partition(',')[0]}, with {counted(len(found), 'difference')}; the first: {found[0]}"
+    return problem("schema", message, "closeout migrate --check lists all; fix them as the tables' owner")
 
 
 async def _rights(conn: AsyncConnection) -> list[Check]:
@@ -183,9 +183,9 @@ async def _rights(conn: AsyncConnection) -> list[Check]:
     ]
 
 
-async def _readable(name: str, look: Callable[[AsyncConnection], Awaitable[Check]], conn: AsyncConnection) -> Check:
+async def _readable(name: str, check: Callable[[AsyncConnection], Awaitable[Check]], conn: AsyncConnection) -> Check:
     try:
-        return await look(conn)
+        return await check(conn)
     except DATABASE_ERRORS as error:
         return problem(name, f"cannot be checked: {one_line(error)}", "see the checks schema and rights above")
 
@@ -196,10 +196,10 @@ async def _outbox(conn: AsyncConnection) -> Check:
     if not found.all.events:
         return ok("outbox", f"empty: {meaning}")
     runs = counted(found.all.runs, "run has", "runs have")
-    words = f"{runs} unpublished events, the oldest for {format_seconds(found.all.oldest_seconds)}; {meaning}"
+    message = f"{runs} unpublished events, the oldest for {format_seconds(found.all.oldest_seconds)}; {meaning}"
     if found.state() is BacklogState.STALE:
-        return problem("outbox", words, "start a worker, or publish the events now with closeout outbox drain")
-    return warning("outbox", words, remedy) if remedy else ok("outbox", words)
+        return problem("outbox", message, "start a worker, or publish the events now with closeout outbox drain")
+    return warning("outbox", message, remedy) if remedy else ok("outbox", message)
 
 
 async def _unfinished(conn: AsyncConnection) -> Check:
@@ -207,5 +207,5 @@ async def _unfinished(conn: AsyncConnection) -> Check:
     if not found.runs:
         return ok("unfinished", "no legacy close-out is unfinished")
     count = counted(found.runs, "legacy close-out is", "legacy close-outs are")
-    words = f"{count} unfinished, the first since {found.oldest:%Y-%m-%d %H:%M}Z"
-    return problem("unfinished", words, "run closeout reconcile for the runs and what to do")
+    message = f"{count} unfinished, the first since {found.oldest:%Y-%m-%d %H:%M}Z"
+    return problem("unfinished", message, "run closeout reconcile for the runs and what to do")

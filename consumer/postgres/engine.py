@@ -2,7 +2,7 @@
 
 import ssl
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -14,11 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from config.settings import SettingsError
 from config.urls import CHECKING_MODES, SYSTEM_ROOTS, parameters
 from consumer.errors import one_line
-from consumer.tls_errors import Server, explained
+from consumer.tls_errors import Server, explain
 from domains.database.pooling import STATEMENT_PREFIX
-
-if TYPE_CHECKING:
-    pass
 
 # Seconds to connect to one host. A host that is down refuses at once; an unreachable one does not respond.
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -126,7 +123,7 @@ async def open_session(
             ssl=_system_roots(given) if given.get("sslrootcert") == SYSTEM_ROOTS else None,
         )
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        if explanation := await explained(error, _last_host(text_of_url, given)):
+        if explanation := explain(error, _last_host(text_of_url, given)):
             raise explanation from error
         raise
 

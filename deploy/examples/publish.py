@@ -33,7 +33,7 @@ async def publish(run: dict[str, Any]) -> None:
         json.dumps(run).encode(),
         content_type="application/json",
         delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-        message_id=str(run["run_id"]),  # any text; it is shown with the run
+        message_id=str(run["run_id"]),  # any text; displayed with the run
         # headers={"traceparent": "00-..."},  a W3C trace context, if there is one
     )
     for wait in (1, 2, 4, 8, 15, 30, 60):

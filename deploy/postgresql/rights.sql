@@ -1,10 +1,11 @@
--- What each role may do with Closeout's tables, exactly. Run it after every `closeout migrate`, as closeout_owner:
+-- The privileges of each role on Closeout's tables. Run it after every `closeout migrate`, as closeout_owner:
 --
 --   psql -v ON_ERROR_STOP=1 --single-transaction -f rights.sql "$OWNER_URL"
 --
--- Safe to repeat beside live workers; in one transaction nobody is without a right for a moment. What else somebody
--- granted these roles on the tables is taken back. The worker's part is consumer/postgres/privileges.py, by which `closeout doctor`
--- looks; tests/integration/postgres/test_roles.py holds the two together and tries every right that is not here.
+-- Safe to repeat while workers run: in one transaction no role loses a privilege that it needs. Other privileges of
+-- these roles on the tables are revoked. `closeout doctor` checks the worker's part, in
+-- consumer/postgres/privileges.py; tests/integration/postgres/test_roles.py compares the two, and tests every privilege
+-- that is not granted.
 
 DO $$
 DECLARE
@@ -13,7 +14,7 @@ BEGIN
     FOR one IN SELECT format('%I.%I', schemaname, tablename) AS name FROM pg_tables WHERE schemaname = 'governance' LOOP
         EXECUTE format('REVOKE ALL ON %s FROM PUBLIC, closeout_worker, closeout_operator, closeout_reader', one.name);
     END LOOP;
-    -- A REVOKE on the table leaves rights on columns; those that were granted.
+    -- A REVOKE on a table leaves the privileges on its columns.
     FOR one IN
         SELECT DISTINCT format('%I.%I', table_schema, table_name) AS name, column_name, privilege_type, grantee
           FROM information_schema.column_privileges
@@ -27,8 +28,8 @@ $$;
 GRANT USAGE ON SCHEMA governance TO closeout_worker, closeout_operator, closeout_reader;
 GRANT SELECT ON ALL TABLES IN SCHEMA governance TO closeout_worker, closeout_operator, closeout_reader;
 
--- The worker: claims, writes, marks. A row that is locked (FOR UPDATE) asks for UPDATE on some column of it, so
--- outbox_events has one that nothing but an alert reads.
+-- The worker claims, writes and marks. SELECT FOR UPDATE needs UPDATE on some column: on outbox_events it is created_at,
+-- which only an alert reads.
 GRANT INSERT, UPDATE (phase, committed_at, events_published_at) ON governance.run_completions TO closeout_worker;
 GRANT INSERT ON
     governance.incidents, governance.prevention_records, governance.policy_evaluations, governance.rollbacks
@@ -41,7 +42,7 @@ GRANT INSERT, UPDATE (enabled, shadow) ON governance.policies TO closeout_operat
 -- `outbox drain`, `reconcile --repair`: what a worker's relay does.
 GRANT UPDATE (phase, events_published_at) ON governance.run_completions TO closeout_operator;
 GRANT UPDATE (created_at), DELETE ON governance.outbox_events TO closeout_operator;
--- `prune`. It locks incidents, so that none is opened again meanwhile; nothing decides by a title.
+-- `prune` locks incidents, so that none is reopened meanwhile; no decision depends on a title.
 GRANT UPDATE (title) ON governance.incidents TO closeout_operator;
 GRANT DELETE ON
     governance.run_completions, governance.incidents, governance.prevention_records, governance.policy_evaluations,

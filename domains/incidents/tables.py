@@ -1,4 +1,4 @@
-"""The tables of incidents and of what was written in an incident's place."""
+"""The tables of incidents and of prevention records."""
 
 from sqlalchemy import Boolean, CheckConstraint, Column, DateTime, Table, Text, Uuid
 

@@ -23,7 +23,7 @@ _prevention_row = attrgetter(*_PREVENTION)
 async def record(conn: AsyncConnection, findings: Sequence[Finding]) -> dict[RunKey, DomainResult]:
     """Write one incident or prevention record for each of *findings*, in one statement per kind.
 
-    Not safe to repeat on its own: it leans on the claim made earlier in the same transaction.
+    Not idempotent: it depends on the claim made earlier in the same transaction.
     """
     raised = [finding for finding in findings if isinstance(finding, Incident)]
     prevented = [finding for finding in findings if isinstance(finding, Prevention)]
@@ -37,8 +37,8 @@ async def record(conn: AsyncConnection, findings: Sequence[Finding]) -> dict[Run
 async def record_once(conn: AsyncConnection, finding: Finding) -> Finding:
     """Write *finding* unless its run has an incident or prevention record, and return the stored one.
 
-    For the legacy path, where a redelivery may find the work partly done. Leans on the caller's lock on the run's inbox
-    row: a key cannot exclude rows of two tables.
+    For the legacy path, where a redelivery may find the work partly done. Depends on the caller's lock on the run's
+    inbox row: a key cannot exclude rows of two tables.
     """
     existing = await stored_finding(conn, finding.key)
     if existing is None:

@@ -25,9 +25,9 @@ from domains.tables import metadata
 # The advisory lock's key: "closeout" in ASCII.
 _LOCK_KEY = 0x636C6F73656F7574
 _VERSION_TABLE = "schema_version"
-# Seconds between two polls whether another migrator has finished. Waiting for the lock would hold a snapshot, for whose
-# end the other migrator's CREATE INDEX CONCURRENTLY would wait.
-_YIELD_AFTER_SECONDS = 0.2
+# Seconds between two polls whether another migrator has finished. Waiting for the lock would hold a snapshot, which the
+# other migrator's CREATE INDEX CONCURRENTLY would wait for.
+_POLL_SECONDS = 0.2
 # Sessions queue behind a waiting lock. One second is harmless, because workers wait 5.
 _LOCK_WAIT = "1s"
 # Seconds between two attempts, in which queued sessions proceed.
@@ -36,7 +36,7 @@ _PAUSE_SECONDS = (1.0, 3.0)
 GIVE_UP_AFTER_SECONDS = 120.0
 # lock_not_available, deadlock_detected
 _BLOCKED_STATES = frozenset({"55P03", "40P01"})
-_TRY_TURN = text("SELECT pg_try_advisory_lock(:key)")
+_TRY_LOCK = text("SELECT pg_try_advisory_lock(:key)")
 
 
 class MigrationBlockedError(Exception):
@@ -67,17 +67,17 @@ async def migrate(engine: AsyncEngine, *, give_up_after: float = GIVE_UP_AFTER_S
         stop=stop_after_delay(give_up_after),
         reraise=True,
     )
-    began_at: list[str | None] = []
+    started_at: list[str | None] = []
     try:
-        await retrying(_migrate_once, engine, began_at)
+        await retrying(_migrate_once, engine, started_at)
     except DBAPIError as error:
         if not _is_blocked(error):
             raise
         raise MigrationBlockedError(await _blockers(engine, give_up_after)) from error
-    return Migrated(began_at[0], newest())
+    return Migrated(started_at[0], newest())
 
 
-async def _migrate_once(engine: AsyncEngine, began_at: list[str | None]) -> None:
+async def _migrate_once(engine: AsyncEngine, started_at: list[str | None]) -> None:
     async with engine.connect() as conn:
         if await is_pooled(conn):
             raise PooledConnectionError(
@@ -88,13 +88,13 @@ async def _migrate_once(engine: AsyncEngine, began_at: list[str | None]) -> None
         await conn.execute(text(f"SET lock_timeout = '{_LOCK_WAIT}'"))
         await conn.commit()
         try:
-            while not (await conn.execute(_TRY_TURN, {"key": _LOCK_KEY})).scalar_one():
+            while not (await conn.execute(_TRY_LOCK, {"key": _LOCK_KEY})).scalar_one():
                 await conn.commit()
-                await asyncio.sleep(_YIELD_AFTER_SECONDS)
+                await asyncio.sleep(_POLL_SECONDS)
             # With separate roles the schema exists, and its owner may not create one, not even with IF NOT EXISTS.
             if (await conn.execute(text("SELECT to_regnamespace(:schema)"), {"schema": SCHEMA})).scalar_one() is None:
                 await conn.execute(text(f"CREATE SCHEMA {SCHEMA}"))
-            began_at.append(await conn.run_sync(_current))
+            started_at.append(await conn.run_sync(_current))
             await conn.commit()
             await conn.run_sync(_upgrade)
             await conn.commit()

@@ -10,6 +10,7 @@ from domains.policies.cel.field_paths import MISSING, value_at, written
 from domains.policies.rules import error_text, holds
 
 Answer = Literal["true", "false", "error", "unknown"]
+State = Literal["known", "missing", "unknown"]
 
 
 class Answered(NamedTuple):
@@ -20,7 +21,7 @@ class Answered(NamedTuple):
 
 
 class Explained(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A clause and its result; ``join`` says whether all or any of ``parts`` must be true."""
+    """A clause and its result; ``join`` states whether all or any of ``parts`` must be true."""
 
     text: str
     answer: Answer
@@ -33,7 +34,7 @@ class Value(Struct, frozen=True, kw_only=True):
     """The value at a path that a condition read; without ``value`` if it is missing or not stored."""
 
     path: str
-    state: Literal["known", "missing", "unknown"] = "known"
+    state: State = "known"
     value: Any | UnsetType = UNSET
 
 
@@ -70,14 +71,10 @@ def values_read(condition: Condition, visible: Visible) -> list[Value]:
     """Return the values that *condition* read, in the form that conditions see."""
     values: list[Value] = []
     for path in condition.reads.paths:
-        if path and path[0] in visible.unknown:
-            values.append(Value(path=written(path), state="unknown"))
-            continue
-        value = value_at(visible.fields, path)
-        if value is MISSING:
-            values.append(Value(path=written(path), state="missing"))
-        else:
-            values.append(Value(path=written(path), value=value))
+        unknown = bool(path) and path[0] in visible.unknown
+        value = MISSING if unknown else value_at(visible.fields, path)
+        state: State = "unknown" if unknown else "missing" if value is MISSING else "known"
+        values.append(Value(path=written(path), state=state, value=value))
     return values
 
 

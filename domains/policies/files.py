@@ -2,25 +2,46 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import yaml
 from msgspec import Struct
 
 from domains.policies.cel.conditions import Condition, ConditionError
 from domains.policies.rules import Effect, Mode, Severity
+from domains.run import TENANT_PATTERN
 
 # Bytes: ten times the size of a thousand policies.
 FILE_MAX = 4_194_304
 
 # Characters of a found value in an error.
-_SHOWN_MAX = 80
+_VALUE_MAX = 80
 
-_TENANT = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,127}\Z")
-_FIELDS = ("name", "tenant_id", "effect", "severity", "condition", "mode", "enabled")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,127}")
+_TENANT = re.compile(TENANT_PATTERN)
+_CONDITION = re.compile(r"[^\0]*[^\s\0][^\0]*")
+# What each field accepts, by the text that describes it.
+_EXPECTED: dict[str, tuple[str, Callable[[object], object]]] = {
+    "name": (
+        "1 to 128 letters, digits, spaces and . _ -",
+        lambda value: isinstance(value, str) and _NAME.fullmatch(value),
+    ),
+    "tenant_id": (
+        "a tenant's id, or null for all tenants",
+        lambda value: value is None or (isinstance(value, str) and _TENANT.fullmatch(value)),
+    ),
+    "effect": (" or ".join(get_args(Effect)), get_args(Effect).__contains__),
+    "severity": ("one of " + ", ".join(get_args(Severity)), get_args(Severity).__contains__),
+    "condition": (
+        "a CEL expression on run, in quotes or a block",
+        lambda value: isinstance(value, str) and _CONDITION.fullmatch(value),
+    ),
+    "mode": (" or ".join(get_args(Mode)), get_args(Mode).__contains__),
+    "enabled": ("true or false", lambda value: isinstance(value, bool)),
+}
+_FIELDS = ", ".join(_EXPECTED)
 
 
 class PolicyDraft(Struct, frozen=True, kw_only=True):
@@ -49,10 +70,10 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-class _Invalid(str):
+class _Invalid(NamedTuple):
     """A value that is not a string, boolean or null, as written: a number, a date, a list."""
 
-    __slots__ = ()
+    text: str
 
 
 def read_policies(text: str, *, source: str) -> list[PolicyDraft]:
@@ -109,7 +130,7 @@ def _fields(item: yaml.Node) -> dict[str, tuple[yaml.Node, Any]]:
     """Return each field's value and its node; a duplicate field has an invalid value."""
     fields: dict[str, tuple[yaml.Node, Any]] = {}
     for key, node in item.value:
-        name = str(key.value)[:_SHOWN_MAX]
+        name = str(key.value)[:_VALUE_MAX]
         fields[name] = (node, _Invalid("a duplicate field") if name in fields else _value(node))
     return fields
 
@@ -123,7 +144,7 @@ def _value(node: yaml.Node) -> Any:  # noqa: ANN401 - what a file may hold
     if kind == "bool" and node.value.lower() in {"true", "false"}:
         return node.value.lower() == "true"
     if kind != "str":
-        return _Invalid(str(node.value)[:_SHOWN_MAX])
+        return _Invalid(str(node.value)[:_VALUE_MAX])
     try:
         # JSON may write a character beyond 16 bits as two escapes, which YAML reads as two characters.
         return node.value.encode("utf-16", "surrogatepass").decode("utf-16")
@@ -134,19 +155,20 @@ def _value(node: yaml.Node) -> Any:  # noqa: ANN401 - what a file may hold
 def _faults(item: yaml.Node, source: str) -> Iterator[str]:
     line = item.start_mark.line + 1
     if not isinstance(item, yaml.MappingNode) or not all(isinstance(key, yaml.ScalarNode) for key, _ in item.value):
-        yield f"{source}:{line}: expected a policy with {', '.join(_FIELDS)}"
+        yield f"{source}:{line}: expected a policy with {_FIELDS}"
         return
     fields = _fields(item)
-    for name in sorted(set(fields) - set(_FIELDS)):
+    for name in sorted(set(fields) - set(_EXPECTED)):
         at = next(key.start_mark.line + 1 for key, _ in item.value if str(key.value).startswith(name))
-        yield f"{source}:{at}: {name}: not a field of a policy; expected {', '.join(_FIELDS)}"
+        yield f"{source}:{at}: {name}: not a field of a policy; expected {_FIELDS}"
     for name in ("name", "effect", "severity", "condition"):
         if name not in fields:
-            yield f"{source}:{line}: {name}: missing; expected {_EXPECTED[name]}"
+            yield f"{source}:{line}: {name}: missing; expected {_EXPECTED[name][0]}"
     for name, (node, value) in fields.items():
         at = node.start_mark.line + 1
-        if name in _EXPECTED and not _is_right(name, value):
-            yield f"{source}:{at}: {name}: found {_shown(value)}; expected {_EXPECTED[name]}"
+        expected, accepts = _EXPECTED.get(name, ("", bool))
+        if expected and not accepts(value):
+            yield f"{source}:{at}: {name}: found {_found(value)}; expected {expected}"
         elif name == "condition":
             try:
                 Condition(value)
@@ -156,34 +178,7 @@ def _faults(item: yaml.Node, source: str) -> Iterator[str]:
                 yield f"{source}:{at + below + error.line - 1}: condition: {error}"
 
 
-_CHOICES: dict[str, object] = {"effect": Effect, "severity": Severity, "mode": Mode}
-_EXPECTED = {
-    "name": "1 to 128 letters, digits, spaces and . _ -",
-    "tenant_id": "a tenant's id, or null for all tenants",
-    "effect": " or ".join(get_args(Effect)),
-    "severity": "one of " + ", ".join(get_args(Severity)),
-    "condition": "a CEL expression on run, in quotes or a block",
-    "mode": " or ".join(get_args(Mode)),
-    "enabled": "true or false",
-}
-
-
-def _is_right(name: str, value: object) -> bool:
-    text = value if isinstance(value, str) and not isinstance(value, _Invalid) else None
-    match name:
-        case "name":
-            return text is not None and bool(_NAME.match(text))
-        case "tenant_id":
-            return value is None or (text is not None and bool(_TENANT.match(text)))
-        case "effect" | "severity" | "mode":
-            return text in get_args(_CHOICES[name])
-        case "condition":
-            return text is not None and bool(text.strip()) and "\x00" not in text
-        case _:
-            return isinstance(value, bool)
-
-
-def _shown(value: object) -> str:
+def _found(value: object) -> str:
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
-    return str(value) if isinstance(value, _Invalid) else repr(value)[:_SHOWN_MAX]
+    return value.text if isinstance(value, _Invalid) else repr(value)[:_VALUE_MAX]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 from msgspec import Struct
@@ -34,30 +34,29 @@ class Policy(Struct, frozen=True, kw_only=True):
     shadow: bool = False
 
 
-class Violation(Struct, frozen=True, kw_only=True):
-    """A ``flag`` policy whose condition was true."""
+class PolicyVersion(Struct, frozen=True, kw_only=True):
+    """The version of a policy that was evaluated."""
 
     policy_id: UUID
     name: str
     version: int
+
+
+class Violation(PolicyVersion, frozen=True, kw_only=True):
+    """A ``flag`` policy whose condition was true."""
+
     severity: Severity
 
 
-class PolicyFault(Struct, frozen=True, kw_only=True):
+class PolicyFault(PolicyVersion, frozen=True, kw_only=True):
     """A policy whose condition failed to evaluate, and why."""
 
-    policy_id: UUID
-    name: str
-    version: int
     error: str
 
 
-class Shadowed(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Shadowed(PolicyVersion, frozen=True, kw_only=True, omit_defaults=True):
     """The result of a shadow policy, or why its condition failed to evaluate."""
 
-    policy_id: UUID
-    name: str
-    version: int
     result: Literal["flag", "suppress_incident", "error"]
     error: str | None = None
 
@@ -130,8 +129,8 @@ def _fields_read(conditions: Iterable[Condition | ConditionError]) -> frozenset[
 def evaluate(run: CompletedRun, policies: PolicySet, *, now: datetime | None = None) -> Evaluation:
     """Evaluate the policies that apply to *run*; a failed condition is part of the result, never an exception.
 
-    ``evaluation_error`` outranks ``violation``, so that an incomplete result does not look complete; violations of the
-    other policies are still listed. The evaluation is dated *now*, by default the current time.
+    ``evaluation_error`` outranks ``violation``, so that an incomplete result does not appear complete; violations of
+    the other policies are still listed. The evaluation is dated *now*, by default the current time.
     """
     applying = policies.of(run.tenant_id)
     violations: list[Violation] = []
@@ -144,16 +143,16 @@ def evaluate(run: CompletedRun, policies: PolicySet, *, now: datetime | None = N
             true = visible is not None and holds(condition, visible)
         except EvaluationError as error:
             if policy.shadow:
-                shadow.append(_shadowed(policy, error))
+                shadow.append(Shadowed(**_named(policy), result="error", error=error_text(error)))
             else:
-                errors.append(_fault(policy, error))
+                errors.append(PolicyFault(**_named(policy), error=error_text(error)))
             continue
         if not (true and acts_on(policy.effect, run)):
             continue
         if policy.shadow:
-            shadow.append(_shadowed(policy))
+            shadow.append(Shadowed(**_named(policy), result=policy.effect))
         elif policy.effect == "flag":
-            violations.append(_violation(policy))
+            violations.append(Violation(**_named(policy), severity=policy.severity))
         else:
             suppressed_by = suppressed_by or policy.policy_id
     return Evaluation(
@@ -182,22 +181,8 @@ def acts_on(effect: Effect, run: CompletedRun) -> bool:
     return effect == "flag" or run.status != "succeeded"
 
 
-def _violation(policy: Policy) -> Violation:
-    return Violation(policy_id=policy.policy_id, name=policy.name, version=policy.version, severity=policy.severity)
-
-
-def _fault(policy: Policy, error: EvaluationError) -> PolicyFault:
-    return PolicyFault(policy_id=policy.policy_id, name=policy.name, version=policy.version, error=error_text(error))
-
-
-def _shadowed(policy: Policy, error: EvaluationError | None = None) -> Shadowed:
-    return Shadowed(
-        policy_id=policy.policy_id,
-        name=policy.name,
-        version=policy.version,
-        result=policy.effect if error is None else "error",
-        error=None if error is None else error_text(error),
-    )
+def _named(policy: Policy) -> dict[str, Any]:
+    return {"policy_id": policy.policy_id, "name": policy.name, "version": policy.version}
 
 
 def error_text(error: EvaluationError) -> str:

@@ -24,7 +24,7 @@ _INSERT_ONE = Compiled(_INSERT.on_conflict_do_nothing().returning(policy_evaluat
 async def record(conn: AsyncConnection, evaluations: Sequence[Evaluation]) -> dict[RunKey, DomainResult]:
     """Write one row for each of *evaluations*, in one statement.
 
-    Not safe to repeat on its own: it leans on the claim made earlier in the same transaction.
+    Not idempotent: it depends on the claim made earlier in the same transaction.
     """
     await _INSERT_ALL.execute(conn, columns_of(_COLUMNS, map(_row, evaluations)))
     return {evaluation.key: result_of(evaluation) for evaluation in evaluations}

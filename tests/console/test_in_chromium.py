@@ -221,7 +221,7 @@ async def test_the_page_shows_when_the_worker_stops_and_resumes_responding(datab
         page = await browser.new_page(base_url=f"http://127.0.0.1:{service.http.port}")
         await page.goto("/")
         await page.route("**/live", lambda route: route.abort())
-        await expect(page.get_by_role("button", name="No answer since")).to_be_visible()
+        await expect(page.get_by_role("button", name="No response since")).to_be_visible()
         await page.unroute("**/live")
         await expect(page.get_by_role("button", name="Live")).to_be_visible()
 

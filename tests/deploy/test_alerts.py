@@ -38,10 +38,10 @@ def test_every_scenario_has_the_expected_alerts(scenarios):
 def test_every_alert_has_a_scenario_that_fires_and_a_healthy_one_that_does_not(alert):
     tests = [test for path in SCENARIOS for test in yaml.safe_load(path.read_text())["tests"]]
     mine = [test["alert_rule_test"] for test in tests if test["name"].startswith(f"{alert}: ")]
-    fires = [any(look["exp_alerts"] for look in looks) for looks in mine]
+    fires = [any(check["exp_alerts"] for check in checks) for checks in mine]
     assert True in fires
     assert False in fires
-    assert {look["alertname"] for looks in mine for look in looks} == {alert}
+    assert {check["alertname"] for checks in mine for check in checks} == {alert}
 
 
 @pytest.mark.parametrize("alert", ALERTS)

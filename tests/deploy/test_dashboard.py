@@ -14,7 +14,7 @@ TEXT = (Path(__file__).parents[2] / "deploy" / "grafana" / "closeout.json").read
 DASHBOARD = json.loads(TEXT)
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
-# What Grafana calls the units used here; a typing error would be shown as a suffix.
+# What Grafana calls the units used here; a typing error would be displayed as a suffix.
 UNITS = {"none", "ops", "s", "percentunit", "bytes"}
 
 
@@ -48,7 +48,7 @@ def test_panels_have_different_ids_and_titles_and_lie_side_by_side():
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=by_title)
-def test_every_panel_says_what_it_means_in_a_known_unit_and_names_its_lines(panel):
+def test_every_panel_has_a_description_a_known_unit_and_named_lines(panel):
     assert panel["description"].endswith(".")
     unit = panel["options"]["yAxis"]["unit"] if panel["type"] == "heatmap" else panel["fieldConfig"]["defaults"]["unit"]
     assert unit in UNITS

@@ -24,7 +24,7 @@ COMMANDS = [
     if line.startswith(("kubectl", "docker", "psql", "rabbitmqctl", "printf"))
 ]
 SECRETS = {words[words.index("generic") + 1]: words for words in COMMANDS if "secret" in words}
-# In whose name the pods come that read each secret.
+# The service accounts of the pods that read each secret.
 NAMES = {
     "closeout-migrate": {"database-url": OWNER},
     "closeout-topology": {"amqp-url": TOPOLOGY_USER},
@@ -39,7 +39,7 @@ def files_of(words: list[str]) -> dict[str, str]:
 
 
 def place_of(*words: str) -> int:
-    """Return where the only command that has all of *words* stands."""
+    """Return the position of the only command with all of *words*."""
     (found,) = (number for number, command in enumerate(COMMANDS) if set(words) <= set(command))
     return found
 
@@ -71,10 +71,10 @@ def test_each_url_is_one_of_a_role_or_a_user_that_gets_a_password():
             named.setdefault(secret, {})[key] = str(url.username)
     assert named == NAMES
     everybody = {name for names in named.values() for name in names.values()}
-    asked = [word for words in COMMANDS for word in words if word.startswith("\\password ")]
+    set_in_psql = [word for words in COMMANDS for word in words if word.startswith("\\password ")]
     # RabbitMQ 4's rabbitmqctl reads no password from the terminal: it waits for ever.
-    told = [words[2] for words in COMMANDS if words[1] == "change_password" and len(words) == 4]
-    assert sorted([word.split()[1] for word in asked] + told) == sorted(everybody)
+    changed = [words[2] for words in COMMANDS if words[1] == "change_password" and len(words) == 4]
+    assert sorted([word.split()[1] for word in set_in_psql] + changed) == sorted(everybody)
 
 
 def test_roles_users_and_rights_are_made_before_whatever_needs_them():

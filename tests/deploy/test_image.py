@@ -50,7 +50,7 @@ def test_pip_installs_only_hashed_wheels_and_the_project_itself(stages):
         assert own or ("--require-hashes" in step and "--only-binary :all:" in step), step
 
 
-def test_the_image_runs_as_the_manifests_say(stages):
+def test_the_image_runs_as_the_manifests_require(stages):
     last = stages[-1]
     for template in pods(overlay("production")).values():
         security = template["spec"]["securityContext"]

@@ -27,7 +27,7 @@ from tests.support.manifests import (
     pods,
 )
 
-# The oldest that the base says it needs, and the newest that there are schemas of.
+# The oldest version that the base supports, and the newest with published schemas.
 VERSIONS = ("1.31", "1.37")
 AUTOSCALERS = ("ScaledObject", "HorizontalPodAutoscaler")
 
@@ -138,7 +138,7 @@ def test_nothing_has_more_than_one_autoscaler_and_what_has_one_names_no_number_o
         assert scaler["spec"]["scaleTargetRef"]["kind"] == deployment["kind"]
 
 
-def test_an_overlay_that_names_no_namespace_puts_every_component_s_objects_beside_the_base_s(tmp_path):
+def test_an_overlay_without_a_namespace_keeps_all_objects_in_the_base_s(tmp_path):
     objects = changed(tmp_path, components=COMPONENTS)
     assert {o["metadata"].get("namespace") for o in objects if o["kind"] != "Namespace"} == {"closeout"}
 
@@ -215,7 +215,7 @@ def test_the_prometheus_rule_holds_the_tested_rules_and_its_file_is_what_the_scr
     ("content", "complaint"),
     [("resources: [missing.yaml]\n", "missing.yaml"), ("commonLabels: {a: b}\nresources: []\n", "deprecated")],
 )
-def test_what_kustomize_refuses_or_only_warns_of_is_an_error_in_its_words(tmp_path, content, complaint):
+def test_a_kustomize_error_or_warning_is_reported_unmodified(tmp_path, content, complaint):
     (tmp_path / "kustomization.yaml").write_text(content)
     with pytest.raises(ServerError, match=complaint):
         kustomize(tmp_path)

@@ -17,7 +17,7 @@ from tests.support.manifests import OVERLAYS, ROOT, RUNBOOKS, Object, container,
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 URLS = {"DATABASE_URL_FILE": "postgresql://u:p@db.example/closeout", "AMQP_URL_FILE": "amqps://u:p@mq.example/v"}
-# What the shipped settings say on purpose; all others that they name are the code's defaults.
+# Settings that differ from the code's defaults on purpose; the others are the defaults.
 DEVIATIONS = {"TRANSACTION_COORDINATOR_ENABLED": "true"}
 # A console in use holds two database sessions of its own (consumer/console/README.md).
 CONSOLE_SESSIONS = 2
@@ -117,7 +117,7 @@ def test_memory_is_bounded_and_cpu_is_not(name):
     for template in pods(overlay(name)).values():
         resources = container(template)["resources"]
         assert set(resources["requests"]) == {"cpu", "memory"}
-        # A throttled event loop answers no probe and keeps runs waiting; the request is its share.
+        # A throttled event loop fails its probes and delays runs; the request is its share.
         assert set(resources["limits"]) == {"memory"}
 
 
@@ -128,7 +128,7 @@ def test_a_job_s_wrong_settings_are_not_tried_again():
         first = spec["podFailurePolicy"]["rules"][0]
         assert first["action"] == "FailJob"
         assert first["onExitCodes"]["containerName"] == container(spec["template"])["name"]
-        # "used wrongly", as the command line says it.
+        # The command line's exit code for wrong usage.
         done = CliRunner().invoke(app, [component], env={"DATABASE_URL": "", "AMQP_URL": ""})
         assert first["onExitCodes"]["values"] == [done.exit_code]
 
@@ -141,7 +141,7 @@ def test_all_workers_together_fit_into_postgresql_s_connections(tmp_path):
     assert (most + surge) * a_worker <= POSTGRESQL_CONNECTIONS
 
 
-def test_keda_looks_at_the_worker_s_queue_with_its_secret_and_never_scales_to_none(tmp_path):
+def test_keda_reads_the_worker_s_queue_with_its_secret_and_never_scales_to_zero(tmp_path):
     scaled = one(overlay("production"), "ScaledObject")["spec"]
     (trigger,) = scaled["triggers"]
     assert trigger["metadata"]["queueName"] == RUN_COMPLETED_QUEUE

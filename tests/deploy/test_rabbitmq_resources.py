@@ -57,7 +57,7 @@ def test_the_definitions_are_what_closeout_topology_declares():
     assert DEFINITIONS["vhosts"] == [{"name": VHOST}]
 
 
-def test_every_queue_says_its_delivery_limit_itself_and_the_policy_the_same():
+def test_every_queue_and_the_policy_have_the_same_delivery_limit():
     assert [queue["arguments"]["x-delivery-limit"] for queue in defined("queues")] == [UNREACHABLE_DELIVERY_LIMIT] * 3
     (policy,) = defined("policies")
     assert policy["definition"] == {"delivery-limit": UNREACHABLE_DELIVERY_LIMIT}
@@ -104,13 +104,13 @@ def test_the_operator_s_resources_are_of_its_one_version_and_each_kind_s_names_d
         ),
     ],
 )
-def test_a_resource_says_field_by_field_what_its_definition_says(kind, of, fields):
-    # What the resources cannot say is what it is by default.
+def test_every_field_of_a_resource_equals_its_definition(kind, of, fields):
+    # Properties that the resources do not have keep their defaults.
     assert all(not entry.get("internal") for entry in defined(of))
     assert specs(kind) == [{theirs: entry[ours] for theirs, ours in fields.items()} for entry in defined(of)]
 
 
-def test_the_queues_are_those_of_the_definitions_with_their_type_beside_the_other_arguments():
+def test_the_queues_equal_the_definitions_with_their_type_among_the_arguments():
     for spec, queue in zip(specs("Queue"), defined("queues"), strict=True):
         assert {"x-queue-type": spec.pop("type"), **spec.pop("arguments")} == queue.pop("arguments")
         assert spec == {"name": queue["name"], "durable": queue["durable"], "autoDelete": queue["auto_delete"]}
@@ -126,7 +126,7 @@ def test_the_users_and_what_they_may_do_are_those_of_the_definitions():
         ]
 
 
-def test_with_the_component_the_operator_declares_in_the_step_of_the_job_that_goes(tmp_path):
+def test_with_the_component_the_operator_replaces_the_topology_job(tmp_path):
     objects = changed(tmp_path, components=["topology-operator"])
     assert not [o for o in objects if o["kind"] == "Job" and component_of(o) == "topology"]
     theirs = [o for o in objects if o["apiVersion"] == "rabbitmq.com/v1beta1"]

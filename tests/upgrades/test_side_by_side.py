@@ -96,7 +96,7 @@ async def test_a_worker_accepts_a_schema_of_an_unknown_newer_version(engine):
     await probe(engine)
 
 
-async def test_a_role_that_cannot_read_the_version_is_told_which_column_is_missing(scenario_at_0001: Scenario):
+async def test_a_role_that_cannot_read_the_version_gets_the_missing_column(scenario_at_0001: Scenario):
     scenario = scenario_at_0001
     await scenario.sql(f"REVOKE ALL ON governance.schema_version FROM {scenario.role}")
     engine = create_engine(scenario.environ["DATABASE_URL"], pool_size=1)

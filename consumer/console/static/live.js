@@ -1,7 +1,7 @@
-// Looks at the page's live part every two seconds while the page is in sight, and puts in what has changed.
+// Polls the page's live part every two seconds while the page is visible, and replaces the parts that have changed.
 //
-// Without it the page is the same and has a link to refresh it. Markup comes parsed, as a document: no text is ever made
-// into markup here, which the content security policy would forbid.
+// Without JavaScript the page has a link to refresh it. Markup arrives as a parsed document: the content security policy
+// forbids creating markup from text.
 "use strict";
 
 (() => {
@@ -13,28 +13,28 @@
   const status = Number(document.body.dataset.status);
   let paused = false;
   let timer = 0;
-  let heardAt = new Date();
+  let respondedAt = new Date();
 
   const button = document.createElement("button");
   button.type = "button";
   place.replaceChildren(button);
 
-  const say = (state, words) => {
+  const show = (state, label) => {
     button.className = state;
-    button.textContent = words;
-    button.title = paused ? "Go on refreshing every two seconds" : "Stop refreshing, to read in peace";
+    button.textContent = label;
+    button.title = paused ? "Resume refreshing every two seconds" : "Stop refreshing";
   };
 
   const parts = (root) => new Map([...root.querySelectorAll("[data-part]")].map((e) => [e.dataset.part, e]));
 
-  // What somebody is selecting, or has opened, stays as it is until they are done.
+  // A part with a selection or an open detail is not replaced.
   const isInUse = (part) => {
     const selection = document.getSelection();
     const selected = selection && !selection.isCollapsed && selection.containsNode(part, true);
     return selected || part.querySelector("details[open]") !== null;
   };
 
-  const put = (fresh) => {
+  const replaceParts = (fresh) => {
     const focused = document.activeElement?.closest?.("a[href]")?.getAttribute("href");
     const before = parts(document);
     for (const [name, part] of parts(fresh)) {
@@ -47,9 +47,9 @@
     }
   };
 
-  const lost = () => say("is-lost", `No answer since ${heardAt.toISOString().slice(11, 19)} UTC`);
+  const lost = () => show("is-lost", `No response since ${respondedAt.toISOString().slice(11, 19)} UTC`);
 
-  const look = () => {
+  const poll = () => {
     clearTimeout(timer);
     if (paused || document.hidden) return;
     const request = new XMLHttpRequest();
@@ -57,27 +57,27 @@
     request.responseType = "document";
     request.timeout = 5000;
     request.onload = () => {
-      // Found at last, or gone: another page altogether.
+      // The run was stored or removed meanwhile: it is another page.
       if (request.status !== status) return location.reload();
       if (!request.response) return lost();
-      heardAt = new Date();
-      put(request.response);
-      say("is-live", "Live");
+      respondedAt = new Date();
+      replaceParts(request.response);
+      show("is-live", "Live");
     };
     request.onerror = request.ontimeout = lost;
     request.onloadend = () => {
       clearTimeout(timer);
-      timer = setTimeout(look, PAUSE_MS);
+      timer = setTimeout(poll, PAUSE_MS);
     };
     request.send();
   };
 
   button.addEventListener("click", () => {
     paused = !paused;
-    if (paused) say("is-paused", "Paused");
-    else look();
+    if (paused) show("is-paused", "Paused");
+    else poll();
   });
-  document.addEventListener("visibilitychange", look);
-  say("is-live", "Live");
-  timer = setTimeout(look, PAUSE_MS);
+  document.addEventListener("visibilitychange", poll);
+  show("is-live", "Live");
+  timer = setTimeout(poll, PAUSE_MS);
 })();

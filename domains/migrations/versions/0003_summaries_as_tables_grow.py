@@ -1,7 +1,7 @@
 """The BRIN indexes are summarized as their tables grow, not only when a table is vacuumed.
 
-Revision: 0003, after 0002. Two settings in the catalog: nothing is read or rewritten. Each index is locked, and with it
-whoever writes its table, for the milliseconds of that; no version of the worker sees a difference.
+Revision: 0003, after 0002. It changes two settings in the catalog and reads or rewrites nothing. Each index is
+locked for milliseconds, and writers of its table wait; it affects no version of the worker.
 """
 
 from alembic import op

@@ -14,9 +14,9 @@ import msgspec
 from cel_expr_python import cel
 
 from domains.policies.cel import syntax
-from domains.policies.cel.cost import CostFaultError
+from domains.policies.cel.cost import CostFaultError, milliseconds
 from domains.policies.cel.field_paths import Path, overlap, reads_of
-from domains.policies.cel.run_size import LARGEST, STEP_TEXTS, TEXT_MAX_BYTES, USUAL, Extent, extent_of, milliseconds
+from domains.policies.cel.sizes import LARGEST, STEP_TEXTS, TEXT_MAX_BYTES, USUAL, Extent, extent_of
 from domains.run import VISIBLE_STEPS, CompletedRun, Step
 
 # Characters of a condition.

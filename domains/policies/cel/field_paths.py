@@ -1,12 +1,12 @@
 """The fields of a run that a condition reads: the paths in its syntax tree, and their values."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from domains.policies.cel.syntax import Call, Entries, ListOf, Literal, Loop, Name, Node, Select
+from domains.policies.cel.syntax import Call, Literal, Loop, Name, Node, Select
 
 # From ``run`` on: a field's name, an element's number, or null for each element of a list, or key of an object.
 Path = tuple[str | int | None, ...]
@@ -34,79 +34,63 @@ class Reads:
 
 def reads_of(tree: Node) -> Reads:
     """Return the paths that the condition *tree* reads, each once, in the order of the text."""
-    walk = _Walk()
-    walk.into(tree, {"run": ()})
-    paths = tuple(dict.fromkeys(walk.found))
+    collector = _Collector()
+    collector.read(tree, {"run": ()})
+    paths = tuple(dict.fromkeys(collector.found))
     first = [path[0] if path else None for path in paths]
     names = frozenset(name for name in first if isinstance(name, str))
-    return Reads(paths, names if len(names) == len(set(first)) else None, frozenset(walk.tested))
+    return Reads(paths, names if len(names) == len(set(first)) else None, frozenset(collector.tested))
 
 
-class _Walk:
+class _Collector:
     def __init__(self) -> None:
         self.found: list[Path] = []
         self.tested: set[str] = set()
 
-    def into(self, node: Node, names: _Names) -> None:
+    def read(self, node: Node | None, names: _Names) -> None:
         """Collect the longest paths below *node*; *names* maps variables to their paths."""
-        path = self._path(node, names)
-        if path is not None:
-            self.found.append(path)
-            if isinstance(node, Select) and node.is_test and len(path) == 1:
-                self.tested.add(str(path[0]))
-        elif isinstance(node, Loop):
-            self._loop(node, names)
-        else:
-            for below in _below(node):
-                self.into(below, names)
-
-    def _path(self, node: Node, names: _Names) -> Path | None:
         match node:
-            case Name(name=name) if name.startswith("run.") and "run" in names:
-                return (name.removeprefix("run."),)
-            case Name(name=name):
-                return names.get(name)
-            case Select(operand=operand, field=field):
-                before = self._path(operand, names)
-                return None if before is None else (*before, field)
-            case Call(function="_[_]", arguments=(container, Literal(value=str() | int() as key))):
-                before = self._path(container, names)
-                return None if before is None else (*before, key)
-            case _:
-                return None
+            case Select() | Name() | Call() if (path := _path(node, names)) is not None:
+                self.found.append(path)
+                if isinstance(node, Select) and node.is_test and len(path) == 1:
+                    self.tested.add(str(path[0]))
+            case Select(operand=operand):
+                self.read(operand, names)
+            case Call(arguments=arguments):
+                for argument in arguments:
+                    self.read(argument, names)
+            case Loop():
+                self._loop(node, names)
 
     def _loop(self, node: Loop, names: _Names) -> None:
-        over = self._path(node.over, names)
+        over = _path(node.over, names)
         before = len(self.found)
-        within = {**names, node.variable: None if over is None else (*over, None), node.result: None}
         if over is None:
-            self.into(node.over, names)
-        for below in (node.start, node.proceed, node.step, node.outcome):
-            self.into(_without_collecting(below, node.variable), within)
+            self.read(node.over, names)
+        within = {**names, node.variable: None if over is None else (*over, None)}
+        self.read(node.test, within)
+        # The element that filter() collects does not affect the result.
+        if node.test is None or not isinstance(node.item, Name) or node.item.name != node.variable:
+            self.read(node.item, within)
         # Otherwise a list that is only counted would not be listed.
         if over is not None and not any(path[: len(over)] == over for path in self.found[before:]):
             self.found.insert(before, over)
 
 
-def _without_collecting(step: Node, variable: str) -> Node:
-    """Return a loop's *step* without the element that filter() collects, which does not affect the result."""
-    match step:
-        case Call(
-            function="_?_:_", arguments=(condition, Call(function="_+_", arguments=(_, ListOf(items=(item,)))), _)
-        ):
-            return condition if isinstance(item, Name) and item.name == variable else step
-        case _:
-            return step
-
-
-def _below(node: Node) -> Iterator[Node]:
+def _path(node: Node, names: _Names) -> Path | None:
     match node:
-        case Select(operand=operand):
-            yield operand
-        case Call(arguments=nodes) | ListOf(items=nodes) | Entries(items=nodes):
-            yield from nodes
+        case Name(name=name) if name.startswith("run.") and "run" in names:
+            return (name.removeprefix("run."),)
+        case Name(name=name):
+            return names.get(name)
+        case (
+            Select(operand=container, field=str() | int() as key)
+            | Call(function="_[_]", arguments=(container, Literal(value=str() | int() as key)))
+        ):
+            before = _path(container, names)
+            return None if before is None else (*before, key)
         case _:
-            return
+            return None
 
 
 def overlap(one: Path, other: Path) -> bool:
@@ -136,12 +120,12 @@ def _is_index(key: str | int, value: object) -> bool:
 
 def written(path: Path) -> str:
     """Return *path* as written in a condition; ``[]`` means each element."""
-    words = "run"
+    text = "run"
     for key in path:
         if key is None:
-            words += "[]"
+            text += "[]"
         elif isinstance(key, str) and key.isidentifier():
-            words += f".{key}"
+            text += f".{key}"
         else:
-            words += f"[{msgspec.json.encode(key).decode()}]"
-    return words
+            text += f"[{msgspec.json.encode(key).decode()}]"
+    return text

@@ -5,30 +5,26 @@ syntax.proto) inside an ``Any``. This module reads the few fields that the cost 
 unescaped, and calls have one form, so the notation of a condition hides nothing.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Literal:
-    """A constant; ``text`` is null unless it is a string, ``length`` its bytes, ``value`` a string or integer."""
+class Literal(NamedTuple):
+    """A constant; ``value`` is null unless it is a string or an integer, ``length`` the bytes of a text."""
 
     at: int
-    text: str | None
+    value: str | int | None
     length: int
-    value: str | int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
+class Name(NamedTuple):
     """A variable: ``run``, one declared with a dot, or a loop's."""
 
     at: int
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Select:
+class Select(NamedTuple):
     """``operand.field``, or ``has(operand.field)`` if it is a test."""
 
     at: int
@@ -37,47 +33,32 @@ class Select:
     is_test: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A function or an operator; of ``text.matches(pattern)`` the text is the first argument."""
+class Call(NamedTuple):
+    """A function or an operator; of ``text.matches(pattern)`` the text is the first argument.
+
+    ``[a, b]`` is a call of ``[]``, and ``{key: value}`` one of ``{}``, or of the type if it is a protobuf message; its
+    arguments are keys and values.
+    """
 
     at: int
     function: str
     arguments: tuple["Node", ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ListOf:
-    """``[a, b]``."""
+class Loop(NamedTuple):
+    """The macros all, exists, exists_one, filter and map over the elements of ``over``.
 
-    at: int
-    items: tuple["Node", ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Entries:
-    """``{a: b}``; ``message`` is the type's name if it is a protobuf message. Keys that are names are omitted."""
-
-    at: int
-    message: str
-    items: tuple["Node", ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Loop:
-    """The expansion of all, exists, exists_one, filter and map."""
+    Each element is tested with ``test``, which is null for a map without one; filter and map collect ``item``.
+    """
 
     at: int
     variable: str
     over: "Node"
-    result: str
-    start: "Node"
-    proceed: "Node"
-    step: "Node"
-    outcome: "Node"
+    test: "Node | None"
+    item: "Node | None"
 
 
-Node = Literal | Name | Select | Call | ListOf | Entries | Loop
+Node = Literal | Name | Select | Call | Loop
 _Fields = dict[int, list[int | bytes]]
 
 
@@ -101,56 +82,58 @@ def _checked(serialized: bytes) -> _Fields:
 
 def _node(data: int | bytes) -> Node:
     fields = _fields(data)
-    at = _number(fields, 2)
     for kind, make in _KINDS.items():
         if kind in fields:
-            return make(at, _fields(_bytes(fields, kind)))
+            return make(_number(fields, 2), _fields(_bytes(fields, kind)))
     raise ValueError("an unknown kind of expression")
 
 
+def _nodes(fields: _Fields, *numbers: int) -> tuple[Node, ...]:
+    return tuple(_node(data) for number in numbers for data in fields.get(number, []))
+
+
 def _literal(at: int, fields: _Fields) -> Literal:
-    text = _bytes(fields, 6).decode() if 6 in fields else None
-    length = len(_bytes(fields, 6)) + len(_bytes(fields, 7))
-    return Literal(at, text, length, _signed(fields, 3) if 3 in fields else text)
+    value: str | int | None = _text(fields, 6) if 6 in fields else None
+    if 3 in fields:
+        value = _number(fields, 3)
+        value -= 2**64 * (value >= 2**63)
+    return Literal(at, value, len(_bytes(fields, 6)) + len(_bytes(fields, 7)))
 
 
-def _name(at: int, fields: _Fields) -> Name:
-    return Name(at, _text(fields, 1))
-
-
-def _select(at: int, fields: _Fields) -> Select:
-    return Select(at, _node(_bytes(fields, 1)), _text(fields, 2), bool(_number(fields, 3)))
-
-
-def _call(at: int, fields: _Fields) -> Call:
-    arguments = fields.get(1, []) + fields.get(3, [])
-    return Call(at, _text(fields, 2), tuple(map(_node, arguments)))
-
-
-def _list(at: int, fields: _Fields) -> ListOf:
-    return ListOf(at, tuple(map(_node, fields.get(1, []))))
-
-
-def _entries(at: int, fields: _Fields) -> Entries:
-    entries = map(_fields, fields.get(2, []))
-    return Entries(at, _text(fields, 1), tuple(_node(item) for entry in entries for item in _key_and_value(entry)))
-
-
-def _key_and_value(entry: _Fields) -> Iterator[int | bytes]:
-    yield from entry.get(3, [])
-    yield from entry.get(4, [])
+def _map(at: int, fields: _Fields) -> Call:
+    # The field names of a message are omitted.
+    nodes = [node for entry in fields.get(2, []) for node in _nodes(_fields(entry), 3, 4)]
+    return Call(at, _text(fields, 1) or "{}", tuple(nodes))
 
 
 def _loop(at: int, fields: _Fields) -> Loop:
+    over, start, step = (_node(_bytes(fields, number)) for number in (2, 4, 6))
+    test = item = None
+    if isinstance(step, Call) and step.function == "_?_:_":
+        test, step, _ = step.arguments
+    match start, step:
+        case Literal(), Call(function="_&&_" | "_||_", arguments=(Name(), body)):
+            test = body
+        case Literal(), Call(function="_+_", arguments=(Name(), Literal())):
+            pass
+        case Call(function="[]", arguments=()), Call(arguments=(Name(), Call(function="[]", arguments=(only,)))):
+            item = only
+        case _:
+            raise ValueError("an unknown kind of loop")
     if 8 in fields:
         raise ValueError("a loop with two variables")
-    over, start, proceed, step, outcome = (_node(_bytes(fields, number)) for number in (2, 4, 5, 6, 7))
-    return Loop(at, _text(fields, 1), over, _text(fields, 3), start, proceed, step, outcome)
+    return Loop(at, _text(fields, 1), over, test, item)
 
 
 _KINDS: dict[int, Callable[[int, _Fields], Node]] = {
-    3: _literal, 4: _name, 5: _select, 6: _call, 7: _list, 8: _entries, 9: _loop,
-}  # fmt: skip
+    3: _literal,
+    4: lambda at, fields: Name(at, _text(fields, 1)),
+    5: lambda at, fields: Select(at, _node(_bytes(fields, 1)), _text(fields, 2), bool(_number(fields, 3))),
+    6: lambda at, fields: Call(at, _text(fields, 2), _nodes(fields, 1, 3)),
+    7: lambda at, fields: Call(at, "[]", _nodes(fields, 1)),
+    8: _map,
+    9: _loop,
+}
 
 
 def _bytes(fields: _Fields, number: int) -> bytes:
@@ -171,11 +154,6 @@ def _number(fields: _Fields, number: int) -> int:
     return value
 
 
-def _signed(fields: _Fields, number: int) -> int:
-    value = _number(fields, number)
-    return value - 2**64 if value >= 2**63 else value
-
-
 def _fields(data: int | bytes) -> _Fields:
     """Return the values of each field of a protobuf message, in order; numbers in wire form."""
     if isinstance(data, int):
@@ -185,20 +163,22 @@ def _fields(data: int | bytes) -> _Fields:
     while position < len(data):
         tag, position = _varint(data, position)
         value: int | bytes
-        match tag & 7:
-            case 0:
-                value, position = _varint(data, position)
-            case 2:
-                length, position = _varint(data, position)
-                value, position = data[position : position + length], position + length
-            case 1:
-                value, position = data[position : position + 8], position + 8
-            case 5:
-                value, position = data[position : position + 4], position + 4
-            case other:
-                raise ValueError(f"wire type {other}")
+        if tag & 7 == 0:
+            value, position = _varint(data, position)
+        elif tag & 7 == 2:
+            length, position = _varint(data, position)
+            value, position = data[position : position + length], position + length
+        elif tag & 7 in _FIXED:
+            length = _FIXED[tag & 7]
+            value, position = data[position : position + length], position + length
+        else:
+            raise ValueError(f"wire type {tag & 7}")
         found.setdefault(tag >> 3, []).append(value)
     return found
+
+
+# Bytes of the values of these wire types.
+_FIXED = {1: 8, 5: 4}
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:

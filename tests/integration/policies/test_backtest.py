@@ -1,4 +1,4 @@
-"""``closeout policies backtest``: a file's policies over stored runs, read-only, beside what was in force."""
+"""``closeout policies backtest``: a file's policies over stored runs, read-only, and the enforced ones."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -59,7 +59,7 @@ async def test_the_backtest_counts_the_results_of_each_policy_by_tenant(engine):
     result = await backtest(
         engine,
         [
-            draft("dear", condition="run.usage.cost_usd > 1.5"),
+            draft("expensive", condition="run.usage.cost_usd > 1.5"),
             draft("own", tenant_id="acme"),
             draft("off", enabled=False),
         ],
@@ -67,12 +67,16 @@ async def test_the_backtest_counts_the_results_of_each_policy_by_tenant(engine):
     )
 
     assert result.runs == 5
-    dear, own = result.tallies
-    assert counted(dear) == {"acme": (3, 2, 2, 0, 0, 0), "globex": (2, 1, 1, 0, 1, 0)}
+    expensive, own = result.tallies
+    assert counted(expensive) == {"acme": (3, 2, 2, 0, 0, 0), "globex": (2, 1, 1, 0, 1, 0)}
     assert counted(own) == {"acme": (3, 3, 3, 0, 0, 0)}
-    assert not dear.has_history
-    assert {example.run_id for example in dear.examples["newly"]} == {acme[1].run_id, acme[2].run_id, globex[1].run_id}
-    (error,) = dear.examples["errors"]
+    assert not expensive.has_history
+    assert {example.run_id for example in expensive.examples["newly"]} == {
+        acme[1].run_id,
+        acme[2].run_id,
+        globex[1].run_id,
+    }
+    (error,) = expensive.examples["errors"]
     assert error.run_id == globex[0].run_id
     assert "overload" in (error.error or "")
     assert [(value.path, value.value) for value in error.values] == [("run.usage.cost_usd", None)]
@@ -92,9 +96,9 @@ async def test_the_backtest_compares_with_the_enforced_policy_of_the_same_name_a
         draft("quiet", effect="suppress_incident", condition="run.is_synthetic"),
         draft("watched", mode="shadow"),
     )
-    cheap, middle, dear = (runs.run(usage={"cost_usd": cost}) for cost in (1, 2, 3))
+    cheap, middle, expensive = (runs.run(usage={"cost_usd": cost}) for cost in (1, 2, 3))
     silent = runs.run(is_synthetic=True, usage={"cost_usd": 9}, metadata={"loud": True})
-    await close_out(engine, cheap, middle, dear, silent)
+    await close_out(engine, cheap, middle, expensive, silent)
 
     result = await backtest(
         engine,
@@ -259,10 +263,10 @@ async def test_the_estimated_number_of_runs_is_that_of_the_period(engine):
 
 async def test_progress_is_reported_up_to_the_last_run(engine):
     await close_out(engine, *(runs.run() for _ in range(3)))
-    told = []
-    await backtest(engine, [draft()], **MONTH, progress=lambda done, of: told.append((done, of)))
-    assert told[-1][0] == 3
-    assert all(done <= of for done, of in told)
+    reported = []
+    await backtest(engine, [draft()], **MONTH, progress=lambda done, of: reported.append((done, of)))
+    assert reported[-1][0] == 3
+    assert all(done <= of for done, of in reported)
 
 
 @pytest.fixture
@@ -292,25 +296,25 @@ async def content(engine):
 
 
 async def test_the_command_writes_nothing_and_needs_a_role_that_may_select(engine, select_only, tmp_path):
-    await apply(engine, draft("dear", condition="run.usage.cost_usd < 1.0"), draft("quiet", mode="shadow"))
+    await apply(engine, draft("expensive", condition="run.usage.cost_usd < 1.0"), draft("quiet", mode="shadow"))
     run = runs.run(usage={"cost_usd": 7.25}, trace_id=None)
     now = datetime.now(UTC)
     await close_out(engine, run, runs.run(tenant_id="globex"), received_at=now - timedelta(hours=1))
     file = tmp_path / "policies.yaml"
     file.write_text(
-        "- {name: dear, effect: flag, severity: LOW, condition: run.usage.cost_usd > 5.0}\n"
+        "- {name: expensive, effect: flag, severity: LOW, condition: run.usage.cost_usd > 5.0}\n"
         "- {name: steps, effect: flag, severity: LOW, condition: size(run.steps) > 1}\n"
     )
     before = await content(engine)
 
-    said = invoked(select_only, "backtest", str(file))
-    assert "2 runs, received" in said
-    assert "The enforced policies flagged 1, suppressed 0 incidents and failed to evaluate on 0" in said
-    assert "dear (flag LOW, all tenants): would flag 1 of 2 runs (50.0%)" in said
-    assert "compared with enforced policies of this name: 1 newly, 1 no longer" in said
-    assert f"newly     acme/{run.run_id}" in said
-    assert "run.usage.cost_usd = 7.25" in said
-    assert "unknown: the result depends on data that is not stored" in said
+    output = invoked(select_only, "backtest", str(file))
+    assert "2 runs, received" in output
+    assert "The enforced policies flagged 1, suppressed 0 incidents and failed to evaluate on 0" in output
+    assert "expensive (flag LOW, all tenants): would flag 1 of 2 runs (50.0%)" in output
+    assert "compared with enforced policies of this name: 1 newly, 1 no longer" in output
+    assert f"newly     acme/{run.run_id}" in output
+    assert "run.usage.cost_usd = 7.25" in output
+    assert "unknown: the result depends on data that is not stored" in output
     document = json.loads(invoked(select_only, "backtest", str(file), "--json", "--since", "2h", "--tenant", "acme"))
     assert document["runs"] == 1
     assert document["policies"][0]["tenants"] == [
@@ -318,14 +322,14 @@ async def test_the_command_writes_nothing_and_needs_a_role_that_may_select(engin
     ]
     assert document["policies"][1]["total"]["unknown"] == 1
 
-    said = invoked(select_only, "test", str(file), "--run", f"acme/{run.run_id}")
-    assert "Not stored, treated as unknown: steps, trace_id" in said
-    assert "holds          dear" in said
-    assert "unknown        steps" in said
-    assert "run.steps is not stored" in said
-    assert "Evaluation: depends on data that is not stored" in said
-    said = invoked(select_only, "test", str(file), "--run", f"globex/{run.run_id}", status=1)
-    assert f"run globex/{run.run_id} is not stored" in said
+    output = invoked(select_only, "test", str(file), "--run", f"acme/{run.run_id}")
+    assert "Not stored, treated as unknown: steps, trace_id" in output
+    assert "holds          expensive" in output
+    assert "unknown        steps" in output
+    assert "run.steps is not stored" in output
+    assert "Evaluation: depends on data that is not stored" in output
+    output = invoked(select_only, "test", str(file), "--run", f"globex/{run.run_id}", status=1)
+    assert f"run globex/{run.run_id} is not stored" in output
 
     assert "1 policy in shadow" in invoked(select_only, "shadow")
     assert await content(engine) == before

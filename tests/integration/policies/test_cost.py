@@ -1,4 +1,4 @@
-"""What a batch costs in statements, round trips and writes: counted, not timed, so that a regression fails anywhere."""
+"""Statements, round trips and writes of a batch: counted, not timed, so that a regression fails on any machine."""
 
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -11,7 +11,7 @@ from consumer.postgres.engine import create_engine
 from domains.policies.book import PolicyBook
 from tests.support import run_messages as runs
 
-# In their order; each is a round trip. The mark is a transaction of its own, without BEGIN and COMMIT.
+# In their order; each is a round trip. The mark is a separate transaction, without BEGIN and COMMIT.
 STATEMENTS = [
     "BEGIN",
     "INSERT INTO governance.run_completions",
@@ -57,7 +57,7 @@ def _statements_of(engine: AsyncEngine) -> list[str]:
 
     @event.listens_for(engine.sync_engine, "connect")
     def on_connect(connection, _record) -> None:
-        # The driver's own word for everything but what SQLAlchemy has prepared.
+        # The driver reports all statements except those that SQLAlchemy has prepared.
         connection.driver_connection.add_query_logger(lambda record: sent.append(" ".join(record.query.split())))
 
     @event.listens_for(engine.sync_engine, "after_cursor_execute")

@@ -1,4 +1,4 @@
-"""Policies in shadow: evaluated over every run and counted, deciding nothing, beside the version that does."""
+"""Policies in shadow: evaluated on every run and counted, without effect, alongside the enforced version."""
 
 import asyncio
 from urllib.request import urlopen
@@ -137,8 +137,8 @@ async def test_enforced_and_shadow_version_of_one_run_are_recorded_separately(en
 
 
 def metrics_at(port: int) -> dict[str, str]:
-    with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-        lines = answer.read().decode().splitlines()
+    with urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+        lines = response.read().decode().splitlines()
     return dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
 
 
@@ -148,11 +148,11 @@ async def test_a_worker_counts_the_results_of_shadow_policies_once_per_run(engin
     async with worker(database_url, amqp_url) as service:
         await publish(broker, *bodies, *bodies)
         await eventually(engine, published_runs(), 2)
-        shown: dict[str, str] = {}
+        metrics: dict[str, str] = {}
         async with asyncio.timeout(15):
-            while shown.get('closeout_deliveries_total{result="duplicate"}') != "2.0":
-                shown = await asyncio.to_thread(metrics_at, service.http.port)
-    assert {name: value for name, value in shown.items() if "closeout_policy_shadow_total" in name} == {
+            while metrics.get('closeout_deliveries_total{result="duplicate"}') != "2.0":
+                metrics = await asyncio.to_thread(metrics_at, service.http.port)
+    assert {name: value for name, value in metrics.items() if "closeout_policy_shadow_total" in name} == {
         'closeout_policy_shadow_total{result="flag"}': "2.0",
         'closeout_policy_shadow_total{result="suppress_incident"}': "1.0",
         'closeout_policy_shadow_total{result="error"}': "2.0",

@@ -1,4 +1,4 @@
-"""``closeout policies shadow``: what shadows have caught since they were applied, beside the version in force."""
+"""``closeout policies shadow``: shadow versions since they were applied, and the enforced one."""
 
 import json
 
@@ -23,7 +23,7 @@ async def apply(engine, *drafts):
 
 
 async def close_out(engine, *found):
-    # A coordinator of its own each time: it reads the policies anew.
+    # A separate coordinator each time: it reads the policies again.
     await create_transaction_coordinator(engine=engine).execute_many(found)
 
 
@@ -45,9 +45,9 @@ async def test_a_shadow_version_is_counted_next_to_the_enforced_one_since_it_was
     await apply(engine, draft(condition="run.usage.cost_usd < 2.5"))
     await close_out(engine, runs.run(usage={"cost_usd": 9}))
     await apply(engine, draft(condition="run.usage.cost_usd > 1.5", mode="shadow"))
-    cheap, middle, dear = (runs.run(usage={"cost_usd": cost}) for cost in (1, 2, 3))
+    cheap, middle, expensive = (runs.run(usage={"cost_usd": cost}) for cost in (1, 2, 3))
     unmeasured = runs.run(tenant_id="globex", usage={})
-    await close_out(engine, cheap, middle, dear, unmeasured)
+    await close_out(engine, cheap, middle, expensive, unmeasured)
 
     (caught,) = await caught_in_shadow(engine)
 
@@ -55,7 +55,7 @@ async def test_a_shadow_version_is_counted_next_to_the_enforced_one_since_it_was
     assert counted(caught) == {"acme": (3, 2, 1, 1, 0), "globex": (1, 0, 0, 0, 1)}
     examples = {kind: [one.run_id for one in found] for kind, found in caught.tally.examples.items()}
     assert examples == {
-        "newly": [dear.run_id],
+        "newly": [expensive.run_id],
         "again": [middle.run_id],
         "no_longer": [cheap.run_id],
         "errors": [unmeasured.run_id],
@@ -102,28 +102,31 @@ async def test_a_shadow_policy_that_does_not_compile_has_only_errors(engine):
 
 async def test_a_policy_is_applied_in_shadow_reported_and_then_enforced(engine, database_url, tmp_path):
     file = tmp_path / "policies.yaml"
-    shadow = "- {name: dear, effect: flag, severity: LOW, condition: run.usage.cost_usd > 5.0, mode: shadow}\n"
+    shadow = "- {name: expensive, effect: flag, severity: LOW, condition: run.usage.cost_usd > 5.0, mode: shadow}\n"
     file.write_text(shadow)
 
-    assert invoked(database_url, "apply", str(file)) == "dear: created, version 1, in shadow; no version is enforced\n"
+    assert (
+        invoked(database_url, "apply", str(file))
+        == "expensive: created, version 1, in shadow; no version is enforced\n"
+    )
     other = tmp_path / "off.yaml"
     other.write_text("- {name: later, effect: flag, severity: LOW, condition: 'true', enabled: false}\n")
     assert invoked(database_url, "apply", str(other)) == "later: created, version 1, off\n"
     assert "shadow" in invoked(database_url, "list")
     assert json.loads(invoked(database_url, "list", "--json"))[0]["shadow"] == "running"
-    dear = runs.run(usage={"cost_usd": 7.25})
-    await close_out(engine, dear, runs.run())
-    said = invoked(database_url, "shadow")
-    assert "Version 1, in shadow since" in said
-    assert "dear (flag LOW, all tenants): would flag 1 of 2 runs (50.0%)" in said
-    assert f"acme/{dear.run_id}" in said
-    assert "run.usage.cost_usd = 7.25" in said
+    expensive = runs.run(usage={"cost_usd": 7.25})
+    await close_out(engine, expensive, runs.run())
+    output = invoked(database_url, "shadow")
+    assert "Version 1, in shadow since" in output
+    assert "expensive (flag LOW, all tenants): would flag 1 of 2 runs (50.0%)" in output
+    assert f"acme/{expensive.run_id}" in output
+    assert "run.usage.cost_usd = 7.25" in output
     (document,) = json.loads(invoked(database_url, "shadow", "--json"))
-    assert (document["name"], document["version"], document["in_force"]) == ("dear", 1, None)
+    assert (document["name"], document["version"], document["in_force"]) == ("expensive", 1, None)
     assert document["total"]["hits"] == 1
 
     file.write_text(shadow.replace(", mode: shadow", ""))
-    assert invoked(database_url, "apply", str(file)) == "dear: updated, version 2\n"
+    assert invoked(database_url, "apply", str(file)) == "expensive: updated, version 2\n"
     await close_out(engine, runs.run(usage={"cost_usd": 7.25}))
     async with engine.connect() as conn:
         outcomes = await conn.execute(text("SELECT outcome FROM governance.policy_evaluations ORDER BY evaluated_at"))
@@ -132,11 +135,11 @@ async def test_a_policy_is_applied_in_shadow_reported_and_then_enforced(engine, 
 
     file.write_text(shadow.replace("5.0", "9.0"))
     assert invoked(database_url, "apply", str(file)) == (
-        "dear: updated, version 3, in shadow; version 2 stays enforced\n"
+        "expensive: updated, version 3, in shadow; version 2 stays enforced\n"
     )
     file.write_text(shadow.replace("5.0", "9.0").replace("mode: shadow", "mode: shadow, enabled: false"))
     assert invoked(database_url, "apply", str(file)) == (
-        "dear: disabled, version 3, not in shadow; version 2 stays enforced\n"
+        "expensive: disabled, version 3, not in shadow; version 2 stays enforced\n"
     )
 
 

@@ -50,7 +50,7 @@ class Unprintable:
 
 def test_a_record_is_one_json_line_on_standard_error_with_level_logger_and_time():
     (record,) = records('log.info("closed out", runs=3, tenant="acme\\nx")')
-    moment = record.pop("timestamp")
+    time = record.pop("timestamp")
     assert record == {
         "event": "closed out",
         "level": "info",
@@ -58,7 +58,7 @@ def test_a_record_is_one_json_line_on_standard_error_with_level_logger_and_time(
         "runs": 3,
         "tenant": "acme\nx",
     }
-    assert moment.endswith("Z")
+    assert time.endswith("Z")
 
 
 def test_records_below_the_level_are_not_written():
@@ -133,18 +133,18 @@ except RuntimeError as error:
     except OSError:
         log.exception("lost")
 """)
-    shown = found[0]["exception"]
-    assert shown.endswith("OSError: the reason: amqp://u:***@h")
-    assert shown.startswith("ValueError: y y")
-    assert len(shown) < 10_100
-    assert "hunter" not in shown
+    text = found[0]["exception"]
+    assert text.endswith("OSError: the reason: amqp://u:***@h")
+    assert text.startswith("ValueError: y y")
+    assert len(text) < 10_100
+    assert "hunter" not in text
 
 
 def test_a_password_after_the_cut_of_a_long_exception_is_masked():
     for after in (*range(3_970, 4_005), *range(19_970, 20_005)):
         record = {"exception": "." * 20_000 + " amqp://u:hunter@h " + "." * after}
-        shown = tidy(None, "error", record)["exception"]
-        assert not re.search("hunter|unter|nter@|ter@|er@|r@h", shown)
+        text = tidy(None, "error", record)["exception"]
+        assert not re.search("hunter|unter|nter@|ter@|er@|r@h", text)
 
 
 def test_passwords_are_masked_in_exception_text_and_in_its_causes():
@@ -158,7 +158,7 @@ try:
 except RuntimeError:
     log.exception("lost")
     logging.getLogger("library").exception("lost too")
-    log.error("said", why=RuntimeError(url), also=[url, {"deep": url}], raw=url.encode())
+    log.error("failed", why=RuntimeError(url), also=[url, {"deep": url}], raw=url.encode())
 """
     found = records(program)
     assert len(found) == 3
@@ -252,7 +252,7 @@ def test_a_record_of_a_megabyte_is_tidied_in_linear_time():
         "password=",
         "?&=",
     ]
-    # In a process of its own: a pattern that goes astray cannot be interrupted.
+    # In a separate process: a slow pattern cannot be interrupted.
     program = f"""
 from time import process_time
 from config.logs import tidy

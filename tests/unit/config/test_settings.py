@@ -1,4 +1,4 @@
-"""The environment is read once, checked whole, and its secrets stay secret."""
+"""The environment is read once and validated together, and its secrets stay secret."""
 
 from pathlib import Path
 from typing import Any

@@ -105,9 +105,9 @@ def test_the_default_files_of_libpq_for_authority_and_key_are_used(files, monkey
 
 @pytest.mark.parametrize("mode", ["", "&sslmode=prefer", "&sslmode=disable"])
 def test_an_authority_without_effect_is_a_warning(files, mode):
-    (told,) = load(f"sslrootcert={files}/ca{mode}").warnings
-    assert told.startswith("DATABASE_URL: sslrootcert has no effect with sslmode=")
-    assert told.endswith("use sslmode=verify-full")
+    (reported,) = load(f"sslrootcert={files}/ca{mode}").warnings
+    assert reported.startswith("DATABASE_URL: sslrootcert has no effect with sslmode=")
+    assert reported.endswith("use sslmode=verify-full")
 
 
 @pytest.mark.parametrize(

@@ -177,8 +177,8 @@ def test_ten_thousand_steps_are_stored_and_more_are_cut():
 
 def nested(levels: int) -> dict[str, Any]:
     """Metadata of *levels* objects, each in the one before."""
-    value: Any = 1
-    for _ in range(levels):
+    value: dict[str, Any] = {"k": 1}
+    for _ in range(levels - 1):
         value = {"k": value}
     return value
 

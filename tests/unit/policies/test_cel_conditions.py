@@ -1,4 +1,4 @@
-"""Conditions: what compiles, what a run looks like to them, and what an evaluation may cost."""
+"""Conditions: which compile, the form of a run in them, and the cost of an evaluation."""
 
 import subprocess
 import sys

@@ -22,12 +22,12 @@ def draft(name: str = "p", **changes: Any) -> PolicyDraft:
     return PolicyDraft(name=name, **{**fields, **changes})
 
 
-def results(trial: Any) -> dict[str, str]:
-    return {verdict.name: verdict.result for verdict in trial.policies}
+def results(tested: Any) -> dict[str, str]:
+    return {verdict.name: verdict.result for verdict in tested.policies}
 
 
 def test_each_policy_of_the_file_has_a_result_in_file_order():
-    trial = dry_run(
+    tested = dry_run(
         [
             draft("true"),
             draft("false", condition="false"),
@@ -39,7 +39,7 @@ def test_each_policy_of_the_file_has_a_result_in_file_order():
         ],
         runs.run(),
     )
-    assert list(results(trial).items()) == [
+    assert list(results(tested).items()) == [
         ("true", "holds"),
         ("false", "does_not_hold"),
         ("fails", "error"),
@@ -48,10 +48,10 @@ def test_each_policy_of_the_file_has_a_result_in_file_order():
         ("off", "off"),
         ("shadow", "holds"),
     ]
-    assert (trial.outcome, trial.policies_checked) == ("evaluation_error", 4)
-    assert trial.violations == ["true", "own"]
-    assert trial.errors == ["fails"]
-    assert trial.shadow == {"shadow": "flag"}
+    assert (tested.outcome, tested.policies_checked) == ("evaluation_error", 4)
+    assert tested.violations == ["true", "own"]
+    assert tested.errors == ["fails"]
+    assert tested.shadow == {"shadow": "flag"}
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,12 @@ def test_the_dry_run_reports_what_would_be_written(drafts, status, record, by):
 
 
 def test_two_shadow_policies_with_one_name_are_both_reported_each_with_its_scope():
-    ours = draft("dear", tenant_id="acme", mode="shadow", effect="suppress_incident")
-    theirs = draft("dear", tenant_id="globex", mode="shadow")
+    ours = draft("expensive", tenant_id="acme", mode="shadow", effect="suppress_incident")
+    theirs = draft("expensive", tenant_id="globex", mode="shadow")
 
-    told = dry_run([ours, draft("dear", mode="shadow"), theirs], runs.run())
+    tested = dry_run([ours, draft("expensive", mode="shadow"), theirs], runs.run())
 
-    assert told.shadow == {"acme/dear": "suppress_incident", "dear": "flag"}
+    assert tested.shadow == {"acme/expensive": "suppress_incident", "expensive": "flag"}
 
 
 def test_a_shadow_suppressing_policy_is_not_counted_on_a_run_that_succeeded():
@@ -90,10 +90,10 @@ def test_a_shadow_suppressing_policy_is_not_counted_on_a_run_that_succeeded():
 def test_the_outcome_of_a_partly_known_run_is_reported_unless_it_depends_on_unknown_fields():
     unknown = frozenset({"steps"})
     needs = draft("needs", condition="size(run.steps) > 1")
-    told = dry_run(
+    tested = dry_run(
         [draft(), draft("shadow", mode="shadow", condition="size(run.steps) > 1")], runs.run(), unknown=unknown
     )
-    assert (told.outcome, told.unknown, told.shadow) == ("violation", ["steps"], {})
+    assert (tested.outcome, tested.unknown, tested.shadow) == ("violation", ["steps"], {})
     open_ = dry_run([draft(), needs], runs.run(), unknown=unknown)
     assert (open_.outcome, open_.writes, open_.violations) == (None, None, ["p"])
     assert results(open_)["needs"] == "unknown"
@@ -119,16 +119,16 @@ DRAFTS = st.lists(
 @settings(max_examples=200, deadline=None)
 def test_a_dry_run_agrees_with_the_evaluation_of_the_worker(drafts, status):
     run = runs.run(status=status)
-    trial = dry_run(drafts, run)
+    tested = dry_run(drafts, run)
     entries = policies_of(drafts)
     names = {policy.policy_id: policy.name for _, policy, _ in entries}
     real = evaluate(run, PolicySet((policy, condition) for _, policy, condition in entries))
-    assert (trial.outcome, trial.policies_checked) == (real.outcome, real.policies_checked)
-    assert sorted(trial.violations) == sorted(violation.name for violation in real.violations)
-    assert sorted(trial.errors) == sorted(fault.name for fault in real.errors)
+    assert (tested.outcome, tested.policies_checked) == (real.outcome, real.policies_checked)
+    assert sorted(tested.violations) == sorted(violation.name for violation in real.violations)
+    assert sorted(tested.errors) == sorted(fault.name for fault in real.errors)
     finding = finding_for(run, suppressed_by=real.suppressed_by, now=real.evaluated_at)
-    assert trial.writes is not None
-    assert trial.writes.by == (None if isinstance(finding, Incident) else names[finding.policy_id])
+    assert tested.writes is not None
+    assert tested.writes.by == (None if isinstance(finding, Incident) else names[finding.policy_id])
 
 
 POLICIES = """
@@ -169,16 +169,16 @@ def invoked(*words: str, status: int = 0, standard_input: bytes | None = None) -
 
 
 def test_the_command_prints_the_result_of_each_policy_and_the_reason(file, run_file):
-    said = invoked(file, "--run", run_file)
-    assert "holds          expensive run (flag MEDIUM, all tenants)" in said
-    assert "true     run.usage.cost_usd > 5.0" in said
-    assert "run.usage.cost_usd = 7.25" in said
-    assert "error          too many retries (flag LOW, tenant acme, in shadow)" in said
-    assert "run.metadata.retries is missing" in said
-    assert "skipped        elsewhere (flag LOW, tenant globex): of another tenant" in said
-    assert "Evaluation: violation, 1 checked; flagged by expensive run" in said
-    assert "Written: an incident, HIGH EXECUTION_FAILURE" in said
-    assert "In shadow: too many retries, result error, without effect" in said
+    output = invoked(file, "--run", run_file)
+    assert "holds          expensive run (flag MEDIUM, all tenants)" in output
+    assert "true     run.usage.cost_usd > 5.0" in output
+    assert "run.usage.cost_usd = 7.25" in output
+    assert "error          too many retries (flag LOW, tenant acme, in shadow)" in output
+    assert "run.metadata.retries is missing" in output
+    assert "skipped        elsewhere (flag LOW, tenant globex): of another tenant" in output
+    assert "Evaluation: violation, 1 checked; flagged by expensive run" in output
+    assert "Written: an incident, HIGH EXECUTION_FAILURE" in output
+    assert "In shadow: too many retries, result error, without effect" in output
 
 
 def test_the_command_prints_json_and_reads_standard_input(file, run_file):
@@ -193,25 +193,25 @@ def test_the_command_prints_json_and_reads_standard_input(file, run_file):
 def test_met_expectations_exit_0_and_an_unmet_one_exits_1_with_its_name(file, run_file):
     invoked(file, "--run", run_file, "--expect", "expensive run", "--expect-not", "globex/elsewhere", status=1)
     invoked(file, "--run", run_file, "--expect", "expensive run")
-    said = invoked(file, "--run", run_file, "--expect-not", "expensive run", "--expect", "elsewhere", status=1)
-    assert "expensive run: expected: does not hold; found: holds" in said
-    assert "elsewhere: expected: holds; found: belongs to another tenant" in said
-    said = invoked(file, "--run", run_file, "--expect-not", "acme/too many retries", status=1)
-    assert "acme/too many retries: expected: does not hold; found: fails to evaluate" in said
+    output = invoked(file, "--run", run_file, "--expect-not", "expensive run", "--expect", "elsewhere", status=1)
+    assert "expensive run: expected: does not hold; found: holds" in output
+    assert "elsewhere: expected: holds; found: belongs to another tenant" in output
+    output = invoked(file, "--run", run_file, "--expect-not", "acme/too many retries", status=1)
+    assert "acme/too many retries: expected: does not hold; found: fails to evaluate" in output
 
 
 def test_an_expectation_of_an_unknown_policy_is_a_usage_error(file, run_file):
-    said = invoked(file, "--run", run_file, "--expect", "expensive", status=2)
-    assert "--expect: found 'expensive'; expected one of the file's policies: expensive run, too many retries" in said
-    said = invoked(file, "--run", run_file, "--expect-not", "expensive", status=2)
-    assert said.startswith("--expect-not: found 'expensive'")
+    output = invoked(file, "--run", run_file, "--expect", "expensive", status=2)
+    assert "--expect: found 'expensive'; expected one of the file's policies: expensive run, too many retries" in output
+    output = invoked(file, "--run", run_file, "--expect-not", "expensive", status=2)
+    assert output.startswith("--expect-not: found 'expensive'")
 
 
 def test_a_message_that_would_be_parked_is_refused_with_the_error_of_the_worker(file, tmp_path):
     bad = tmp_path / "bad.json"
     bad.write_bytes(runs.body(status="done"))
-    said = invoked(file, "--run", str(bad), status=1)
-    assert 'a worker would park this message: schema_violation: status: found "done"' in said
+    output = invoked(file, "--run", str(bad), status=1)
+    assert 'a worker would park this message: schema_violation: status: found "done"' in output
 
 
 def test_an_invalid_file_exits_1_with_its_line_and_an_unreadable_one_exits_2(file, run_file, tmp_path):

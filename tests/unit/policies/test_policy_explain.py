@@ -1,4 +1,4 @@
-"""Why a condition holds or does not: its parts, what it read, and what cannot be told of a run half known."""
+"""Why a condition holds or does not: its parts, what it read, and what is unknown of a run without some fields."""
 
 from typing import Any
 
@@ -16,11 +16,11 @@ RUN = Visible(runs.run(usage={"cost_usd": 7.25}, metadata={"region": "eu", "a b"
 
 
 def divided(text: str) -> Any:
-    def shown(part: Part) -> Any:
-        return part.text if part.join is None else (part.join, *map(shown, part.parts))
+    def split(part: Part) -> Any:
+        return part.text if part.join is None else (part.join, *map(split, part.parts))
 
     condition = Condition(text)
-    return shown(parts_of(condition.text, condition.tree))
+    return split(parts_of(condition.text, condition.tree))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ HALF_KNOWN_ATOMS = st.sampled_from(
 @settings(max_examples=400, deadline=None)
 def test_a_result_on_a_partly_known_run_is_the_result_on_the_complete_run(text, error_message, steps):
     half = ask(Condition(text), HALF_KNOWN).answer
-    whole = Visible(
+    complete = Visible(
         runs.run(error_message=error_message, steps=[{"index": n, "status": "failed"} for n in range(steps)])
     )
-    assert half in {"unknown", ask(Condition(text), whole).answer}
+    assert half in {"unknown", ask(Condition(text), complete).answer}

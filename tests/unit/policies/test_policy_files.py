@@ -1,4 +1,4 @@
-"""Policy files are read whole, or refused with every fault and its line."""
+"""Policy files are read completely, or refused with every fault and its line."""
 
 import json
 from typing import Any
@@ -28,7 +28,7 @@ def faults(text: str) -> list[str]:
 
 
 def one(**changes: str | None) -> str:
-    """A file of one policy; each value is written as it stands."""
+    """A file of one policy; each value is written unmodified."""
     fields: dict[str, str | None] = {"name": "slow", "effect": "flag", "severity": "LOW", "condition": '"true"'}
     lines = [f"{name}: {value}" for name, value in {**fields, **changes}.items() if value is not None]
     return "- " + "\n  ".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""What the policies of a tenant say about one run."""
+"""The evaluation of a tenant's policies on one run."""
 
 from typing import Any
 from uuid import UUID, uuid4
@@ -207,10 +207,10 @@ def test_converting_only_the_fields_read_does_not_change_the_result(condition, f
     run, policies = runs.run(), in_force(policy(condition))
 
     assert policies.visible(run).fields.keys() == fields
-    assert answer(condition, policies.visible(run)) == answer(condition, Visible(run))
+    assert result_of(condition, policies.visible(run)) == result_of(condition, Visible(run))
 
 
-def answer(condition: str, visible: Visible) -> object:
+def result_of(condition: str, visible: Visible) -> object:
     try:
         return holds(compiled(condition), visible)
     except EvaluationError as error:
