@@ -28,6 +28,9 @@ def publish(
         Path, typer.Argument(metavar="FILE", help="JSON Lines, one message per line; - is standard input.")
     ],
     *,
+    check: Annotated[
+        bool, typer.Option("--check", metavar="", help="Publish nothing; print what a worker would make of each line.")
+    ] = False,
     raw: Annotated[bool, typer.Option("--raw", metavar="", help="Publish every line unchecked.")] = False,
     traceparent: Annotated[
         str | None, typer.Option(metavar="W3C", help="Send each message with this traceparent: 00-TRACE-SPAN-FLAGS.")
@@ -40,10 +43,17 @@ def publish(
     the other lines are published. Exit 1 if a line was refused or not confirmed.
     Publishing a file twice is harmless: each run is closed out once.
 
-    Example: closeout publish runs.jsonl
-    """
-    from consumer.commands.publish import publish_file
+    With --check, each line is accepted, accepted with these adjustments, or
+    refused; no broker is needed. Exit 1 if a line is refused.
 
+    Example: closeout publish runs.jsonl
+    Example: closeout publish --check runs.jsonl
+    """
+    from consumer.commands.publish import check_file, publish_file
+
+    if check:
+        check_file(file, as_json=as_json)
+        return
     publish_file(file, raw=raw, traceparent=traceparent, as_json=as_json)
 
 

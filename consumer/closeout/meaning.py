@@ -6,6 +6,7 @@ What is not stored cannot differ: the error message of a suppressed incident, th
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from decimal import Decimal
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -95,8 +96,9 @@ def _describe(path: str, stored: object, found: object) -> str:
 def _text(value: object) -> str:
     if value is msgspec.UNSET:
         return "nothing"
-    plain = value if isinstance(value, str | int | float | dict | list | None) else str(value)
-    return describe_value(plain)
+    if isinstance(value, Decimal):
+        return str(value)
+    return describe_value(value if isinstance(value, str | int | float | dict | list | None) else str(value))
 
 
 def _stored_statement() -> Compiled:

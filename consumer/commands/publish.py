@@ -3,17 +3,18 @@
 import asyncio
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+import msgspec
 import typer
 from aiormq import spec
 from pamqp.common import FieldTable
 
 from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
-from consumer.commands.output import EXIT_USAGE, fail, print_json, progress_bar
+from consumer.commands.output import EXIT_USAGE, fail, print_json, printable, progress_bar
 from consumer.commands.session import settings_for
 from consumer.contract.names import PERSISTENT, RUN_COMPLETED_KEY, RUN_CONTENT_TYPE, RUNS_EXCHANGE
 from consumer.contract.refusals import MessageRefusedError
@@ -31,19 +32,13 @@ _TRACEPARENT_FORM = "00-TRACE-SPAN-FLAGS with 32, 16 and 2 hexadecimal digits, t
 def publish_file(file: Path, *, raw: bool, traceparent: str | None, as_json: bool) -> None:
     """Publish each line of *file*; end with status 1 if one was refused or not confirmed."""
     settings = settings_for(need_database=False)
-    if str(file) != "-" and not file.is_file():
-        fail(f"FILE: {file} is not a file", status=EXIT_USAGE)
     headers: FieldTable | None = None
     if traceparent is not None:
         if valid_traceparent(traceparent) is None:
             fail(f"--traceparent: found {traceparent!r}; expected {_TRACEPARENT_FORM}", status=EXIT_USAGE)
         headers = {TRACEPARENT: traceparent}
     amqp_url = settings.amqp_url.get_secret_value()
-    try:
-        source = nullcontext(sys.stdin.buffer) if str(file) == "-" else file.open("rb")
-    except OSError as error:
-        fail(f"FILE: cannot read {file}: {error.strerror}", status=EXIT_USAGE)
-    with source as lines:
+    with _opened(file) as lines:
         counts, failure = asyncio.run(_publish(lines, amqp_url, settings.message_max_bytes, raw=raw, headers=headers))
     if as_json:
         print_json({**counts, "failure": failure})
@@ -53,6 +48,61 @@ def publish_file(file: Path, *, raw: bool, traceparent: str | None, as_json: boo
         fail(f"{counts['published']} published and confirmed, then: {failure}")
     if counts["refused"]:
         raise typer.Exit(1)
+
+
+def check_file(file: Path, *, as_json: bool) -> None:
+    """Print what a worker would make of each line of *file*; end with status 1 if it would park one."""
+    max_bytes = settings_for(need_amqp=False, need_database=False).message_max_bytes
+    counts = {"accepted": 0, "adjusted": 0, "refused": 0}
+    checked: list[dict[str, Any]] = []
+    with _opened(file) as lines:
+        try:
+            for number, body in _messages(lines):
+                line = _checked(number, body, max_bytes)
+                counts[line["result"]] += 1
+                if as_json:
+                    checked.append(line)
+                else:
+                    _print_checked(line)
+        except OSError as error:
+            fail(f"FILE: read failed: {one_line(error)}")
+    if as_json:
+        print_json({**counts, "lines": checked})
+    else:
+        accepted = counts["accepted"] + counts["adjusted"]
+        typer.echo(f"{accepted} accepted ({counts['adjusted']} with adjustments), {counts['refused']} refused")
+    if counts["refused"]:
+        raise typer.Exit(1)
+
+
+def _checked(number: int, body: bytes, max_bytes: int) -> dict[str, Any]:
+    try:
+        found = decode(body, max_bytes=max_bytes)
+    except MessageRefusedError as error:
+        return {"line": number, "result": "refused", "reason": error.reason, "error": str(error)}
+    if not found.adjustments:
+        return {"line": number, "result": "accepted"}
+    return {"line": number, "result": "adjusted", "adjustments": msgspec.to_builtins(found.adjustments)}
+
+
+def _print_checked(line: dict[str, Any]) -> None:
+    text = f"line {line['line']}: {line['result'] if line['result'] != 'adjusted' else 'accepted, with adjustments'}"
+    typer.echo(printable(f"{text}: {line['reason']}: {line['error']}" if "reason" in line else text))
+    for one in line.get("adjustments", ()):
+        stored = "null" if one["stored"] is None else one["stored"]
+        typer.echo(printable(f"  {one['field']}: found {one['found']}; stored {stored}"))
+
+
+def _opened(file: Path) -> AbstractContextManager[IO[bytes]]:
+    """Open *file*, or standard input for ``-``; end with status 2 if it cannot be read."""
+    if str(file) == "-":
+        return nullcontext(sys.stdin.buffer)
+    if not file.is_file():
+        fail(f"FILE: {file} is not a file", status=EXIT_USAGE)
+    try:
+        return file.open("rb")
+    except OSError as error:
+        fail(f"FILE: cannot read {file}: {error.strerror}", status=EXIT_USAGE)
 
 
 async def _publish(

@@ -15,7 +15,6 @@ from consumer.wording import counted
 from domains.completions import EVENTS_PER_RUN
 
 Line = tuple[str, str]
-_STEP = ("index", "skill", "status", "duration_ms", "cost_usd", "error_code")
 # Terminal columns from which steps are printed as a table.
 _TABLE_WIDTH = 80
 # Lines of one text that are printed; --json has all of it.
@@ -25,7 +24,8 @@ _LINES = 12
 def print_report(run: RunFile) -> None:
     """Print all that is stored of *run*; 80 columns are enough."""
     done = run.completion
-    out.print(Text(printable(f"Run {done['tenant_id']}/{done['run_id']}"), style="bold"), soft_wrap=True)
+    name = done["run_ref"] or done["run_id"]
+    out.print(Text(printable(f"Run {done['tenant_id']}/{name}"), style="bold"), soft_wrap=True)
     print_line(printable(_summary(run)))
     out.print()
     _section("timeline (UTC)", _history(run))
@@ -34,11 +34,20 @@ def print_report(run: RunFile) -> None:
         out.print(_steps(run.trace["steps"]) if out.width >= _TABLE_WIDTH else _steps_in_lines(run.trace["steps"]))
         out.print()
     _section("events", _events(run))
+    if done["adjustments"]:
+        _section("adjusted in the message", _adjustments(done["adjustments"]))
     _section("the run", [(n.replace("_", " "), _plain(done[n])) for n in _FIELDS if done[n] not in _OMITTED])
+    if run.children:
+        _section("started by this run", [(_plain(c["run_ref"] or c["run_id"]), c["status"]) for c in run.children])
 
 
-_FIELDS = ("agent_id", "model", "cost_usd", "input_tokens", "output_tokens", "message_id", "is_synthetic",
-           "synthetic_scenario_id", "metadata")  # fmt: skip
+def _adjustments(adjustments: Iterable[Row]) -> Iterator[Line]:
+    for one in adjustments:
+        yield one["field"], f"found {one['found']}; stored {_plain(one['stored'])}"
+
+
+_FIELDS = ("agent_id", "model", "cost_usd", "input_tokens", "cached_input_tokens", "output_tokens", "message_id",
+           "parent_run_id", "session_id", "is_synthetic", "synthetic_scenario_id", "metadata")  # fmt: skip
 
 
 # Values that are not printed.
@@ -52,7 +61,7 @@ def format_time(at: datetime | None) -> str:
 
 def _summary(run: RunFile) -> str:
     done = run.completion
-    seconds = (done["completed_at"] - done["started_at"]).total_seconds()
+    seconds = max(0.0, (done["completed_at"] - done["started_at"]).total_seconds())
     text = f"It {done['status']} after {seconds:g} s"
     text += f" with {done['error_code']}" if done["error_code"] else ""
     if run.incident is not None:
@@ -116,7 +125,7 @@ def _records(run: RunFile) -> Iterator[Line]:
     if run.trace is not None:
         yield "trace", f"{run.trace['status']}, {counted(len(run.trace['steps']), 'step')}, id {run.trace['trace_id']}"
     elif reached >= list(TransactionPhase).index(TransactionPhase.TRACE_COMPLETED):
-        yield "trace", "none: the run has no trace id, or another run owns that trace"
+        yield "trace", "none: the run has no trace id"
     else:
         yield "trace", "none yet"
 
@@ -178,17 +187,24 @@ def _steps(steps: Iterable[Row]) -> Table:
     status = Column("status", no_wrap=True)
     table = Table(step, skill, status, ms, cost, error, box=None, padding=(0, 2, 0, 2))
     for row in steps:
-        table.add_row(*(Text(_plain(row.get(name))) for name in _STEP))
+        why = row.get("error_code") or row.get("error_message")
+        values = (row["index"], _step_name(row), row["status"], row.get("duration_ms"), row.get("cost_usd"), why)
+        table.add_row(*(Text(_plain(value)) for value in values))
     return table
+
+
+def _step_name(step: Row) -> str | None:
+    """Return the step's skill; without one its kind and its model."""
+    return step.get("skill") or " ".join(filter(None, (step.get("kind"), step.get("model")))) or None
 
 
 def _steps_in_lines(steps: Iterable[Row]) -> Table:
     table = Table(Column(justify="right", no_wrap=True), Column(overflow="fold"), box=None, show_header=False)
     for step in steps:
-        parts = [f"{step['skill']}: {step['status']}"]
+        parts = [f"{_step_name(step)}: {step['status']}"]
         parts += [f"{step['duration_ms']} ms"] if step.get("duration_ms") is not None else []
         parts += [f"{step['cost_usd']} USD"] if step.get("cost_usd") is not None else []
-        parts += [step["error_code"]] if step.get("error_code") else []
+        parts += filter(None, (step.get("error_code"), step.get("error_message")))
         table.add_row(f"  {step['index']}", Text(printable(", ".join(parts))))
     return table
 

@@ -3,7 +3,6 @@
 import asyncio
 from datetime import UTC
 from typing import Any, NoReturn
-from uuid import UUID
 
 from rich.table import Column, Table
 from rich.text import Text
@@ -15,12 +14,14 @@ from consumer.commands import parked_view as view
 from consumer.commands.output import EXIT_USAGE, fail, out, print_json, printable
 from consumer.commands.run_view import format_time, print_report
 from consumer.commands.session import with_database
+from consumer.contract.refusals import EXPECTED
+from consumer.contract.scalars import run_id_of, uuid_of
 from consumer.errors import UnavailableError
 from consumer.parked.operations import Filters, Report, find
 from consumer.phases import TransactionPhase
 from consumer.runs.lookup import RunFile, list_runs, owners, read_run
 from consumer.wording import counted
-from domains.run import RunStatus
+from domains.run import RunKey, RunStatus
 
 _LISTED = ("status", "error_code", "severity", "policy", "phase", "mode")
 # Terminal columns from which a run fits on one line; below it takes two.
@@ -46,33 +47,33 @@ def print_runs(
 
 def show_run(name: str, *, tenant: str | None, as_json: bool) -> None:
     """Print all that is stored of the run *name*, RUN_ID or TENANT/RUN_ID; end with status 1 if it is unknown."""
-    owner, _, run_id = name.rpartition("/")
-    try:
-        identity = UUID(run_id)
-    except ValueError:
-        fail(f"RUN: found {name!r}; expected a UUID or TENANT/RUN_ID", status=EXIT_USAGE)
-
+    owner, _, run_id = name.partition("/") if "/" in name else ("", "", name)
+    if tenant and owner != tenant and uuid_of(run_id) is None:
+        owner, run_id = "", name  # the id itself has a slash
     if owner and tenant and owner != tenant:
         fail(f"--tenant: found {tenant!r}, but RUN names tenant {owner!r}; expected the same", status=EXIT_USAGE)
-    tenants, found = with_database(lambda engine: _read(engine, identity, owner or tenant))
-    if len(tenants) > 1:
-        names = ", ".join(tenants)
-        fail(f"several tenants have a run {identity}: {names}; select one with --tenant", status=EXIT_USAGE)
+    if run_id_of("", run_id) is None:
+        fail(f"RUN: found {name!r}; expected {EXPECTED['run_id']}, or TENANT/RUN_ID", status=EXIT_USAGE)
+    keys, found = with_database(lambda engine: _read(engine, run_id, owner or tenant))
+    if len(keys) > 1:
+        names = ", ".join(key.tenant_id for key in keys)
+        fail(f"several tenants have a run {run_id}: {names}; select one with --tenant", status=EXIT_USAGE)
     if found is None:
-        _unknown(identity, owner or tenant, as_json=as_json)
+        _unknown(run_id, owner or tenant, as_json=as_json)
     if as_json:
         print_json(found)
     else:
         print_report(found)
 
 
-async def _read(engine: AsyncEngine, run_id: UUID, tenant: str | None) -> tuple[list[str], RunFile | None]:
-    """Return the tenants that have the run, and the run if it is only one."""
-    tenants = [tenant] if tenant else []
-    if not tenant:
+async def _read(engine: AsyncEngine, run_id: str, tenant: str | None) -> tuple[list[RunKey], RunFile | None]:
+    """Return the keys of the runs called *run_id*, and the run if it is only one."""
+    if tenant and (named := run_id_of(tenant, run_id)):
+        keys = [RunKey(tenant, named[0])]
+    else:
         async with engine.connect() as conn:
-            tenants = await owners(conn, run_id)
-    return tenants, await read_run(engine, run_id, tenant=tenants[0]) if len(tenants) == 1 else None
+            keys = await owners(conn, run_id)
+    return keys, await read_run(engine, keys[0].run_id, tenant=keys[0].tenant_id) if len(keys) == 1 else None
 
 
 def _print_list(found: list[dict[str, Any]]) -> None:
@@ -92,10 +93,10 @@ def _received(run: dict[str, Any]) -> str:
     return f"{run['received_at'].astimezone(UTC):%m-%d %H:%M:%S}"
 
 
-def _unknown(identity: UUID, owner: str | None, *, as_json: bool) -> NoReturn:
+def _unknown(run_id: str, owner: str | None, *, as_json: bool) -> NoReturn:
     """Report whether the message of an unknown run is parked, if AMQP_URL is set; end with status 1."""
     settings, faults = examine_settings()
-    name = f"{owner}/{identity}" if owner else str(identity)
+    name = f"{owner}/{run_id}" if owner else run_id
     summary = f"run {name} is not stored"
     if "amqp_url" in faults:
         fail(f"{summary}; its message may be queued or parked: set AMQP_URL to search closeout.parked")

@@ -55,7 +55,7 @@ class Console:
             Route("/", self.show_overview),
             Route("/live", self.show_live),
             Route("/runs", self._runs.search),
-            Route("/runs/{tenant_id}/{run_id}", self._runs.show),
+            Route("/runs/{tenant_id}/{run_id:path}", self._runs.show),
             Route("/static/{name}", self._files.answer),
         )
 

@@ -4,9 +4,10 @@ import json
 import re
 from datetime import UTC, datetime
 from urllib.parse import quote
-from uuid import UUID
 
 from markupsafe import Markup, escape
+
+from consumer.contract.scalars import is_tenant_id, run_id_of
 
 # Characters of one value on a page; the command line prints all.
 SHOWN_CHARACTERS = 2_000
@@ -14,7 +15,6 @@ SHOWN_CHARACTERS = 2_000
 # right-to-left letters, and not the joiners of emoji.
 _ODD = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 _DOTS = re.compile(r"\.{1,2}")
-_TENANT = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 def shown(value: object, limit: int = SHOWN_CHARACTERS) -> Markup:
@@ -60,22 +60,9 @@ def run_path(tenant_id: object, run_id: object) -> str:
     return f"/runs/{quote(str(tenant_id), safe='')}/{quote(str(run_id), safe='')}"
 
 
-def is_tenant(text: str) -> bool:
-    """Return whether *text* is a tenant's id."""
-    return _TENANT.fullmatch(text) is not None
-
-
 def names_run(tenant_id: str | None, run_id: str | None) -> bool:
     """Return whether these are a valid run's key, which has a page."""
-    return is_tenant(tenant_id or "") and as_run_id(run_id or "") is not None
-
-
-def as_run_id(text: str) -> UUID | None:
-    """Return the UUID in *text*, or ``None``."""
-    try:
-        return UUID(text)
-    except ValueError:
-        return None
+    return is_tenant_id(tenant_id or "") and run_id_of(tenant_id or "", run_id or "") is not None
 
 
 def moment(at: datetime | None) -> str:

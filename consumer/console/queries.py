@@ -18,6 +18,7 @@ from consumer.outbox.backlog import Pending, count_pending
 from consumer.postgres.engine import DATABASE_ERRORS, Url, open_session
 from consumer.runs import lookup as inspection
 from consumer.runs.lookup import Row, RunFile, read_run
+from domains.run import RunKey
 from domains.tables import incidents, policy_evaluations, prevention_records, rollbacks, run_completions
 
 APPLICATION_NAME = "closeout-console"
@@ -163,10 +164,10 @@ async def read_one_run(engine: AsyncEngine, tenant_id: str, run_id: UUID) -> Run
         return await read_run(engine, run_id, tenant=tenant_id)
 
 
-async def owners(engine: AsyncEngine, run_id: UUID) -> list[str]:
-    """Return the tenants that have a run of this id, at most ``TENANTS_AT_MOST``; raise :class:`UnavailableError`."""
+async def owners(engine: AsyncEngine, text: str) -> list[RunKey]:
+    """Return the keys of the runs called *text*, at most ``TENANTS_AT_MOST``; raise :class:`UnavailableError`."""
     async with _session(engine) as conn:
-        return await inspection.owners(conn, run_id)
+        return await inspection.owners(conn, text)
 
 
 async def _newest(conn: AsyncConnection, query: Select[Any], at: Column[Any], number: int) -> list[Row]:

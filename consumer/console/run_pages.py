@@ -4,28 +4,28 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from consumer.console import run_view as one_run
-from consumer.console.formatting import as_run_id, is_tenant, run_path
+from consumer.console.formatting import run_path
 from consumer.console.queries import owners, read_one_run
 from consumer.console.recently_parked import ParkedLately
 from consumer.console.rendering import Rendering
 from consumer.console.shared_reads import SharedRead, Snapshot
+from consumer.contract.refusals import EXPECTED
+from consumer.contract.scalars import is_tenant_id, run_id_of
 from consumer.phases import TransactionPhase
 from consumer.runs.lookup import TENANTS_AT_MOST, RunFile
+from domains.run import RunKey
 
 # Runs cached for a second, for all viewers; one may have a megabyte.
 _KEPT = 8
 # Seconds that a viewer waits for a run. Before it was first read there is nothing to show in its place, unlike on the
 # overview, and on a busy machine a run of a megabyte takes longer than the overview's patience.
 _PATIENCE_SECONDS = 5.0
-_A_TENANT = "1 to 128 characters of A-Z a-z 0-9 . _ -"
-_A_RUN = "a UUID such as 01890a5d-ac96-774b-bcce-b302099a8057"
 
 
 class RunPages:
@@ -38,58 +38,59 @@ class RunPages:
         self._parked = parked
         self._rendering = rendering
         self._seen = seen
-        self._shared: OrderedDict[tuple[str, UUID], SharedRead[Any]] = OrderedDict()
+        self._shared: OrderedDict[tuple[str, str], SharedRead[Any]] = OrderedDict()
 
     async def show(self, request: Request) -> Response:
         """Answer ``/runs/<tenant_id>/<run_id>``."""
         return await self._show(request.path_params["tenant_id"], request.path_params["run_id"])
 
     async def search(self, request: Request) -> Response:
-        """Handle ``/runs?q=``: ``tenant/run``, the address of a run's page, or a run's id."""
+        """Handle ``/runs?q=``: ``tenant/run``, the address of a run's page, or a run's id or ``run_ref``."""
         asked = request.query_params.get("q", "").strip()
         if not asked:
             return RedirectResponse("/", 303)
-        before, _, bare = asked.rpartition("/")
-        tenant_id = before.rpartition("/")[2]
-        run_id = as_run_id(bare)
-        if run_id is None:
-            return await self._refusal("run id", bare, f"{_A_RUN}, or tenant/run id", asked=asked)
+        tenant_id, slash, bare = asked.rpartition("/runs/")[2].partition("/")
+        if not slash:
+            tenant_id, bare = "", tenant_id
+        if run_id_of(tenant_id, bare) is None:
+            return await self._refusal("run id", bare, f"{EXPECTED['run_id']}, or tenant/run id", asked=asked)
         if not tenant_id:
-            return await self._by_id(run_id, asked)
-        path = run_path(tenant_id, run_id)
+            return await self._by_id(bare, asked)
+        path = run_path(tenant_id, bare)
         return await self._show(tenant_id, bare, asked) if "?" in path else RedirectResponse(path, 303)
 
     def forget(self) -> None:
         """Drop the cached runs."""
         self._shared.clear()
 
-    async def _by_id(self, run_id: UUID, asked: str) -> Response:
-        found: Snapshot[list[str]] = await self._reading("", run_id, partial(owners, self._engine, run_id))
+    async def _by_id(self, run_id: str, asked: str) -> Response:
+        found: Snapshot[list[RunKey]] = await self._reading("", run_id, partial(owners, self._engine, run_id))
         if found.value is None:
             return await self._away(found, asked=asked)
         match found.value:
             case []:
                 return await self._missing(None, run_id, asked=asked)
-            case [tenant_id]:
-                return RedirectResponse(run_path(tenant_id, run_id), 303)
-            case tenants:
+            case [key]:
+                return RedirectResponse(run_path(*key), 303)
+            case keys:
                 return await self._rendering.page(
-                    "owners.html", q=asked, run_id=run_id, tenants=tenants, most=TENANTS_AT_MOST
+                    "owners.html", q=asked, run_id=run_id, keys=keys, most=TENANTS_AT_MOST
                 )
 
     async def _show(self, tenant_id: str, text: str, asked: str = "") -> Response:
-        run_id = as_run_id(text)
-        if not is_tenant(tenant_id):
-            return await self._refusal("tenant id", tenant_id, _A_TENANT, asked=asked)
-        if run_id is None:
-            return await self._refusal("run id", text, _A_RUN, asked=asked)
+        if not is_tenant_id(tenant_id):
+            return await self._refusal("tenant id", tenant_id, EXPECTED["tenant_id"], asked=asked)
+        named = run_id_of(tenant_id, text)
+        if named is None:
+            return await self._refusal("run id", text, EXPECTED["run_id"], asked=asked)
+        run_id = named[0]
         read = partial(read_one_run, self._engine, tenant_id, run_id)
-        reading: Snapshot[RunFile | None] = await self._reading(tenant_id, run_id, read)
+        reading: Snapshot[RunFile | None] = await self._reading(tenant_id, str(run_id), read)
         if reading.read_at is None:
             return await self._away(reading, asked=asked)
         run = reading.value
         if run is None:
-            return await self._missing(tenant_id, run_id, asked=asked)
+            return await self._missing(tenant_id, text, asked=asked)
         is_final = run.completion["phase"] == TransactionPhase.EVENTS_PUBLISHED
         return await self._rendering.page(
             "run.html",
@@ -101,11 +102,12 @@ class RunPages:
             marks=one_run.marks(run),
             stretches=one_run.stretches(run),
             steps=one_run.step_bars(run),
+            in_time=one_run.has_times(run.trace["steps"] if run.trace else ()),
             steps_in_sight=one_run.STEPS_IN_SIGHT,
             events=one_run.events(run),
         )
 
-    async def _reading(self, tenant_id: str, run_id: UUID, read: Callable[[], Any]) -> Snapshot[Any]:
+    async def _reading(self, tenant_id: str, run_id: str, read: Callable[[], Any]) -> Snapshot[Any]:
         """Return the result of *read*, shared by concurrent viewers."""
         self._seen()
         key = (tenant_id, run_id)
@@ -123,13 +125,20 @@ class RunPages:
         lines = [reading.fault or "PostgreSQL has not responded.", "The run is shown once it responds."]
         return await self._rendering.page("message.html", status=503, q=asked, title="No answer", lines=lines)
 
-    async def _missing(self, tenant_id: str | None, run_id: UUID, *, asked: str) -> Response:
+    async def _missing(self, tenant_id: str | None, run_id: str, *, asked: str) -> Response:
         parked = [
             message
             for message in self._parked.newest()
-            if as_run_id(message.run_id or "") == run_id and tenant_id in {None, message.tenant_id}
+            if tenant_id in {None, message.tenant_id}
+            and _is_same(message.tenant_id or "", message.run_id or "", run_id)
         ]
         live = run_path(tenant_id, run_id) if tenant_id else ""
         return await self._rendering.page(
             "missing.html", status=404, q=asked, live=live, tenant_id=tenant_id, run_id=run_id, parked=parked
         )
+
+
+def _is_same(tenant_id: str, one: str, other: str) -> bool:
+    """Return whether two texts name the same run of *tenant_id*."""
+    first, second = run_id_of(tenant_id, one), run_id_of(tenant_id, other)
+    return first is not None and second is not None and first[0] == second[0]

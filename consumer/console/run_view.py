@@ -40,7 +40,7 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class StepBar:
-    """A step and its place in the drawing; the message has its duration, not its start."""
+    """A step and its place in the drawing."""
 
     step: dict[str, Any]
     x: float
@@ -106,10 +106,40 @@ def stretches(run: RunFile) -> list[Stretch]:
 
 
 def step_bars(run: RunFile) -> list[StepBar]:
-    """Return the trace's steps in order, drawn end to end."""
+    """Return the trace's steps in order: where they belong in time if one has its start, otherwise end to end."""
     steps = sorted(run.trace["steps"] if run.trace else [], key=lambda step: step["index"])
-    places = _placed([float(step["duration_ms"] or 0) for step in steps])
+    places = _in_time(steps) if has_times(steps) else _placed([_milliseconds(step) for step in steps])
     return [StepBar(step, x, width) for step, (x, width) in zip(steps, places, strict=True)]
+
+
+def has_times(steps: Sequence[dict[str, Any]]) -> bool:
+    """Return whether a step has the time of its start."""
+    return any(step.get("started_at") for step in steps)
+
+
+def _milliseconds(step: dict[str, Any]) -> float:
+    return float(step.get("duration_ms") or 0)
+
+
+def _in_time(steps: Sequence[dict[str, Any]]) -> list[tuple[float, float]]:
+    """Return place and width of each step; one without its start begins where the step before it ended."""
+    spans: list[tuple[float, float]] = []
+    end = first = min(_started(step) for step in steps if step.get("started_at"))
+    for step in steps:
+        start = _started(step) if step.get("started_at") else end
+        end = start + _milliseconds(step)
+        spans.append((start, end))
+    total = max(1.0, max(end for _, end in spans) - first)
+    room = WIDTH - _SLIVER
+    return [
+        (round((start - first) / total * room, 1), round(max(_SLIVER, (end - start) / total * room), 1))
+        for start, end in spans
+    ]
+
+
+def _started(step: dict[str, Any]) -> float:
+    """Return the start of *step*, in milliseconds since 1970."""
+    return datetime.fromisoformat(step["started_at"]).timestamp() * 1_000
 
 
 def events(run: RunFile) -> list[Event]:

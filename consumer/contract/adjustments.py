@@ -79,7 +79,7 @@ def _text_of(found: object) -> str:
 
 
 def _storable(text: str) -> str:
-    return text.replace("\x00", "\\u0000").encode("utf-8", "replace").decode()
+    return text.replace("\x00", "\\u0000").encode("utf-8", "backslashreplace").decode()
 
 
 def _cut(text: str) -> str:

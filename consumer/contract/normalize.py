@@ -4,7 +4,6 @@ Required fields decide: a fault in one refuses the message. Every other value is
 to be changed, cut or dropped is recorded as an adjustment. Only messages that are not in the strict form come here.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from decimal import Decimal
@@ -15,7 +14,7 @@ from consumer.contract.adjustments import Adjustment, Adjustments
 from consumer.contract.metadata import Bounded, clean_text
 from consumer.contract.refusals import EXPECTED, MessageRefusedError, Numeral, describe_value
 from consumer.contract.scalars import INVALID
-from domains.run import BIGINT_MAX, STEPS_MAX, TENANT_PATTERN, TEXT_MAX, CompletedRun, Step, Usage
+from domains.run import BIGINT_MAX, STEPS_MAX, TEXT_MAX, CompletedRun, Step, Usage
 
 _STATUSES = ("succeeded", "failed", "halted", "aborted")
 _STEP_STATUSES = ("succeeded", "failed", "skipped", "unknown")
@@ -79,7 +78,7 @@ def _tenant_id(document: _Fields) -> str:
     value = document.get("tenant_id")
     number = scalars.integer_of(value, BIGINT_MAX) if isinstance(value, int | Numeral) else INVALID
     text = value if number is INVALID else str(number)
-    if not isinstance(text, str) or isinstance(text, Numeral) or re.fullmatch(TENANT_PATTERN, text) is None:
+    if not isinstance(text, str) or isinstance(text, Numeral) or not scalars.is_tenant_id(text):
         raise _refusal(document, "tenant_id")
     return text
 

@@ -12,6 +12,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 import msgspec
 
 from consumer.contract.refusals import Numeral
+from domains.run import TENANT_PATTERN
 
 # Digits after the point. A double printed in full has up to 20 for the lowest token prices.
 MAX_COST_DECIMALS = 40
@@ -99,6 +100,11 @@ def uuid_of(text: str) -> UUID | None:
     if bare[:9].lower() == "urn:uuid:":
         bare = bare[9:]
     return UUID(bare) if _UUID.fullmatch(bare) else None
+
+
+def is_tenant_id(text: str) -> bool:
+    """Return whether *text* is a tenant's id."""
+    return re.fullmatch(TENANT_PATTERN, text) is not None
 
 
 def is_reference(text: str) -> bool:

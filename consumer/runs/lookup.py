@@ -6,10 +6,14 @@ from typing import Any
 from uuid import UUID
 
 from msgspec import Struct
-from sqlalchemy import Table, select, text
+from sqlalchemy import Table, select
+from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from consumer.contract.scalars import derived_id, uuid_of
 from consumer.phases import TransactionPhase
+from domains.database.statements import columns_of, unnest
+from domains.run import RunKey
 from domains.tables import (
     incidents,
     outbox_events,
@@ -24,6 +28,10 @@ from domains.tables import (
 Row = dict[str, Any]
 # Tenants that are listed if several have a run with one id.
 TENANTS_AT_MOST = 50
+# Tenants that are searched for a run by the runner's text id, which each tenant stores under another id.
+_TENANTS_SEARCHED = 10_000
+# Runs that are listed below the run that started them.
+CHILDREN_AT_MOST = 50
 
 
 class RunFile(Struct, frozen=True, kw_only=True):
@@ -35,6 +43,7 @@ class RunFile(Struct, frozen=True, kw_only=True):
     policy_evaluation: Row | None
     trace: Row | None
     suppressing_policy: Row | None
+    children: list[Row]
     outbox: list[Row]
     rollbacks: list[Row]
 
@@ -89,18 +98,29 @@ async def list_runs(
     return found
 
 
-async def owners(conn: AsyncConnection, run_id: UUID) -> list[str]:
-    """Return the tenants that have a run of this id, at most ``TENANTS_AT_MOST``.
+async def owners(conn: AsyncConnection, text: str) -> list[RunKey]:
+    """Return the keys of the runs that *text* names, a run's id or its ``run_ref``; at most ``TENANTS_AT_MOST``.
 
     The key begins with the tenant, so each tenant is looked up separately with two index lookups. By the run's id alone
     a server before PostgreSQL 18, which has no skip scan, would read the whole table. It might do so for an EXISTS too,
     which becomes a join; a scalar subquery does not.
     """
-    return list((await conn.execute(_OWNERS, {"run": run_id, "most": TENANTS_AT_MOST})).scalars())
+    run_id = uuid_of(text)
+    if run_id is not None:
+        found = (await conn.execute(_OWNERS, {"run": run_id, "most": TENANTS_AT_MOST})).scalars()
+        return [RunKey(tenant_id, run_id) for tenant_id in found]
+    tenants = (await conn.execute(_ALL_TENANTS, {"most": _TENANTS_SEARCHED})).scalars()
+    keys = [RunKey(tenant_id, derived_id(tenant_id, text)) for tenant_id in tenants]
+    stored = await conn.execute(_STORED_KEYS, columns_of(_KEYS, keys)) if keys else ()
+    return [RunKey(*row) for row in stored][:TENANTS_AT_MOST]
 
 
-_OWNERS = text(
-    """
+_KEYS = ("tenant_id", "run_id")
+_given = unnest(run_completions, _KEYS)
+_STORED_KEYS = select(run_completions.c.tenant_id, run_completions.c.run_id).join(
+    _given, (run_completions.c.tenant_id == _given.c.tenant_id) & (run_completions.c.run_id == _given.c.run_id)
+)
+_TENANTS = """
     WITH RECURSIVE tenants AS (
         (SELECT tenant_id FROM governance.run_completions ORDER BY tenant_id LIMIT 1)
         UNION ALL
@@ -108,6 +128,11 @@ _OWNERS = text(
                  WHERE later.tenant_id > tenants.tenant_id ORDER BY later.tenant_id LIMIT 1)
           FROM tenants WHERE tenants.tenant_id IS NOT NULL
     )
+"""
+_ALL_TENANTS = sql(_TENANTS + " SELECT tenant_id FROM tenants WHERE tenant_id IS NOT NULL LIMIT :most")  # noqa: S608 - constants
+_OWNERS = sql(
+    _TENANTS  # noqa: S608 - constants
+    + """
     SELECT tenant_id FROM tenants
      WHERE (SELECT true FROM governance.run_completions run
              WHERE run.tenant_id = tenants.tenant_id AND run.run_id = :run)
@@ -140,7 +165,19 @@ async def _file(conn: AsyncConnection, completion: Row) -> RunFile:
         suppressing_policy=await _policy(conn, prevention["policy_id"]) if prevention else None,
         outbox=list(await _rows(conn, outbox_events, run_id, tenant)),
         rollbacks=list(await _rows(conn, rollbacks, run_id, tenant)),
+        children=await _children(conn, tenant, completion["run_ref"] or str(run_id)),
     )
+
+
+async def _children(conn: AsyncConnection, tenant: str, parent: str) -> list[Row]:
+    run = run_completions.c
+    query = (
+        select(run.run_id, run.run_ref, run.agent_id, run.status, run.started_at)
+        .where(run.tenant_id == tenant, run.parent_run_id == parent)
+        .order_by(run.started_at)
+        .limit(CHILDREN_AT_MOST)
+    )
+    return [dict(row) for row in (await conn.execute(query)).mappings()]
 
 
 async def _policy(conn: AsyncConnection, policy_id: UUID) -> Row | None:

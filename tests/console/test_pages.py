@@ -277,7 +277,8 @@ async def test_the_latest_runs_and_the_tenants_of_an_id_are_read_without_a_scan(
                     await conn.execute(text("VACUUM ANALYZE governance.run_completions"))
             for look in (database.latest_runs, database.pace, database.latest_rollbacks, database.pending_events):
                 await look(console)
-            assert await database.owners(console, uuid4()) == []
+            assert await database.owners(console, str(uuid4())) == []
+            assert await database.owners(console, "run-17") == []
     finally:
         await console.dispose()
     assert plans

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
-from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -14,6 +13,7 @@ from consumer.commands.policies.files import drafts_in
 from consumer.commands.session import settings_for, with_database
 from consumer.contract.refusals import MessageRefusedError
 from consumer.contract.run_message import decode
+from consumer.contract.scalars import is_tenant_id, run_id_of
 from consumer.policy_analysis.dry_run import Verdict, dry_run
 from consumer.runs.stored import StoredRun, read_runs, reading
 from domains.policies.files import PolicyDraft
@@ -65,11 +65,9 @@ def _read(run: str) -> tuple[CompletedRun, frozenset[str]]:
 
 
 def _key(run: str) -> RunKey | None:
-    tenant, _, run_id = run.rpartition("/")
-    try:
-        return RunKey(tenant, UUID(run_id)) if tenant else None
-    except ValueError:
-        return None
+    tenant, _, text = run.partition("/")
+    found = run_id_of(tenant, text) if is_tenant_id(tenant) else None
+    return RunKey(tenant, found[0]) if found else None
 
 
 def _stored(key: RunKey) -> tuple[CompletedRun, frozenset[str]]:

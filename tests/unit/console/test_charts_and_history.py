@@ -230,7 +230,7 @@ def run_file(**changes: Any) -> RunFile:
     parts = {name: changes.pop(name, None) for name in ("incident", "prevention_record", "policy_evaluation", "trace")}
     parts["suppressing_policy"] = None
     outbox = changes.pop("outbox", [])
-    return RunFile(completion={**completion, **changes}, outbox=outbox, rollbacks=[], **parts)
+    return RunFile(completion={**completion, **changes}, outbox=outbox, rollbacks=[], children=[], **parts)
 
 
 def test_a_timeline_has_every_phase_and_marks_those_not_reached():

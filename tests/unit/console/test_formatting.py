@@ -7,8 +7,6 @@ import pytest
 
 from consumer.console.formatting import (
     ago,
-    as_run_id,
-    is_tenant,
     moment,
     names_run,
     number,
@@ -94,8 +92,8 @@ def test_counts_and_rates_are_formatted():
 def test_a_search_is_parsed_into_a_run_or_rejected():
     assert names_run("acme", str(RUN))
     assert not names_run("no spaces", str(RUN))
-    assert not names_run("acme", "not a uuid")
+    assert names_run("acme", "run/17")
+    assert not names_run("acme", "not an id")
     assert not names_run(None, str(RUN))
-    assert not is_tenant("a" * 129)
-    assert not is_tenant("acme\n")
-    assert as_run_id(f"{{{str(RUN).upper()}}}") == RUN
+    assert not names_run("a" * 129, str(RUN))
+    assert not names_run("acme\n", str(RUN))

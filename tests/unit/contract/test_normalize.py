@@ -118,7 +118,7 @@ CHANGED: list[tuple[dict[str, Any], str, Any, str]] = [
     ({"error_code": ""}, "error_code", None, ""),
     ({"error_code": ["A"]}, "error_code", None, '["A"]'),
     ({"error_message": "a\x00b"}, "error_message", "ab", "a\\u0000b"),
-    ({"error_message": "a\ud800b"}, "error_message", "a\ufffdb", "a?b"),
+    ({"error_message": "a\ud800b"}, "error_message", "a\ufffdb", "a\\ud800b"),
     ({"error_message": {"code": 5}}, "error_message", None, '{"code": 5}'),
     ({"trace_id": "trace-7"}, "trace_id", derived("acme", "trace-7"), "trace-7"),
     ({"trace_id": ""}, "trace_id", None, ""),
