@@ -34,7 +34,7 @@ def pinned(requirements: Path) -> dict[str, str]:
 def listed_packages() -> dict[str, tuple[str, str]]:
     """Return version and licences of each package in deploy/licences.md, by normalized name."""
     rows = re.findall(r"^\| ([\w.-]+) +\| (\d\S*) +\| (.*?) +\|$", LISTING.read_text(), re.MULTILINE)
-    return {name.lower().replace("_", "-"): (version, licences) for name, version, licences in rows}
+    return {re.sub(r"[._]", "-", name.lower()): (version, licences) for name, version, licences in rows}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from servers.rabbitmq import USER
 from config.settings import Settings
 from consumer.amqp.connection import BrokerConnection
 from consumer.amqp.topology import declare
-from consumer.contract.names import EVENTS_EXCHANGE
+from consumer.contract.names import ADJUSTABLE_FIELDS, EVENTS_EXCHANGE
 from tests.support import run_messages as runs
 from tests.support.command_line import CLOSEOUT
 from tests.support.http import request_blocking
@@ -178,7 +178,8 @@ async def _runs_of_every_kind(broker: BrokerConnection) -> None:
     await publish(broker, runs.body(twice), runs.body(twice), runs.body({**twice, "model": "other"}), user_id=USER)
     bad = b"{nonsense", runs.body(status="done"), runs.body(schema_version=2), runs.body(error_message="x" * 1_100_000)
     await publish(broker, *bad, user_id=USER)
-    await publish(broker, runs.body(), user_id=USER, content_type="text/xml")
+    await publish(broker, runs.body(), user_id=USER, content_encoding="br")
+    await publish(broker, *[runs.body(**{field: [1]}) for field in ADJUSTABLE_FIELDS], user_id=USER)
     await publish(broker, runs.body())  # without a user_id
     for table in FAILING_TABLES:
         await publish(broker, runs.body(tenant_id=f"failing.{table}"), user_id=USER)  # retried after ten seconds

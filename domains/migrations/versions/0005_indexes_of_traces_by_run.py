@@ -25,6 +25,7 @@ def upgrade() -> None:
         op.execute(
             "CREATE INDEX CONCURRENTLY IF NOT EXISTS traces_by_trace_id ON governance.traces (tenant_id, trace_id)"
         )
+        op.execute("COMMENT ON INDEX governance.traces_by_trace_id IS 'Finds the runs of a trace'")
 
 
 def downgrade() -> None:

@@ -12,6 +12,7 @@ branch_labels = None
 depends_on = None
 
 COLUMNS = ("parent_run_id", "session_id")
+PURPOSE = "Finds the runs of a parent or a session; holds nothing else, so it costs others nothing"
 
 
 def upgrade() -> None:
@@ -23,6 +24,7 @@ def upgrade() -> None:
                 f"CREATE INDEX CONCURRENTLY IF NOT EXISTS run_completions_{column} ON governance.run_completions"
                 f" (tenant_id, {column}) WHERE {column} IS NOT NULL"
             )
+            op.execute(f"COMMENT ON INDEX governance.run_completions_{column} IS '{PURPOSE}'")
 
 
 def downgrade() -> None:

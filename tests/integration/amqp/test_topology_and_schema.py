@@ -61,6 +61,7 @@ async def test_each_difference_between_schema_and_tables_is_described_with_its_f
         "index our_index on incidents is unexpected",
         "index outbox_events_last_of_run on outbox_events is different",
         "index rollbacks_by_run on rollbacks is missing",
+        "index traces_by_trace_id on traces is missing",
         "the comment on table rollbacks is different",
     ]
     async with engine.connect() as conn:
