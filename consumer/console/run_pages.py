@@ -52,6 +52,8 @@ class RunPages:
         tenant_id, slash, bare = asked.rpartition("/runs/")[2].partition("/")
         if not slash:
             tenant_id, bare = "", tenant_id
+        if tenant_id and not is_tenant_id(tenant_id):
+            return await self._refusal("tenant id", tenant_id, EXPECTED["tenant_id"], asked=asked)
         if run_id_of(tenant_id, bare) is None:
             return await self._refusal("run id", bare, f"{EXPECTED['run_id']}, or tenant/run id", asked=asked)
         if not tenant_id:

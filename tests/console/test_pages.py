@@ -96,15 +96,16 @@ async def test_a_run_page_with_unpublished_events_shows_them_and_updates(databas
 
 
 NOTHING = (
-    ("/runs/acme/not-a-uuid", "run id: found &#39;not-a-uuid&#39;; expected a UUID such as"),
+    ("/runs/acme/not%20an%20id", "run id: found &#39;not an id&#39;; expected a UUID such as"),
+    ("/runs/acme/another/id", "It may still be queued, or it was parked"),
     ("/runs/no%20spaces/" + RUN, "tenant id: found &#39;no spaces&#39;; expected 1 to 128 characters"),
     ("/runs/" + "a" * 129 + "/" + RUN, "expected 1 to 128 characters of A-Z a-z 0-9 . _ -"),
     ("/runs/acme%00/" + RUN, "tenant id: found"),
     ("/runs/acme/" + RUN, "It may still be queued, or it was parked"),
     ("/runs?q=" + RUN, "It may still be queued, or it was parked"),
-    ("/runs?q=%3Cscript%3E", "run id: found &#39;&lt;script&gt;&#39;"),
+    ("/runs?q=%3Cscript%3E", "No run <code>&lt;script&gt;</code>"),
     ("/runs?q=" + "9" * 5_000, "run id: found"),
-    ("/runs?q=../../etc/passwd", "run id: found &#39;passwd&#39;"),
+    ("/runs?q=../../etc/passwd", "It may still be queued, or it was parked"),
     ("/nothing/here", "There is no page at"),
     ("/static/../pages.py", "There is no page at"),
     ("/static/pages.py", "no such file"),

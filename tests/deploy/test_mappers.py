@@ -30,6 +30,10 @@ MAPPED = {
 ADJUSTED = {"opentelemetry": {"error_code", "steps"}, "openai_agents": set(), "langgraph": {"error_code"}}
 
 
+def test_every_mapper_has_a_recording():
+    assert {f"from_{name}.py" for name in MAPPED} == {file.name for file in EXAMPLES.glob("from_*.py")}
+
+
 @pytest.mark.parametrize("name", MAPPED)
 def test_a_recorded_run_becomes_a_message_that_a_worker_accepts(name: str):
     printed = subprocess.run(
