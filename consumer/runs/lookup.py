@@ -141,6 +141,12 @@ _OWNERS = sql(
 )
 
 
+async def has_runs(conn: AsyncConnection, tenant_id: str) -> bool:
+    """Return whether a run of *tenant_id* is stored."""
+    query = select(run_completions.c.tenant_id).where(run_completions.c.tenant_id == tenant_id).limit(1)
+    return (await conn.execute(query)).first() is not None
+
+
 async def read_run(engine: AsyncEngine, run_id: UUID, *, tenant: str) -> RunFile | None:
     """Return all stored rows of the run."""
     async with engine.connect() as conn:

@@ -179,7 +179,7 @@ async def _runs_of_every_kind(broker: BrokerConnection) -> None:
     bad = b"{nonsense", runs.body(status="done"), runs.body(schema_version=2), runs.body(error_message="x" * 1_100_000)
     await publish(broker, *bad, user_id=USER)
     await publish(broker, runs.body(), user_id=USER, content_encoding="br")
-    await publish(broker, *[runs.body(**{field: [1]}) for field in ADJUSTABLE_FIELDS], user_id=USER)
+    await publish(broker, *[runs.body(runs.message(**{field: [1]})) for field in ADJUSTABLE_FIELDS], user_id=USER)
     await publish(broker, runs.body())  # without a user_id
     for table in FAILING_TABLES:
         await publish(broker, runs.body(tenant_id=f"failing.{table}"), user_id=USER)  # retried after ten seconds

@@ -12,6 +12,7 @@ from consumer.commands.output import out, print_json
 from consumer.commands.policies.backtest_view import owner
 from consumer.commands.policies.files import drafts_in
 from consumer.commands.session import with_database
+from consumer.runs.lookup import has_runs
 from consumer.wording import counted
 from domains.policies.apply import AppliedChange, apply_policies, list_policies
 
@@ -23,11 +24,16 @@ def apply_file(file: Path, *, as_json: bool) -> None:
     """Apply the policies in *file*, all or none, and print what changed."""
     drafts = drafts_in(file)
 
-    async def work(engine: AsyncEngine) -> list[AppliedChange]:
+    async def work(engine: AsyncEngine) -> tuple[list[AppliedChange], list[str]]:
         async with engine.begin() as conn:
-            return await apply_policies(conn, drafts)
+            changes = await apply_policies(conn, drafts)
+        async with engine.connect() as conn:
+            named = sorted({draft.tenant_id for draft in drafts if draft.tenant_id})
+            return changes, [tenant_id for tenant_id in named if not await has_runs(conn, tenant_id)]
 
-    changes = with_database(work)
+    changes, unknown = with_database(work)
+    for tenant_id in unknown:
+        typer.echo(f"warning: tenant {tenant_id} has no runs; if it is not new, check its spelling", err=True)
     if as_json:
         print_json(changes)
         return

@@ -137,3 +137,12 @@ async def test_publish_check_says_of_each_line_what_a_worker_would_make_of_it(tm
     assert [line["result"] for line in as_json["lines"]] == ["accepted", "adjusted", "refused", "refused"]
     file.write_bytes(lines[0])
     assert (await closeout("publish", "--check", str(file))).returncode == 0
+
+
+async def test_policies_apply_warns_of_a_tenant_without_runs(stored, database_url, tmp_path):
+    file = tmp_path / "policies.yaml"
+    one = "{{name: p-{0}, tenant_id: {0}, effect: flag, severity: LOW, condition: 'true'}}"
+    file.write_text(f"policies: [{one.format('acme')}, {one.format('acmee')}]")
+    applied = await closeout("policies", "apply", str(file), DATABASE_URL=database_url)
+    assert applied.returncode == 0, applied.stderr
+    assert applied.stderr == "warning: tenant acmee has no runs; if it is not new, check its spelling\n"
