@@ -19,8 +19,8 @@ from domains.policies.cel.conditions import VISIBLE_MAX
 from domains.run import CompletedRun, RunKey, Step, Usage
 from domains.tables import incidents, policy_evaluations, prevention_records, run_completions, traces
 
-_NO_TRACE = frozenset({"trace_id", "steps"})
-_NO_STEPS = frozenset({"steps"})
+_NO_TRACE = frozenset({"trace_id", "steps", "step_count"})
+_NO_STEPS = frozenset({"steps", "step_count"})
 _NO_INCIDENT = frozenset({"error_message"})
 
 _metadata = msgspec.json.Decoder(dict[str, Any])

@@ -20,6 +20,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import coverage
+
 # Seconds. Ends a test whose command hangs; a busy machine must not exceed it.
 TIMEOUT = 100.0
 # What read their environment when they are imported: each command imports them itself.
@@ -27,6 +29,8 @@ _NOT_PRELOADED = ("consumer.cli", "consumer.commands")
 _LIBRARIES = ("alembic.command", "aio_pika", "rich.table", "rich.progress", "sqlalchemy.dialects.postgresql.asyncpg")
 _STARTING = threading.Lock()
 _ROOT = Path(__file__).parents[2]
+# Names the data file of a test run that measures coverage.
+_DATA_FILE = "CLOSEOUT_TESTS_COVERAGE"
 
 
 class Fork:
@@ -58,9 +62,12 @@ class Fork:
 
 @functools.cache
 def _start() -> str:
+    measuring = coverage.Coverage.current()
+    environ = os.environ | ({_DATA_FILE: measuring.config.data_file} if measuring else {})
     process = subprocess.Popen(
-        [sys.executable, "-m", __name__], cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", __name__],
+        cwd=_ROOT, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
     assert process.stdout
     name = process.stdout.readline().strip()
     assert name, "the process that forks commands did not start"
@@ -115,13 +122,23 @@ def _become(arguments: list[str], env: dict[str, str], streams: Sequence[int]) -
     for target, stream in enumerate(streams):
         os.dup2(stream, target)
         os.close(stream)
+    data_file = os.environ.get(_DATA_FILE)
     os.environ.clear()
     os.environ.update(env)
+    if data_file:
+        _measure(data_file)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - until the process ends, as are the others
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1, errors="backslashreplace")  # noqa: SIM115
     sys.argv = ["closeout", *arguments]
     importlib.import_module("consumer.cli").main()
+
+
+def _measure(data_file: str) -> None:
+    """Write the lines that this process runs next to *data_file*, from where the test run combines them."""
+    measuring = coverage.Coverage(data_file, data_suffix=True, config_file=str(_ROOT / "pyproject.toml"))
+    measuring.start()
+    atexit.register(measuring.save)
 
 
 if __name__ == "__main__":
