@@ -23,7 +23,8 @@ def compare(place: Arena, console: Console, command: Path, rounds: int, logs: Pa
     *command* is the other checkout's ``closeout``. A ratio pairs two measurements of one round, so that a change of the
     machine's speed between rounds does not count.
     """
-    ours = closeout(THIS)
+    # The path of this program's modules would lead the other version to this one's code.
+    ours = closeout(THIS, PYTHONPATH="")
     subjects = (ours, replace(ours, name=OTHER, argv=(str(command), "worker")))
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for number in range(rounds):
