@@ -14,6 +14,7 @@ from consumer.commands import parked_view as view
 from consumer.commands.durations import parse_duration
 from consumer.commands.output import EXIT_USAGE, err, fail, out, printable, progress_bar
 from consumer.commands.session import run_to_end, settings_for
+from consumer.contract.named_run import usual_spelling
 from consumer.parked.operations import Filters, Report, discard, find, replay
 from consumer.parked.scan import Held
 from consumer.wording import Progress, counted
@@ -132,7 +133,7 @@ def filters_from(  # noqa: PLR0917 - in the order of the options
     return Filters(
         reason=reason,
         tenant=tenant,
-        run=_run_name(run, bare=str.lower) if run else None,
+        run=_run_name(run, bare=usual_spelling) if run else None,
         message_id=message_id,
         parked_before=_ago("--older-than", older_than),
         parked_after=_ago("--newer-than", newer_than),
@@ -140,8 +141,8 @@ def filters_from(  # noqa: PLR0917 - in the order of the options
 
 
 def _run_name(name: str, *, bare: Callable[[str], str] = str) -> str:
-    owner, slash, run = name.rpartition("/")
-    return f"{owner}/{run.lower()}" if slash else bare(name)
+    owner, slash, run = name.partition("/")
+    return f"{owner}/{usual_spelling(run)}" if slash else bare(name)
 
 
 def _ago(option: str, text: str | None) -> datetime | None:

@@ -79,14 +79,18 @@ async def _read(engine: AsyncEngine, run_id: str, tenant: str | None) -> tuple[l
 def _print_list(found: list[dict[str, Any]]) -> None:
     if out.width < _WIDE:
         for run in found:
-            out.print(Text(f"{_received(run)}  {run['tenant_id']}/{run['run_id']}"), soft_wrap=True)
+            out.print(Text(f"{_received(run)}  {_name(run)}"), soft_wrap=True)
             out.print(Text("  " + "  ".join(str(run[name]) for name in _LISTED if run[name] is not None)))
         return
     table = Table("received (UTC)", Column("run", no_wrap=True), *_LISTED, box=None)
     for run in found:
         values = (Text("-" if run[name] is None else str(run[name])) for name in _LISTED)
-        table.add_row(_received(run), Text(f"{run['tenant_id']}/{run['run_id']}"), *values)
+        table.add_row(_received(run), Text(_name(run)), *values)
     out.print(table)
+
+
+def _name(run: dict[str, Any]) -> str:
+    return f"{run['tenant_id']}/{run['run_ref'] or run['run_id']}"
 
 
 def _received(run: dict[str, Any]) -> str:

@@ -149,8 +149,8 @@ async def latest_runs(engine: AsyncEngine) -> Sequence[Row]:
         )
     )
     query = select(
-        run.received_at, run.tenant_id, run.run_id, func.left(run.agent_id, 200).label("agent_id"), run.status,
-        run.error_code, run.phase, run.mode, run.is_synthetic, run.completed_at, run.committed_at,
+        run.received_at, run.tenant_id, run.run_id, run.run_ref, func.left(run.agent_id, 200).label("agent_id"),
+        run.status, run.error_code, run.phase, run.mode, run.is_synthetic, run.completed_at, run.committed_at,
         run.events_published_at, severity.label("severity"), prevented.is_not(None).label("prevented"),
         policy.label("policy"),
     )  # fmt: skip

@@ -2,16 +2,14 @@
 
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
-import msgspec
 from aiormq import spec
 
 from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
+from consumer.contract.named_run import named_run
 from consumer.contract.names import ATTEMPTS_HEADER, ERROR_HEADER, PARKED_QUEUE, REASON_HEADER
 
 # Remembered messages: more than a page shows.
@@ -49,7 +47,7 @@ class ParkedLately:
     def remember(self, body: bytes, properties: spec.Basic.Properties) -> None:
         """Remember a confirmed copy in the parked queue."""
         headers = properties.headers or {}
-        tenant, run = _run_in(body)
+        tenant, run = named_run(body, content_encoding=properties.content_encoding, max_bytes=_SEARCHED_BYTES)
         attempts, message_id = headers.get(ATTEMPTS_HEADER), properties.message_id
         self._messages.append(
             ParkedMessage(
@@ -59,8 +57,8 @@ class ParkedLately:
                 attempts=attempts if isinstance(attempts, int) else 0,
                 size=len(body),
                 message_id=None if message_id is None else str(message_id)[:_KEPT],
-                tenant_id=tenant,
-                run_id=run,
+                tenant_id=None if tenant is None else tenant[:_KEPT],
+                run_id=None if run is None else run[:_KEPT],
             )
         )
 
@@ -77,20 +75,3 @@ class RememberingChannel(ConfirmedChannel):
         await super().send(exchange=exchange, routing_key=routing_key, body=body, properties=properties)
         if routing_key == PARKED_QUEUE:  # through any exchange; events use another channel
             self._lately.remember(body, properties)
-
-
-class _Named(msgspec.Struct):
-    tenant_id: Any = None
-    run_id: Any = None
-
-
-_named = msgspec.json.Decoder(_Named)
-
-
-def _run_in(body: bytes) -> tuple[str | None, str | None]:
-    if len(body) <= _SEARCHED_BYTES:
-        with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            named = _named.decode(body)
-            tenant, run = (v[:_KEPT] if isinstance(v, str) else None for v in (named.tenant_id, named.run_id))
-            return tenant, run
-    return None, None

@@ -11,15 +11,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import msgspec
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel as AmqpChannel
 from aiormq.exceptions import AMQPChannelError
 
 from consumer.amqp.channel import not_cancelled
 from consumer.amqp.connection import BROKER_ERRORS, BrokerConnection
+from consumer.contract.named_run import named_run
 from consumer.contract.names import ERROR_HEADER, PARKED_AT_HEADER, PARKED_QUEUE, REASON_HEADER
 from consumer.errors import UnavailableError, one_line
 from consumer.parked.copies import attempts_of, headers_of
@@ -145,17 +145,9 @@ async def _take(channel: AmqpChannel, seen: int, number: int) -> list[tuple[int,
     return list(enumerate(batch, start=seen + 1))
 
 
-class _Named(msgspec.Struct):
-    tenant_id: Any = None
-    run_id: Any = None
-
-
-_named = msgspec.json.Decoder(_Named)
-
-
 def _parked(message: DeliveredMessage, position: int) -> Parked:
     headers, properties = headers_of(message), message.header.properties
-    tenant, run = _find_run(message.body)
+    tenant, run = named_run(message.body, content_encoding=properties.content_encoding, max_bytes=_SEARCHED_BYTES)
     deaths = headers.get("x-death")
     death = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
     at = _parse_time(headers.get(PARKED_AT_HEADER) or death.get("time"))
@@ -170,17 +162,6 @@ def _parked(message: DeliveredMessage, position: int) -> Parked:
         tenant_id=tenant, run_id=run, message_id=properties.message_id, attempts=attempts_of(message),
         size=len(message.body), error=str(error), fingerprint=unique.digest()[:16],
     )  # fmt: skip
-
-
-def _find_run(body: bytes) -> tuple[str | None, str | None]:
-    if len(body) > _SEARCHED_BYTES:
-        return None, None
-    try:
-        named = _named.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None, None
-    tenant, run = (value if isinstance(value, str) else None for value in (named.tenant_id, named.run_id))
-    return tenant, run.lower() if run else run
 
 
 def _parse_time(value: object) -> datetime | None:
