@@ -1,5 +1,6 @@
 """Structured logs on standard error, for structlog and for the standard library's loggers."""
 
+import json
 import logging
 import os
 import re
@@ -9,6 +10,8 @@ from math import isfinite
 from typing import Any, TextIO
 
 import structlog
+
+from config.terminal import escaped_json
 
 # Characters of one value: an error that quotes a large message must not fill the log.
 _VALUE_MAX = 10_000
@@ -156,4 +159,8 @@ def _renderer(log_format: str) -> structlog.types.Processor:
     if log_format == "console":
         colors = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
         return structlog.dev.ConsoleRenderer(colors=colors)
-    return structlog.processors.JSONRenderer(ensure_ascii=False)
+    return structlog.processors.JSONRenderer(_as_json)
+
+
+def _as_json(record: object, **options: Any) -> str:  # noqa: ANN401 - structlog's
+    return escaped_json(json.dumps(record, ensure_ascii=False, **options))

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+# For commands that take an id, which may begin with a hyphen.
+ANY_ID = {"ignore_unknown_options": True}
 # An empty metavar: a flag takes no value, and help would otherwise show its type.
 Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", metavar="", help="Report what would happen; change nothing.")]

@@ -5,7 +5,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from consumer.cli.options import DryRun, Json
+from consumer.cli.options import ANY_ID, DryRun, Json
 from consumer.contract.refusals import ParkReason
 
 app = typer.Typer(help="List, show, replay and discard parked messages.", no_args_is_help=True)
@@ -46,7 +46,7 @@ def list_(
     parked.print_messages(filters, limit=limit, as_json=as_json)
 
 
-@app.command()
+@app.command(context_settings=ANY_ID)
 def show(
     selector: Annotated[
         str, typer.Argument(metavar="MESSAGE", help="A position in the list, a message_id, RUN_ID, or TENANT/RUN_ID.")

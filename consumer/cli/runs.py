@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from consumer.cli.options import Json, Tenant
+from consumer.cli.options import ANY_ID, Json, Tenant
 from consumer.phases import TransactionPhase
 from domains.run import RunStatus
 
@@ -36,7 +36,7 @@ def list_(
     print_runs(tenant=tenant, phase=phase, status=status, limit=limit, as_json=as_json)
 
 
-@app.command()
+@app.command(context_settings=ANY_ID)
 def show(
     run: Annotated[str, typer.Argument(metavar="RUN", help="RUN_ID, TENANT/RUN_ID, or TENANT followed by RUN_ID.")],
     run_id: Annotated[
@@ -46,6 +46,7 @@ def show(
     tenant: Annotated[
         str | None, typer.Option(metavar="TENANT", help="The run's tenant; needed if several have a run with this id.")
     ] = None,
+    full: Annotated[bool, typer.Option("--full", metavar="", help="Print long texts completely.")] = False,
     as_json: Json = False,
 ) -> None:
     """Explain a run: its timeline, what each domain recorded and why, and which events are published.
@@ -57,4 +58,4 @@ def show(
     """
     from consumer.commands.runs import show_run
 
-    show_run(run if run_id is None else f"{run}/{run_id}", tenant=tenant, as_json=as_json)
+    show_run(run if run_id is None else f"{run}/{run_id}", tenant=tenant, full=full, as_json=as_json)

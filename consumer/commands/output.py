@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.table import Column, Table
 from rich.text import Text
 
+from config.terminal import escaped_json
 from consumer.wording import Progress
 
 EXIT_FOUND = 1
@@ -72,7 +73,7 @@ def progress_bar(title: str, *, estimate: bool = False) -> Iterator[Progress]:
 def print_json(value: object) -> None:
     """Print *value* as one JSON document, dates in RFC 3339 and decimals as numbers."""
     encoded = _encoder.encode(value)
-    sys.stdout.write(msgspec.json.format(encoded, indent=2).decode() + "\n")
+    sys.stdout.write(escaped_json(msgspec.json.format(encoded, indent=2).decode()) + "\n")
 
 
 def fail(message: str, *, status: int = EXIT_FOUND) -> NoReturn:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from rich.table import Column, Table
@@ -17,28 +18,30 @@ from domains.completions import EVENTS_PER_RUN
 Line = tuple[str, str]
 # Terminal columns from which steps are printed as a table.
 _TABLE_WIDTH = 80
-# Lines of one text that are printed; --json has all of it.
+# Lines and characters of one text that are printed without --full.
 _LINES = 12
+_CHARACTERS = 2_000
 
 
-def print_report(run: RunFile) -> None:
-    """Print all that is stored of *run*; 80 columns are enough."""
+def print_report(run: RunFile, *, full: bool = False) -> None:
+    """Print all that is stored of *run*; 80 columns are enough. Without *full*, long texts are cut with a note."""
     done = run.completion
     name = done["run_ref"] or done["run_id"]
     out.print(Text(printable(f"Run {done['tenant_id']}/{name}"), style="bold"), soft_wrap=True)
     print_line(printable(_summary(run)))
     out.print()
-    _section("timeline (UTC)", _history(run))
-    _section("records", _records(run))
+    section = partial(_section, full=full)
+    section("timeline (UTC)", _history(run))
+    section("records", _records(run))
     if run.trace is not None and run.trace["steps"]:
         out.print(_steps(run.trace["steps"]) if out.width >= _TABLE_WIDTH else _steps_in_lines(run.trace["steps"]))
         out.print()
-    _section("events", _events(run))
+    section("events", _events(run))
     if done["adjustments"]:
-        _section("adjusted in the message", _adjustments(done["adjustments"]))
-    _section("the run", [(n.replace("_", " "), _plain(done[n])) for n in _FIELDS if done[n] not in _OMITTED])
+        section("adjusted in the message", _adjustments(done["adjustments"]))
+    section("the run", [(n.replace("_", " "), _plain(done[n])) for n in _FIELDS if done[n] not in _OMITTED])
     if run.children:
-        _section("started by this run", [(_plain(c["run_ref"] or c["run_id"]), c["status"]) for c in run.children])
+        section("started by this run", [(_plain(c["run_ref"] or c["run_id"]), c["status"]) for c in run.children])
 
 
 def _adjustments(adjustments: Iterable[Row]) -> Iterator[Line]:
@@ -209,15 +212,23 @@ def _steps_in_lines(steps: Iterable[Row]) -> Table:
     return table
 
 
-def _section(title: str, lines: Iterable[Line]) -> None:
+def _section(title: str, lines: Iterable[Line], *, full: bool) -> None:
     out.print(Text(title, style="bold"))
     table = Table(Column(no_wrap=True), Column(overflow="fold"), box=None, show_header=False, padding=(0, 2, 0, 2))
     for name, text in lines:
-        parts = text.split("\n")
-        more = [f"… and {len(parts) - _LINES} more lines (--json has all)"] if len(parts) > _LINES else []
-        table.add_row(name, Text("\n".join(map(printable, parts[:_LINES] + more))))
+        parts = text.split("\n") if full else _beginning_of(text)
+        table.add_row(name, Text("\n".join(map(printable, parts))))
     out.print(table)
     out.print()
+
+
+def _beginning_of(text: str) -> list[str]:
+    """Return the first lines of *text*, with a note of what is cut."""
+    lines = text[:_CHARACTERS].split("\n")
+    if len(text) <= _CHARACTERS and len(lines) <= _LINES:
+        return lines
+    shown = lines[:_LINES]
+    return [*shown, f"… cut: the first {sum(map(len, shown)):,} of {len(text):,} characters (--full prints all)"]
 
 
 def _plain(value: Any) -> str:  # noqa: ANN401 - whatever a row or a step holds

@@ -45,7 +45,7 @@ def print_runs(
     out.print(counted(len(found), "run") + more)
 
 
-def show_run(name: str, *, tenant: str | None, as_json: bool) -> None:
+def show_run(name: str, *, tenant: str | None, full: bool, as_json: bool) -> None:
     """Print all that is stored of the run *name*, RUN_ID or TENANT/RUN_ID; end with status 1 if it is unknown."""
     owner, _, run_id = name.partition("/") if "/" in name else ("", "", name)
     if tenant and owner != tenant and uuid_of(run_id) is None:
@@ -63,7 +63,7 @@ def show_run(name: str, *, tenant: str | None, as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
-        print_report(found)
+        print_report(found, full=full)
 
 
 async def _read(engine: AsyncEngine, run_id: str, tenant: str | None) -> tuple[list[RunKey], RunFile | None]:

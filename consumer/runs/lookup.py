@@ -73,8 +73,8 @@ async def list_runs(
     query = (
         select(
             run.c.received_at, run.c.tenant_id, run.c.run_id, run.c.run_ref, run.c.agent_id, run.c.status,
-            run.c.error_code, incidents.c.severity, policy_evaluations.c.outcome.label("policy"), run.c.phase, run.c.mode,
-            run.c.committed_at, run.c.events_published_at,
+            run.c.error_code, incidents.c.severity, policy_evaluations.c.outcome.label("policy"), run.c.phase,
+            run.c.mode, run.c.committed_at, run.c.events_published_at,
         )
         .outerjoin(incidents, (incidents.c.tenant_id == run.c.tenant_id) & (incidents.c.run_id == run.c.run_id))
         .outerjoin(

@@ -146,3 +146,33 @@ async def test_policies_apply_warns_of_a_tenant_without_runs(stored, database_ur
     applied = await closeout("policies", "apply", str(file), DATABASE_URL=database_url)
     assert applied.returncode == 0, applied.stderr
     assert applied.stderr == "warning: tenant acmee has no runs; if it is not new, check its spelling\n"
+
+
+HOSTILE = "a\u202eb\x9b31mc\u2066"
+
+
+async def test_json_output_escapes_what_a_terminal_would_act_on(engine, database_url):
+    await create_transaction_coordinator(engine=engine).execute_many([arrival(run_id="-x", agent_id=HOSTILE)])
+    shown = await closeout("runs", "show", "acme", "-x", "--json", DATABASE_URL=database_url)
+    assert shown.returncode == 0, shown.stderr
+    assert not set(HOSTILE) - set("abcm31") & set(shown.stdout)
+    assert json.loads(shown.stdout)["completion"]["agent_id"] == HOSTILE
+
+
+@pytest.mark.parametrize("name", [("-x",), ("acme/-x",), ("acme", "-x"), ("-x", "--tenant", "acme")])
+async def test_an_id_may_begin_with_a_hyphen(engine, database_url, name):
+    await create_transaction_coordinator(engine=engine).execute_many([arrival(run_id="-x")])
+    shown = await closeout("runs", "show", *name, DATABASE_URL=database_url)
+    assert shown.returncode == 0, shown.stderr
+    assert "Run acme/-x" in shown.stdout
+
+
+async def test_a_long_error_message_is_cut_with_a_note(engine, database_url):
+    await create_transaction_coordinator(engine=engine).execute_many(
+        [arrival(run_id="long", error_message="W" * 900_000)]
+    )
+    shown = await closeout("runs", "show", "acme/long", DATABASE_URL=database_url)
+    assert len(shown.stdout) < 10_000
+    assert "… cut: the first 2,000 of 900,015 characters (--full prints all)" in shown.stdout
+    full = await closeout("runs", "show", "acme/long", "--full", DATABASE_URL=database_url)
+    assert full.stdout.count("W") == 900_000

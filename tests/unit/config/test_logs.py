@@ -376,3 +376,11 @@ def test_the_console_format_has_colors_only_on_a_terminal_without_no_color():
     assert "careful" in piped
     assert "hunter" not in piped
     assert not piped.startswith("{")
+
+
+def test_json_logs_escape_what_a_terminal_would_act_on(capsys):
+    configure_logs("INFO", "json")
+    logging.getLogger("test").info("found %s", "a\u202eb\x9b31m")
+    line = capsys.readouterr().err
+    assert not {"\u202e", "\x9b"} & set(line)
+    assert json.loads(line)["event"] == "found a\u202eb\x9b31m"
