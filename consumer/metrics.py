@@ -16,6 +16,7 @@ from consumer.contract.names import ADJUSTABLE_FIELDS
 from consumer.contract.refusals import ParkReason
 from consumer.phases import LEGAL_MOVES, TransactionPhase
 from consumer.version import installed_version
+from domains.policies.rules import Outcome
 
 # Seconds, from half of an idle worker's value to the timeout that bounds it, each about twice the last.
 # Measured on two cores: a transaction of one run 3.5 ms (p99 10), of 50 runs 19 ms (p99 75); a lock wait ends at 5 s.
@@ -107,6 +108,13 @@ class Metrics:
             rise="A runner sends values that are not in the strict form; its runs are closed out all the same.",
             to_do="`closeout runs show` prints what was changed; `closeout publish --check` prints it before.",
             field=ADJUSTABLE_FIELDS,
+        )
+        self.policy_evaluations = self._counter(
+            "closeout_policy_evaluations_total",
+            "Policy evaluations of closed-out runs, by outcome; evaluation_error: at least one condition failed.",
+            rise="evaluation_error: an enforced policy has no effect on these runs. violation: policies match.",
+            to_do="`policy_evaluations.errors` names the policy and the error; test it with `closeout policies test`.",
+            outcome=get_args(Outcome),
         )
         self.policy_shadow = self._counter(
             "closeout_policy_shadow_total",

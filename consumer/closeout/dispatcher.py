@@ -110,9 +110,9 @@ async def isolate(close_out: CloseOut, arrivals: Sequence[Arrival]) -> list[Outc
 
 
 async def count_details(arrivals: Sequence[Arrival], *, close_out: CloseOut, metrics: Metrics) -> Sequence[Outcome]:
-    """Close out *arrivals*; count the adjustments and the shadow policies' results of runs committed now.
+    """Close out *arrivals*; count the adjustments, the evaluations and the shadow policies' results of new runs.
 
-    The result is the only label of the latter: the number of policies is unbounded, and a scrape must be bounded.
+    No policy is a label: their number is unbounded, and a scrape must be bounded.
     """
     outcomes = await close_out(arrivals)
     for arrival, outcome in zip(arrivals, outcomes, strict=True):
@@ -120,6 +120,8 @@ async def count_details(arrivals: Sequence[Arrival], *, close_out: CloseOut, met
             for field in fields_of(arrival.adjustments):
                 metrics.message_adjustments.labels(field).inc()
             for result in outcome.results:
+                if result.domain == "policies":
+                    metrics.policy_evaluations.labels(result.detail).inc()
                 for shadowed in result.shadow:
                     metrics.policy_shadow.labels(shadowed).inc()
     return outcomes

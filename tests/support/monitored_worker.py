@@ -35,6 +35,8 @@ KEPT_BACK = 10  # runs whose events are unpublished while the exchange is missin
 
 SUPPRESS = """\
 - {name: known trouble, effect: suppress_incident, severity: LOW, tenant_id: acme, condition: run.model == "suppressed"}
+- {name: flagged, effect: flag, severity: LOW, condition: run.model == "flagged"}
+- {name: failing, effect: flag, severity: LOW, condition: run.model == "odd" && run.metadata.absent > 1}
 """
 # Tables that each refuse one tenant: such a run's transaction reaches the phase before.
 FAILING_TABLES = ("incidents", "policy_evaluations", "traces", "outbox_events")
@@ -173,7 +175,8 @@ async def _everything(seen: Monitored, postgres: PostgresServer, rabbit: RabbitS
 async def _runs_of_every_kind(broker: BrokerConnection) -> None:
     twice = runs.message()
     await publish(broker, *[runs.body() for _ in range(200)], user_id=USER)
-    for field, value in (("tenant_id", "by-hand"), ("tenant_id", "falls-back"), ("model", "suppressed")):
+    for field, value in (("tenant_id", "by-hand"), ("tenant_id", "falls-back"), ("model", "suppressed"),
+                         ("model", "flagged"), ("model", "odd")):  # fmt: skip
         await publish(broker, *[runs.body(runs.message(**{field: value})) for _ in range(5)], user_id=USER)
     await publish(broker, runs.body(twice), runs.body(twice), runs.body({**twice, "model": "other"}), user_id=USER)
     bad = b"{nonsense", runs.body(status="done"), runs.body(schema_version=2), runs.body(error_message="x" * 1_100_000)

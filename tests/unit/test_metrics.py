@@ -26,6 +26,7 @@ CONTRACT = {
     "closeout_outbox_pending": (),
     "closeout_outbox_oldest_seconds": (),
     "closeout_message_adjustments_total": ("field",),
+    "closeout_policy_evaluations_total": ("outcome",),
     "closeout_parked_total": ("reason",),
     "closeout_inflight_deliveries": (),
     "closeout_consumer_paused": (),

@@ -8,10 +8,11 @@ from rich.table import Column, Table
 from rich.text import Text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from consumer.commands.output import out, print_json
+from consumer.commands.output import out, print_json, printable
 from consumer.commands.policies.backtest_view import owner
 from consumer.commands.policies.files import drafts_in
 from consumer.commands.session import with_database
+from consumer.policy_analysis.failures import WouldFail, failures_of_the_last_day, would_fail
 from consumer.runs.lookup import has_runs
 from consumer.wording import counted
 from domains.policies.apply import AppliedChange, apply_policies, list_policies
@@ -24,16 +25,20 @@ def apply_file(file: Path, *, as_json: bool) -> None:
     """Apply the policies in *file*, all or none, and print what changed."""
     drafts = drafts_in(file)
 
-    async def work(engine: AsyncEngine) -> tuple[list[AppliedChange], list[str]]:
+    async def work(engine: AsyncEngine) -> tuple[list[AppliedChange], list[str], list[WouldFail]]:
         async with engine.begin() as conn:
             changes = await apply_policies(conn, drafts)
         async with engine.connect() as conn:
             named = sorted({draft.tenant_id for draft in drafts if draft.tenant_id})
-            return changes, [tenant_id for tenant_id in named if not await has_runs(conn, tenant_id)]
+            unknown = [tenant_id for tenant_id in named if not await has_runs(conn, tenant_id)]
+        return changes, unknown, await would_fail(engine, drafts)
 
-    changes, unknown = with_database(work)
+    changes, unknown, failing = with_database(work)
     for tenant_id in unknown:
         typer.echo(f"warning: tenant {tenant_id} has no runs; if it is not new, check its spelling", err=True)
+    for one in failing:
+        share = f"{one.failures:,} of the last {counted(one.runs, 'run')}"
+        typer.echo(printable(f"warning: the condition of {one.name} fails on {share}: {one.error}"), err=True)
     if as_json:
         print_json(changes)
         return
@@ -58,7 +63,12 @@ def print_policies(*, tenant: str | None, all_versions: bool, as_json: bool) -> 
 
     async def work(engine: AsyncEngine) -> list[dict[str, Any]]:
         async with engine.connect() as conn:
-            return await list_policies(conn, tenant_id=tenant, all_versions=all_versions)
+            found = await list_policies(conn, tenant_id=tenant, all_versions=all_versions)
+            failures = await failures_of_the_last_day(conn)
+        for policy in found:
+            policy["failed_runs"] = failures.by_policy.get(policy["policy_id"], 0)
+            policy["searched_runs"] = failures.runs
+        return found
 
     found = with_database(work)
     if as_json:
@@ -91,4 +101,7 @@ def _condition_of(policy: dict[str, Any]) -> str:
 
 def _state_of(policy: dict[str, Any]) -> str:
     shadow = {None: "off", "running": "shadow", "ended": "shadow ended"}
-    return "enforced" if policy["enabled"] else shadow[policy["shadow"]]
+    state = "enforced" if policy["enabled"] else shadow[policy["shadow"]]
+    if not policy["failed_runs"]:
+        return state
+    return f"{state}, FAILED on {policy['failed_runs']:,} of {counted(policy['searched_runs'], 'run')} of the last day"

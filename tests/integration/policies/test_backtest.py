@@ -201,7 +201,7 @@ async def test_a_trace_with_steps_of_another_kind_leaves_the_steps_unknown(engin
         await conn.execute(text("""UPDATE governance.traces SET steps = '[{"kind": "theirs"}]'"""))
     async with reading(engine) as conn:
         (stored,) = await read_runs(conn, [run.key])
-    assert stored.unknown == {"steps"}
+    assert stored.unknown == {"steps", "step_count"}
     assert stored.run.trace_id == run.trace_id
 
 
@@ -323,7 +323,7 @@ async def test_the_command_writes_nothing_and_needs_a_role_that_may_select(engin
     assert document["policies"][1]["total"]["unknown"] == 1
 
     output = invoked(select_only, "test", str(file), "--run", f"acme/{run.run_id}")
-    assert "Not stored, treated as unknown: steps, trace_id" in output
+    assert "Not stored, treated as unknown: step_count, steps, trace_id" in output
     assert "holds          expensive" in output
     assert "unknown        steps" in output
     assert "run.steps is not stored" in output

@@ -176,3 +176,20 @@ async def test_a_long_error_message_is_cut_with_a_note(engine, database_url):
     assert "… cut: the first 2,000 of 900,015 characters (--full prints all)" in shown.stdout
     full = await closeout("runs", "show", "acme/long", "--full", DATABASE_URL=database_url)
     assert full.stdout.count("W") == 900_000
+
+
+async def test_policies_list_names_the_policy_whose_condition_fails(engine, database_url, tmp_path):
+    file = tmp_path / "policies.yaml"
+    failing = "run.metadata.absent > 1"
+    file.write_text(f'policies: [{{name: broken, effect: flag, severity: LOW, condition: "{failing}"}}, '
+                    "{name: fine, effect: flag, severity: LOW, condition: 'false'}]")  # fmt: skip
+    await closeout("policies", "apply", str(file), DATABASE_URL=database_url)
+    await create_transaction_coordinator(engine=engine).execute_many([arrival() for _ in range(3)])
+    applied = await closeout("policies", "apply", str(file), DATABASE_URL=database_url)
+    assert applied.stderr.startswith("warning: the condition of broken fails on 3 of the last 3 runs: ")
+    assert "fine" not in applied.stderr
+    listed = await closeout("policies", "list", DATABASE_URL=database_url)
+    (broken,) = [line for line in listed.stdout.splitlines() if "broken" in line]
+    (fine,) = [line for line in listed.stdout.splitlines() if "fine" in line]
+    assert "FAILED on 3 of 3 runs of the last day" in broken
+    assert "FAILED" not in fine
