@@ -16,7 +16,8 @@ from consumer.policy_analysis.dry_run import policies_of
 from consumer.runs.pages import estimate, pages
 from consumer.runs.stored import StoredRun, read_runs, reading
 from consumer.wording import Progress
-from domains.policies.cel.conditions import Condition, ConditionError, Visible
+from domains.policies.cel.conditions import Condition, ConditionError
+from domains.policies.cel.visible import Visible
 from domains.policies.explain import Answer, Value, ask, values_read
 from domains.policies.files import PolicyDraft
 from domains.policies.rules import acts_on

@@ -9,7 +9,8 @@ from msgspec import Struct
 from uuid_utils.compat import uuid7
 
 from domains.incidents.rules import Incident, finding_for
-from domains.policies.cel.conditions import Condition, Visible
+from domains.policies.cel.conditions import Condition
+from domains.policies.cel.visible import Visible
 from domains.policies.explain import Explained, Value, ask, explain, values_read
 from domains.policies.files import PolicyDraft
 from domains.policies.rules import (

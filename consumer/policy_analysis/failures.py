@@ -10,7 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from consumer.runs.pages import pages
 from consumer.runs.stored import StoredRun, read_runs, reading
-from domains.policies.cel.conditions import Condition, Visible
+from domains.policies.cel.conditions import Condition
+from domains.policies.cel.visible import Visible
 from domains.policies.explain import ask
 from domains.policies.files import PolicyDraft
 

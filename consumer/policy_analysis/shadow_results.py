@@ -18,7 +18,7 @@ from consumer.runs.stored import StoredRun, read_runs, reading
 from consumer.wording import Progress
 from domains.database.statements import columns_of, unnest
 from domains.policies.book import compiled
-from domains.policies.cel.conditions import Visible
+from domains.policies.cel.visible import Visible
 from domains.policies.files import PolicyDraft
 from domains.run import RunKey
 from domains.tables import policies, policy_evaluations, prevention_records

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, RowMapping, Text, cast, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from domains.database.statements import columns_of, unnest
-from domains.policies.cel.conditions import VISIBLE_MAX
+from domains.policies.cel.visible import VISIBLE_MAX
 from domains.run import CompletedRun, RunKey, Step, Usage
 from domains.tables import incidents, policy_evaluations, prevention_records, run_completions, traces
 

@@ -5,8 +5,9 @@ from typing import Any, Literal, NamedTuple
 from msgspec import UNSET, Struct, UnsetType
 
 from domains.policies.cel.clauses import Part, parts_of
-from domains.policies.cel.conditions import Condition, ConditionError, EvaluationError, Visible
+from domains.policies.cel.conditions import Condition, ConditionError, EvaluationError
 from domains.policies.cel.field_paths import MISSING, value_at, written
+from domains.policies.cel.visible import Visible
 from domains.policies.rules import error_text, holds
 
 Answer = Literal["true", "false", "error", "unknown"]

@@ -9,7 +9,8 @@ from uuid import UUID
 from msgspec import Struct
 from uuid_utils.compat import uuid7
 
-from domains.policies.cel.conditions import Condition, ConditionError, EvaluationError, Visible
+from domains.policies.cel.conditions import Condition, ConditionError, EvaluationError
+from domains.policies.cel.visible import Visible
 from domains.run import CompletedRun, RunKey
 
 Effect = Literal["flag", "suppress_incident"]

@@ -19,7 +19,7 @@ from consumer.postgres.engine import create_engine
 from consumer.runs.pages import estimate, pages
 from consumer.runs.stored import read_runs, reading
 from domains.policies.apply import apply_policies
-from domains.policies.cel.conditions import visible_fields
+from domains.policies.cel.visible import visible_fields
 from domains.policies.files import PolicyDraft
 from domains.tables import metadata
 from tests.support import run_messages as runs

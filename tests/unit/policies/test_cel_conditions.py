@@ -11,15 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domains.policies.cel.conditions import (
-    CONDITION_MAX,
-    VISIBLE_MAX,
-    Condition,
-    ConditionError,
-    EvaluationError,
-    Visible,
-    visible_fields,
-)
+from domains.policies.cel.conditions import CONDITION_MAX, Condition, ConditionError, EvaluationError
+from domains.policies.cel.visible import VISIBLE_MAX, Visible, visible_fields
 from domains.run import VISIBLE_STEPS, CompletedRun, Usage
 from tests.support import run_messages as runs
 
@@ -359,7 +352,8 @@ def test_a_pattern_that_is_expensive_to_compile_ends_in_time(text: str):
     # In a process of its own: an evaluation cannot be interrupted, and this one may take a minute.
     program = f"""
 from time import process_time
-from domains.policies.cel.conditions import Condition, EvaluationError, ConditionError, Visible
+from domains.policies.cel.conditions import Condition, EvaluationError, ConditionError
+from domains.policies.cel.visible import Visible
 from tests.support import run_messages as runs
 started = process_time()
 try:

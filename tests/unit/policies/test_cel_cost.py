@@ -10,16 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domains.policies.cel import syntax
-from domains.policies.cel.conditions import (
-    COST_MAX_MS,
-    VISIBLE_MAX,
-    Condition,
-    ConditionError,
-    EvaluationError,
-    Visible,
-)
+from domains.policies.cel.conditions import COST_MAX_MS, Condition, ConditionError, EvaluationError
 from domains.policies.cel.cost import ITERATIONS
 from domains.policies.cel.regex_cost import PATTERN_MAX, program_length
+from domains.policies.cel.visible import VISIBLE_MAX, Visible
 from domains.run import CompletedRun
 from tests.support import run_messages as runs
 

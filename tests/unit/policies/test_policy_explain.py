@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domains.policies.cel.clauses import Part, parts_of
-from domains.policies.cel.conditions import Condition, Visible
+from domains.policies.cel.conditions import Condition
 from domains.policies.cel.field_paths import MISSING, value_at, written
+from domains.policies.cel.visible import Visible
 from domains.policies.explain import Answered, Explained, ask, explain, values_read
 from tests.support import run_messages as runs
 

@@ -6,7 +6,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from domains.policies.book import compiled
-from domains.policies.cel.conditions import EvaluationError, Visible
+from domains.policies.cel.conditions import EvaluationError
+from domains.policies.cel.visible import Visible
 from domains.policies.rules import Evaluation, Policy, PolicySet, evaluate, holds
 from domains.run import CompletedRun
 from tests.support import run_messages as runs
