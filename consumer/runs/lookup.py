@@ -171,15 +171,16 @@ async def _file(conn: AsyncConnection, completion: Row) -> RunFile:
         suppressing_policy=await _policy(conn, prevention["policy_id"]) if prevention else None,
         outbox=list(await _rows(conn, outbox_events, run_id, tenant)),
         rollbacks=list(await _rows(conn, rollbacks, run_id, tenant)),
-        children=await _children(conn, tenant, completion["run_ref"] or str(run_id)),
+        children=await _children(conn, tenant, {completion["run_ref"] or str(run_id), str(run_id)}),
     )
 
 
-async def _children(conn: AsyncConnection, tenant: str, parent: str) -> list[Row]:
+async def _children(conn: AsyncConnection, tenant: str, names: set[str]) -> list[Row]:
+    """Return the first runs that name their parent by one of *names*."""
     run = run_completions.c
     query = (
         select(run.run_id, run.run_ref, run.agent_id, run.status, run.started_at)
-        .where(run.tenant_id == tenant, run.parent_run_id == parent)
+        .where(run.tenant_id == tenant, run.parent_run_id.in_(names))
         .order_by(run.started_at)
         .limit(CHILDREN_AT_MOST)
     )

@@ -1,13 +1,17 @@
 """Pages of the console as a client receives them, and runs with hostile text."""
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from consumer import create_transaction_coordinator
 from consumer.amqp.connection import BrokerConnection
 from consumer.assembly import Service
+from consumer.closeout.inbox import Arrival
+from consumer.contract.run_message import decode
 from tests.support import run_messages as runs
 from tests.support.http import TIMEOUT, Response, request
 from tests.support.traffic import eventually, publish
@@ -50,6 +54,14 @@ async def close_out(broker: BrokerConnection, engine: AsyncEngine, *bodies: byte
         phase = text("SELECT phase FROM governance.run_completions WHERE tenant_id = :tenant AND run_id = :run")
         identity = {"tenant": json.loads(body)["tenant_id"], "run": runs.run_id_of(body)}
         await eventually(engine, phase.bindparams(**identity), "EVENTS_PUBLISHED")
+
+
+async def close_out_directly(engine: AsyncEngine, *bodies: bytes) -> None:
+    """Close out the runs in *bodies* without a worker; their events stay in the outbox."""
+    now = datetime.now(UTC)
+    decoded = [decode(body, max_bytes=1_000_000) for body in bodies]
+    arrivals = [Arrival(one.run, one.digest, now, adjustments=one.adjustments) for one in decoded]
+    await create_transaction_coordinator(engine=engine).execute_many(arrivals)
 
 
 def hostile_run(**changes: Any) -> bytes:
