@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from consumer.console.formatting import instant, number
 from consumer.phases import TransactionPhase
 from consumer.runs.lookup import RunFile
 
@@ -46,19 +45,6 @@ class StepBar:
     step: dict[str, Any]
     x: float
     width: float
-
-    @property
-    def details(self) -> list[str]:
-        """What is known of the step beside its name: kind, model, tokens and start."""
-        step = self.step
-        name = step.get("skill") or step.get("kind") or step.get("model")
-        found = [step[field] for field in ("kind", "model") if step.get(field) and step[field] != name]
-        tokens = [(step[f"{way}_tokens"], way) for way in ("input", "output") if step.get(f"{way}_tokens") is not None]
-        if tokens:
-            found.append(" + ".join(f"{number(count)} {way}" for count, way in tokens) + " tokens")
-        if step.get("started_at"):
-            found.append(f"at {instant(datetime.fromisoformat(step['started_at']))}")
-        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,14 @@ class RunFile(Struct, frozen=True, kw_only=True):
 
 
 async def list_runs(
-    engine: AsyncEngine, *, tenant: str | None, phase: TransactionPhase | None, status: str | None, limit: int
+    engine: AsyncEngine,
+    *,
+    limit: int,
+    tenant: str | None = None,
+    phase: TransactionPhase | None = None,
+    status: str | None = None,
+    session: str | None = None,
+    is_adjusted: bool = False,
 ) -> list[Row]:
     """Return the newest runs, received last first, with their incident's severity and their evaluation's outcome."""
     run = run_completions
@@ -84,9 +91,12 @@ async def list_runs(
         .order_by(run.c.received_at.desc())
         .limit(limit)
     )  # fmt: skip
-    for column, value in ((run.c.tenant_id, tenant), (run.c.phase, phase), (run.c.status, status)):
+    wanted = ((run.c.tenant_id, tenant), (run.c.phase, phase), (run.c.status, status), (run.c.session_id, session))
+    for column, value in wanted:
         if value is not None:
             query = query.where(column == value)
+    if is_adjusted:
+        query = query.where(run.c.adjustments.is_not(None))
     found: list[Row] = []
     async with engine.connect() as conn:
         # The BRIN index on received_at supports time ranges but not sorting, so the range is widened step by step.
