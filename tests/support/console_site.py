@@ -67,9 +67,10 @@ async def close_out_directly(engine: AsyncEngine, *bodies: bytes) -> None:
 def hostile_run(**changes: Any) -> bytes:
     """Return a run with hostile text in every field that a runner may choose."""
     steps = [
-        {"index": n, "skill": words, "status": "failed", "duration_ms": 10, "error_code": "SKILL_ERROR"}
+        {"index": n, "skill": words, "status": "failed", "duration_ms": 10, "error_code": "SKILL_ERROR",
+         "kind": f"kind {words}", "model": f"model {words}", "error_message": words}
         for n, words in enumerate(HOSTILE.values())
-    ]
+    ]  # fmt: skip
     metadata = {f"{name} {words}": words for name, words in HOSTILE.items()}
     fields = {
         "agent_id": HOSTILE["script"],
@@ -77,6 +78,9 @@ def hostile_run(**changes: Any) -> bytes:
         "error_message": "\n".join(HOSTILE.values()),
         "synthetic_scenario_id": HOSTILE["image"],
         "is_synthetic": True,
+        "session_id": HOSTILE["turned"],
+        "parent_run_id": HOSTILE["comment"],
+        "error_code": HOSTILE["svg"],  # adjusted
         "steps": steps,
         "metadata": metadata,
     }
