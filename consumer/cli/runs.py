@@ -24,6 +24,10 @@ def list_(
         RunStatus | None,
         typer.Option(metavar="STATUS", help="Only runs with this status: succeeded, failed, halted, aborted."),
     ] = None,
+    session: Annotated[str | None, typer.Option(metavar="SESSION_ID", help="Only runs of this conversation.")] = None,
+    adjusted: Annotated[
+        bool, typer.Option("--adjusted", metavar="", help="Only runs whose message had to be adjusted.")
+    ] = False,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Runs to list, newest first.")] = 20,
     as_json: Json = False,
 ) -> None:
@@ -33,7 +37,9 @@ def list_(
     """
     from consumer.commands.runs import print_runs
 
-    print_runs(tenant=tenant, phase=phase, status=status, limit=limit, as_json=as_json)
+    print_runs(
+        tenant=tenant, phase=phase, status=status, session=session, is_adjusted=adjusted, limit=limit, as_json=as_json
+    )
 
 
 @app.command(context_settings=ANY_ID)

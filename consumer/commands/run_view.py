@@ -11,7 +11,8 @@ from rich.text import Text
 
 from consumer.commands.output import out, print_line, printable
 from consumer.phases import TransactionPhase
-from consumer.runs.lookup import Row, RunFile
+from consumer.runs.lookup import CHILDREN_AT_MOST, Row, RunFile
+from consumer.runs.steps import details_of, name_of
 from consumer.wording import counted
 from domains.completions import EVENTS_PER_RUN
 
@@ -41,7 +42,10 @@ def print_report(run: RunFile, *, full: bool = False) -> None:
         section("adjusted in the message", _adjustments(done["adjustments"]))
     section("the run", [(n.replace("_", " "), _plain(done[n])) for n in _FIELDS if done[n] not in _OMITTED])
     if run.children:
-        section("started by this run", [(_plain(c["run_ref"] or c["run_id"]), c["status"]) for c in run.children])
+        most = f" (the first {CHILDREN_AT_MOST})" if len(run.children) == CHILDREN_AT_MOST else ""
+        section(
+            f"started by this run{most}", [(_plain(c["run_ref"] or c["run_id"]), c["status"]) for c in run.children]
+        )
 
 
 def _adjustments(adjustments: Iterable[Row]) -> Iterator[Line]:
@@ -190,24 +194,23 @@ def _steps(steps: Iterable[Row]) -> Table:
     status = Column("status", no_wrap=True)
     table = Table(step, skill, status, ms, cost, error, box=None, padding=(0, 2, 0, 2))
     for row in steps:
-        why = row.get("error_code") or row.get("error_message")
-        values = (row["index"], _step_name(row), row["status"], row.get("duration_ms"), row.get("cost_usd"), why)
-        table.add_row(*(Text(_plain(value)) for value in values))
+        values = (row["status"], row.get("duration_ms"), row.get("cost_usd"), _why(row))
+        named = f"{_plain(name_of(row))}\n{printable(', '.join(details_of(row)))}".rstrip()
+        table.add_row(str(row["index"]), Text(named), *(Text(_plain(value)) for value in values))
     return table
 
 
-def _step_name(step: Row) -> str | None:
-    """Return the step's skill; without one its kind and its model."""
-    return step.get("skill") or " ".join(filter(None, (step.get("kind"), step.get("model")))) or None
+def _why(step: Row) -> str | None:
+    return ": ".join(filter(None, (step.get("error_code"), step.get("error_message")))) or None
 
 
 def _steps_in_lines(steps: Iterable[Row]) -> Table:
     table = Table(Column(justify="right", no_wrap=True), Column(overflow="fold"), box=None, show_header=False)
     for step in steps:
-        parts = [f"{_step_name(step)}: {step['status']}"]
+        parts = [f"{name_of(step) or '-'}: {step['status']}"]
         parts += [f"{step['duration_ms']} ms"] if step.get("duration_ms") is not None else []
         parts += [f"{step['cost_usd']} USD"] if step.get("cost_usd") is not None else []
-        parts += filter(None, (step.get("error_code"), step.get("error_message")))
+        parts += [*details_of(step), *filter(None, [_why(step)])]
         table.add_row(f"  {step['index']}", Text(printable(", ".join(parts))))
     return table
 

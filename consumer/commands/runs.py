@@ -18,10 +18,9 @@ from consumer.contract.refusals import EXPECTED
 from consumer.contract.scalars import run_id_of, uuid_of
 from consumer.errors import UnavailableError
 from consumer.parked.operations import Filters, Report, find
-from consumer.phases import TransactionPhase
 from consumer.runs.lookup import RunFile, list_runs, owners, read_run
 from consumer.wording import counted
-from domains.run import RunKey, RunStatus
+from domains.run import RunKey
 
 _LISTED = ("status", "error_code", "severity", "policy", "phase", "mode")
 # Terminal columns from which a run fits on one line; below it takes two.
@@ -32,11 +31,9 @@ _PARKED_SHOWN = 5
 _INVALID = {"invalid_json", "schema_violation", "unsupported_content_type", "conflicting_duplicate"}
 
 
-def print_runs(
-    *, tenant: str | None, phase: TransactionPhase | None, status: RunStatus | None, limit: int, as_json: bool
-) -> None:
+def print_runs(*, limit: int, as_json: bool, **filters: Any) -> None:  # noqa: ANN401 - those of list_runs
     """List the newest runs that match."""
-    found = with_database(lambda engine: list_runs(engine, tenant=tenant, phase=phase, status=status, limit=limit))
+    found = with_database(lambda engine: list_runs(engine, limit=limit, **filters))
     if as_json:
         print_json(found)
         return
@@ -55,9 +52,13 @@ def show_run(name: str, *, tenant: str | None, full: bool, as_json: bool) -> Non
     if run_id_of("", run_id) is None:
         fail(f"RUN: found {name!r}; expected {EXPECTED['run_id']}, or TENANT/RUN_ID", status=EXIT_USAGE)
     keys, found = with_database(lambda engine: _read(engine, run_id, owner or tenant))
+    if found is None and owner and run_id_of("", name) is not None:
+        # The slash may belong to the id.
+        keys, found = with_database(lambda engine: _read(engine, name, tenant))
     if len(keys) > 1:
         names = ", ".join(key.tenant_id for key in keys)
-        fail(f"several tenants have a run {run_id}: {names}; select one with --tenant", status=EXIT_USAGE)
+        shared = keys[0].run_id if uuid_of(run_id) else name
+        fail(f"several tenants have a run {shared}: {names}; select one with --tenant", status=EXIT_USAGE)
     if found is None:
         _unknown(run_id, owner or tenant, as_json=as_json)
     if as_json:

@@ -53,9 +53,9 @@ def _plain(value: object) -> str:
 def run_path(tenant_id: object, run_id: object) -> str:
     """Return the address of a run's page.
 
-    A browser treats the tenants ``.`` and ``..`` in a path as folders, in any encoding; the search is used for them.
+    A browser treats ``.`` and ``..`` in a path as folders, in any encoding; the search is used for them.
     """
-    if _DOTS.fullmatch(str(tenant_id)):
+    if _DOTS.fullmatch(str(tenant_id)) or _DOTS.fullmatch(str(run_id)):
         return f"/runs?q={quote(f'{tenant_id}/{run_id}', safe='')}"
     return f"/runs/{quote(str(tenant_id), safe='')}/{quote(str(run_id), safe='')}"
 

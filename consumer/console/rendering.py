@@ -8,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse
 
 from consumer.console import formatting
+from consumer.runs.steps import details_of, name_of
 
 
 class Rendering:
@@ -28,6 +29,7 @@ class Rendering:
         ):  # fmt: skip
             self._templates.filters[function.__name__] = function
         self._templates.globals |= {"run_path": formatting.run_path, "names_run": formatting.names_run}
+        self._templates.globals |= {"name_of": name_of, "details_of": details_of}
 
     async def text(self, template: str, **values: Any) -> str:  # noqa: ANN401 - whatever the template shows
         """Return the rendered *template*."""

@@ -1,9 +1,11 @@
 """The page of a run, and the search for runs."""
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import Request
@@ -18,9 +20,11 @@ from consumer.console.shared_reads import SharedRead, Snapshot
 from consumer.contract.refusals import EXPECTED
 from consumer.contract.scalars import is_tenant_id, run_id_of
 from consumer.phases import TransactionPhase
-from consumer.runs.lookup import TENANTS_AT_MOST, RunFile
+from consumer.runs.lookup import CHILDREN_AT_MOST, TENANTS_AT_MOST, RunFile
 from domains.run import RunKey
 
+# The address of a run's page.
+_ADDRESS = re.compile(r"(?:https?://[^/]+(?:/.*?)??)?/runs/([^/?#]+/[^?#]+)(?:[?#].*)?")
 # Runs cached for a second, for all viewers; one may have a megabyte.
 _KEPT = 8
 # Seconds that a viewer waits for a run. Before it was first read there is nothing to show in its place, unlike on the
@@ -49,24 +53,26 @@ class RunPages:
         asked = request.query_params.get("q", "").strip()
         if not asked:
             return RedirectResponse("/", 303)
-        tenant_id, slash, bare = asked.rpartition("/runs/")[2].partition("/")
-        if not slash:
-            tenant_id, bare = "", tenant_id
-        if tenant_id and not is_tenant_id(tenant_id):
-            return await self._refusal("tenant id", tenant_id, EXPECTED["tenant_id"], asked=asked)
-        if run_id_of(tenant_id, bare) is None:
-            return await self._refusal("run id", bare, f"{EXPECTED['run_id']}, or tenant/run id", asked=asked)
-        if not tenant_id:
-            return await self._by_id(bare, asked)
+        address = _ADDRESS.fullmatch(asked)
+        tenant_id, slash, bare = (unquote(address[1]) if address else asked).partition("/")
+        named = run_id_of(tenant_id, bare)
+        if address is None:
+            is_key = slash and is_tenant_id(tenant_id)
+            # A slash may also belong to the id.
+            if not is_key or (named and await self._is_rather_an_id(asked, RunKey(tenant_id, named[0]))):
+                return await self._by_id(asked, asked)
         path = run_path(tenant_id, bare)
-        return await self._show(tenant_id, bare, asked) if "?" in path else RedirectResponse(path, 303)
+        is_served_here = "?" in path or named is None or not is_tenant_id(tenant_id)
+        return await self._show(tenant_id, bare, asked) if is_served_here else RedirectResponse(path, 303)
 
     def forget(self) -> None:
         """Drop the cached runs."""
         self._shared.clear()
 
     async def _by_id(self, run_id: str, asked: str) -> Response:
-        found: Snapshot[list[RunKey]] = await self._reading("", run_id, partial(owners, self._engine, run_id))
+        if run_id_of("", run_id) is None:
+            return await self._refusal("run id", run_id, f"{EXPECTED['run_id']}, or tenant/run id", asked=asked)
+        found = await self._owners(run_id)
         if found.value is None:
             return await self._away(found, asked=asked)
         match found.value:
@@ -79,15 +85,20 @@ class RunPages:
                     "owners.html", q=asked, run_id=run_id, keys=keys, most=TENANTS_AT_MOST
                 )
 
+    async def _is_rather_an_id(self, text: str, key: RunKey) -> bool:
+        """Return whether no run with *key* is stored, but one that its runner calls *text*."""
+        return (await self._read(key)).value is None and bool((await self._owners(text)).value)
+
+    async def _owners(self, text: str) -> Snapshot[list[RunKey]]:
+        return await self._reading("", text, partial(owners, self._engine, text))
+
     async def _show(self, tenant_id: str, text: str, asked: str = "") -> Response:
         if not is_tenant_id(tenant_id):
             return await self._refusal("tenant id", tenant_id, EXPECTED["tenant_id"], asked=asked)
         named = run_id_of(tenant_id, text)
         if named is None:
             return await self._refusal("run id", text, EXPECTED["run_id"], asked=asked)
-        run_id = named[0]
-        read = partial(read_one_run, self._engine, tenant_id, run_id)
-        reading: Snapshot[RunFile | None] = await self._reading(tenant_id, str(run_id), read)
+        reading = await self._read(RunKey(tenant_id, named[0]))
         if reading.read_at is None:
             return await self._away(reading, asked=asked)
         run = reading.value
@@ -98,16 +109,20 @@ class RunPages:
             "run.html",
             q=asked,
             # An unfinished run is read again.
-            live="" if is_final else run_path(tenant_id, run_id),
+            live="" if is_final else run_path(tenant_id, named[0]),
             run=run,
             reading=reading,
             marks=one_run.marks(run),
             stretches=one_run.stretches(run),
             steps=one_run.step_bars(run),
             in_time=one_run.has_times(run.trace["steps"] if run.trace else ()),
+            children_at_most=CHILDREN_AT_MOST,
             steps_in_sight=one_run.STEPS_IN_SIGHT,
             events=one_run.events(run),
         )
+
+    async def _read(self, key: RunKey) -> Snapshot[RunFile | None]:
+        return await self._reading(key.tenant_id, str(key.run_id), partial(read_one_run, self._engine, *key))
 
     async def _reading(self, tenant_id: str, run_id: str, read: Callable[[], Any]) -> Snapshot[Any]:
         """Return the result of *read*, shared by concurrent viewers."""

@@ -66,7 +66,14 @@ class RunFile(Struct, frozen=True, kw_only=True):
 
 
 async def list_runs(
-    engine: AsyncEngine, *, tenant: str | None, phase: TransactionPhase | None, status: str | None, limit: int
+    engine: AsyncEngine,
+    *,
+    limit: int,
+    tenant: str | None = None,
+    phase: TransactionPhase | None = None,
+    status: str | None = None,
+    session: str | None = None,
+    is_adjusted: bool = False,
 ) -> list[Row]:
     """Return the newest runs, received last first, with their incident's severity and their evaluation's outcome."""
     run = run_completions
@@ -84,9 +91,12 @@ async def list_runs(
         .order_by(run.c.received_at.desc())
         .limit(limit)
     )  # fmt: skip
-    for column, value in ((run.c.tenant_id, tenant), (run.c.phase, phase), (run.c.status, status)):
+    wanted = ((run.c.tenant_id, tenant), (run.c.phase, phase), (run.c.status, status), (run.c.session_id, session))
+    for column, value in wanted:
         if value is not None:
             query = query.where(column == value)
+    if is_adjusted:
+        query = query.where(run.c.adjustments.is_not(None))
     found: list[Row] = []
     async with engine.connect() as conn:
         # The BRIN index on received_at supports time ranges but not sorting, so the range is widened step by step.
@@ -171,15 +181,16 @@ async def _file(conn: AsyncConnection, completion: Row) -> RunFile:
         suppressing_policy=await _policy(conn, prevention["policy_id"]) if prevention else None,
         outbox=list(await _rows(conn, outbox_events, run_id, tenant)),
         rollbacks=list(await _rows(conn, rollbacks, run_id, tenant)),
-        children=await _children(conn, tenant, completion["run_ref"] or str(run_id)),
+        children=await _children(conn, tenant, {completion["run_ref"] or str(run_id), str(run_id)}),
     )
 
 
-async def _children(conn: AsyncConnection, tenant: str, parent: str) -> list[Row]:
+async def _children(conn: AsyncConnection, tenant: str, names: set[str]) -> list[Row]:
+    """Return the first runs that name their parent by one of *names*."""
     run = run_completions.c
     query = (
         select(run.run_id, run.run_ref, run.agent_id, run.status, run.started_at)
-        .where(run.tenant_id == tenant, run.parent_run_id == parent)
+        .where(run.tenant_id == tenant, run.parent_run_id.in_(names))
         .order_by(run.started_at)
         .limit(CHILDREN_AT_MOST)
     )

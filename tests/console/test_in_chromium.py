@@ -96,6 +96,7 @@ async def test_a_megabyte_message_is_truncated_and_a_thousand_steps_are_collapse
     database_url, amqp_url, engine, broker, browser
 ):
     steps = [{"index": n, "skill": f"step-{n}", "status": "succeeded", "duration_ms": n} for n in range(1_000)]
+    steps[0] |= {"kind": "llm", "model": "m" * 300, "input_tokens": 10**12, "started_at": "2026-11-01T12:00:00Z"}
     body = runs.body(error_message="W" * 900_000, steps=steps)
     async with worker(database_url, amqp_url) as service:
         await close_out(broker, engine, body)

@@ -2,25 +2,30 @@
 
 import asyncio
 import json
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
+from urllib.parse import quote
 from uuid import uuid4
 
 import pytest
+from markupsafe import escape
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
 from consumer.console import queries as database
 from consumer.console.app import Console
+from consumer.console.formatting import run_path
 from consumer.console.queries import APPLICATION_NAME, SESSIONS, create_console_engine
 from consumer.console.recently_parked import ParkedLately
 from consumer.console.responses import CONTENT_SECURITY_POLICY
+from consumer.contract.scalars import derived_id
 from consumer.errors import UnavailableError
 from consumer.health import Health
 from consumer.metrics import Metrics
 from tests.support import run_messages as runs
 from tests.support.broken_writes import break_writes_to, repair_writes
-from tests.support.console_site import close_out, path_of, until_shown
+from tests.support.console_site import close_out, close_out_directly, path_of, until_shown
 from tests.support.faults.proxy import Proxy
 from tests.support.http import ready, request
 from tests.support.traffic import eventually, publish, worker
@@ -144,6 +149,53 @@ async def test_the_search_accepts_a_run_id_a_tenant_with_an_id_and_a_page_url(da
         assert (await request(service.http.port, "/runs?q=")).headers["location"] == "/"
     assert "2 tenants have this run id" in listed.body
     assert all(path_of(one) in listed.body for one in both)
+
+
+async def test_the_search_accepts_every_spelling_of_a_text_id(database_url, amqp_url, engine):
+    ids = ["flow/17", "wf/runs/5", "/x", "a#b/c?d%2F", ".."]
+    await close_out_directly(engine, *(runs.body(run_id=run_id, agent_id=f"agent of {run_id}") for run_id in ids))
+    async with worker(database_url, amqp_url) as service:
+        for run_id in ids:
+            path = run_path("acme", run_id)
+            page = await request(service.http.port, path)
+            assert (page.status, f"agent of {escape(run_id)}" in page.body) == (200, True), run_id
+            for query in (run_id, f"acme/{run_id}", f"http://host:9464{path}", f"https://host/console{path}"):
+                if query.startswith("http") and "?q=" in path:
+                    continue
+                found = await request(service.http.port, f"/runs?q={quote(query, safe='')}")
+                if found.status == 303:
+                    found = await request(service.http.port, found.headers["location"])
+                assert (found.status, f"agent of {escape(run_id)}" in found.body) == (200, True), query
+
+
+async def test_a_run_page_links_parent_and_children_and_draws_steps_in_time(database_url, amqp_url, engine):
+    at = "2026-11-01T12:00:0{}Z"
+    steps = [
+        {"index": 0, "status": "succeeded", "skill": "plan", "kind": "llm", "model": "gpt-4o", "input_tokens": 1200,
+         "output_tokens": 34, "started_at": at.format(0), "duration_ms": 2_000},
+        {"index": 1, "status": "succeeded", "kind": "tool", "started_at": at.format(2), "duration_ms": 2_000},
+        {"index": 2, "status": "failed", "kind": "tool", "started_at": at.format(2), "error_message": "no seats"},
+    ]  # fmt: skip
+    parent = runs.body(run_id="flow/17", error_code="openai.Timeout")
+    named_by_uuid = str(derived_id("acme", "flow/17"))
+    child = runs.body(run_id="flow/17:1", parent_run_id="flow/17", session_id="chat-9", steps=steps)
+    other = runs.body(run_id="flow/17:2", parent_run_id=named_by_uuid)
+    await close_out_directly(engine, parent, child, other)
+    async with worker(database_url, amqp_url) as service:
+        above = (await request(service.http.port, run_path("acme", "flow/17"))).body
+        below = (await request(service.http.port, run_path("acme", "flow/17:1"))).body
+    for run_id in ("flow/17:1", "flow/17:2"):
+        assert f'href="{run_path("acme", run_id)}"' in above
+    assert "openai.Timeout" in above
+    assert "OPENAI_TIMEOUT" in above
+    for words in (
+        f'href="{run_path("acme", "flow/17")}"', "chat-9", "drawn in time", "1,200 input + 34 output tokens",
+        "at 12:00:02.000", "no seats",
+    ):  # fmt: skip
+        assert words in below, words
+    places = [float(x) for x in re.findall(r'class="s-fill" x="([\d.]+)"', below)]
+    assert places[0] == 0
+    assert places[1] == places[2] == pytest.approx(498.5)
 
 
 @pytest.mark.parametrize("tenant", [".", ".."])

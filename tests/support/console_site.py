@@ -1,13 +1,17 @@
 """Pages of the console as a client receives them, and runs with hostile text."""
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from consumer import create_transaction_coordinator
 from consumer.amqp.connection import BrokerConnection
 from consumer.assembly import Service
+from consumer.closeout.inbox import Arrival
+from consumer.contract.run_message import decode
 from tests.support import run_messages as runs
 from tests.support.http import TIMEOUT, Response, request
 from tests.support.traffic import eventually, publish
@@ -52,12 +56,21 @@ async def close_out(broker: BrokerConnection, engine: AsyncEngine, *bodies: byte
         await eventually(engine, phase.bindparams(**identity), "EVENTS_PUBLISHED")
 
 
+async def close_out_directly(engine: AsyncEngine, *bodies: bytes) -> None:
+    """Close out the runs in *bodies* without a worker; their events stay in the outbox."""
+    now = datetime.now(UTC)
+    decoded = [decode(body, max_bytes=1_000_000) for body in bodies]
+    arrivals = [Arrival(one.run, one.digest, now, adjustments=one.adjustments) for one in decoded]
+    await create_transaction_coordinator(engine=engine).execute_many(arrivals)
+
+
 def hostile_run(**changes: Any) -> bytes:
     """Return a run with hostile text in every field that a runner may choose."""
     steps = [
-        {"index": n, "skill": words, "status": "failed", "duration_ms": 10, "error_code": "SKILL_ERROR"}
+        {"index": n, "skill": words, "status": "failed", "duration_ms": 10, "error_code": "SKILL_ERROR",
+         "kind": f"kind {words}", "model": f"model {words}", "error_message": words}
         for n, words in enumerate(HOSTILE.values())
-    ]
+    ]  # fmt: skip
     metadata = {f"{name} {words}": words for name, words in HOSTILE.items()}
     fields = {
         "agent_id": HOSTILE["script"],
@@ -65,6 +78,9 @@ def hostile_run(**changes: Any) -> bytes:
         "error_message": "\n".join(HOSTILE.values()),
         "synthetic_scenario_id": HOSTILE["image"],
         "is_synthetic": True,
+        "session_id": HOSTILE["turned"],
+        "parent_run_id": HOSTILE["comment"],
+        "error_code": HOSTILE["svg"],  # adjusted
         "steps": steps,
         "metadata": metadata,
     }

@@ -41,6 +41,47 @@ async def test_a_run_is_shown_by_the_text_that_its_runner_calls_it(stored, datab
     assert "c-1" in shown.stdout
 
 
+async def test_a_slash_without_a_tenant_may_belong_to_the_id(stored, database_url):
+    shown = await closeout("runs", "show", "flow/17:2", DATABASE_URL=database_url)
+    assert "Run acme/flow/17:2" in shown.stdout, shown.stderr
+    several = await closeout("runs", "show", "flow/17", DATABASE_URL=database_url)
+    assert several.returncode == 2
+    assert several.stderr == "several tenants have a run flow/17: acme, globex; select one with --tenant\n"
+    unknown = await closeout("runs", "show", "flow/18", DATABASE_URL=database_url)
+    assert unknown.returncode == 1
+    assert "run flow/18 is not stored" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("filters", "listed"),
+    [
+        (["--session", "c-1"], ["acme/flow/17"]),
+        (["--session", "c-1", "--tenant", "globex"], []),
+        (["--adjusted"], ["acme/flow/17"]),
+        (["--adjusted", "--status", "succeeded"], []),
+    ],
+)
+async def test_runs_are_listed_by_session_and_by_adjustments(stored, database_url, filters, listed):
+    done = await closeout("runs", "list", "--json", *filters, DATABASE_URL=database_url)
+    assert done.returncode == 0, done.stderr
+    assert sorted(f"{run['tenant_id']}/{run['run_ref']}" for run in json.loads(done.stdout)) == listed
+
+
+async def test_a_step_is_shown_with_its_kind_model_tokens_and_start(engine, database_url):
+    step = {
+        "index": 0, "status": "failed", "skill": "plan", "kind": "llm", "model": "gpt-4o", "input_tokens": 1_200,
+        "output_tokens": 34, "started_at": "2026-11-01T13:00:02.25+01:00", "error_code": "REFUSED",
+        "error_message": "no seats",
+    }  # fmt: skip
+    await create_transaction_coordinator(engine=engine).execute_many([arrival(run_id="detailed", steps=[step])])
+    for columns in ("79", "200"):
+        shown = await closeout("runs", "show", "acme/detailed", DATABASE_URL=database_url, COLUMNS=columns)
+        assert shown.returncode == 0, shown.stderr
+        output = " ".join(shown.stdout.split())
+        assert "llm, gpt-4o, 1,200 input + 34 output tokens, at 12:00:02.250" in output
+        assert "REFUSED: no seats" in output
+
+
 async def test_the_uuid_of_a_text_id_names_the_same_run(stored, database_url):
     parent, _ = stored
     shown = await closeout("runs", "show", str(parent.run.run_id), "--json", DATABASE_URL=database_url)

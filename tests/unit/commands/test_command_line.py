@@ -63,10 +63,10 @@ def test_every_command_help_has_an_example_and_fits_80_columns(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_example_parses(name):
-    written = " ".join((ALL[name].help or "").partition("Example: ")[2].split())
-    arguments = shlex.split(written.partition(f"closeout {name}")[2].split(">")[0])
-
-    ALL[name].make_context(name, arguments, resilient_parsing=False)
+    for example in (ALL[name].help or "").split("Example: ")[1:]:
+        written = " ".join(example.split())
+        arguments = shlex.split(written.partition(f"closeout {name}")[2].split(">")[0])
+        ALL[name].make_context(name, arguments, resilient_parsing=False)
 
 
 @pytest.mark.parametrize("name", sorted(MACHINES_READ))

@@ -272,6 +272,30 @@ def test_steps_are_drawn_end_to_end_and_each_is_visible(durations):
         assert bar.x + bar.width <= one_run.WIDTH + 0.2
 
 
+_STARTS = st.one_of(st.none(), st.datetimes(timezones=st.just(UTC)).map(datetime.isoformat))
+
+
+@given(st.lists(st.tuples(_STARTS, st.one_of(st.none(), st.floats(0, 2**63))), max_size=100))
+def test_steps_with_any_start_are_drawn_within_the_page(times):
+    steps = [{"index": n, "started_at": start, "duration_ms": took} for n, (start, took) in enumerate(times)]
+    for bar in one_run.step_bars(run_file(trace={"steps": steps})):
+        assert bar.width > 0
+        assert bar.x >= 0
+        assert bar.x + bar.width <= one_run.WIDTH + 0.2
+
+
+def test_parallel_steps_are_drawn_in_parallel_and_one_without_a_start_follows_the_one_before():
+    times = [(0, 1_000), (1, 2_000), (1, 1_000), (None, 1_000)]
+    steps = [
+        {"index": n, "started_at": start if start is None else (NOW + timedelta(seconds=start)).isoformat(),
+         "duration_ms": took}
+        for n, (start, took) in enumerate(times)
+    ]  # fmt: skip
+    bars = one_run.step_bars(run_file(trace={"steps": steps}))
+    assert bars[1].x == bars[2].x == pytest.approx(one_run.WIDTH / 3, abs=2)
+    assert bars[3].x == pytest.approx(2 * bars[1].x, abs=0.2)
+
+
 def test_events_are_unpublished_or_confirmed_and_absent_before_the_last_write():
     waiting = [{"type": "run.finalized", "created_at": NOW}]
     found = one_run.events(run_file(outbox=waiting, phase="COMMITTED", events_published_at=None))

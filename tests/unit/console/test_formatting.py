@@ -55,8 +55,9 @@ def test_the_path_of_a_run_is_percent_encoded():
 
 
 @pytest.mark.parametrize("tenant", [".", ".."])
-def test_a_tenant_named_like_a_relative_path_is_linked_through_the_search(tenant):
+def test_a_tenant_or_run_named_like_a_relative_path_is_linked_through_the_search(tenant):
     assert run_path(tenant, RUN) == f"/runs?q={tenant}%2F{RUN}"
+    assert run_path("acme", tenant) == f"/runs?q=acme%2F{tenant}"
 
 
 @pytest.mark.parametrize(
