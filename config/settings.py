@@ -20,8 +20,8 @@ _SECRETS = ("database_url", "amqp_url")
 # Placeholder for a URL that a command does not need and that is not set.
 _UNSET = {"database_url": "postgresql://unset", "amqp_url": "amqp://unset"}
 
-# A message's tenant_id (domains/run.py, which config does not import). A list with other separators would name
-# no tenant, and silently leave every run on the legacy path.
+# The pattern of a message's tenant_id, as in domains/run.py, which config does not import. A list with other separators
+# would name no tenant, and silently leave every run on the legacy path.
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -84,10 +84,10 @@ class Settings(BaseModel):
     http_port: int = Field(9464, ge=0, le=65_535, description="0: any free port")
     # Orchestrators kill far sooner than after an hour; the bound also excludes inf.
     shutdown_grace_seconds: float = Field(
-        25.0, gt=0, le=3_600, description="seconds to finish deliveries in work after SIGTERM"
+        25.0, gt=0, le=3_600, description="seconds to finish deliveries in progress after SIGTERM"
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level that is logged")
-    log_format: Literal["json", "console"] = Field("json", description="console for people")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level to log")
+    log_format: Literal["json", "console"] = Field("json", description="json, or console for human-readable lines")
     # Allowed but probably unintended settings; filled by load_settings.
     warnings: tuple[str, ...] = Field((), exclude=True, repr=False)
     # The paths of mounted secrets by field; filled by load_settings.

@@ -2,7 +2,7 @@
 
 RabbitMQ stores whatever a publisher sends, but pamqp fails the whole connection over a message id in Latin-1, a
 timestamp in microseconds or deeply nested headers. The message and everything delivered with it would be redelivered
-for ever (``tests/integration/amqp/test_hostile_properties.py``).
+forever (``tests/integration/amqp/test_hostile_properties.py``).
 """
 
 import struct

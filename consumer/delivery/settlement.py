@@ -1,8 +1,8 @@
 """How a delivery is settled: one total, pure function from outcome to settlement.
 
 A committed run is acked. A message that only its sender can fix is parked at once. After a transient error the
-delivery is requeued, uncounted, and the worker pauses. An unknown error is retried later, a
-bounded number of times, then parked.
+delivery is requeued without counting an attempt, and the worker pauses. An unknown error is retried later, a bounded
+number of times, then parked.
 """
 
 from dataclasses import dataclass

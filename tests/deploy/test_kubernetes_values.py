@@ -19,7 +19,7 @@ VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["versi
 URLS = {"DATABASE_URL_FILE": "postgresql://u:p@db.example/closeout", "AMQP_URL_FILE": "amqps://u:p@mq.example/v"}
 # Settings that differ from the code's defaults on purpose; the others are the defaults.
 DEVIATIONS = {"TRANSACTION_COORDINATOR_ENABLED": "true"}
-# A console in use holds two database sessions of its own (consumer/console/README.md).
+# A console in use holds two additional database sessions (consumer/console/README.md).
 CONSOLE_SESSIONS = 2
 # PostgreSQL's max_connections is 100, of which 3 are kept for its superuser.
 POSTGRESQL_CONNECTIONS = 97
