@@ -65,7 +65,7 @@ def reader(folder: Path, postgres: PostgresServer, rabbit: RabbitServer) -> Iter
     rabbit.delete_vhost("guides")
 
 
-def test_every_example_does_what_its_guide_says(reader):
+def test_every_example_matches_its_guide(reader):
     run = ExampleRun(reader)
     for block in BLOCKS:
         if block.language not in PICTURES and not any(map(block.text.startswith, NOT_RUN)):
@@ -133,7 +133,7 @@ class ExampleRun:
         self.commands: set[str] = set()
         self.differences: list[str] = []
         replay = f"closeout parked replay --run globex/{PARKED}"
-        # What happens just before a command, and just after one.
+        # Actions just before and just after a command.
         self.before = {
             "closeout doctor": reader.make_runs_stuck,
             "closeout runs list --tenant globex --limit 3": reader.resume_work,

@@ -51,10 +51,10 @@ async def test_the_overview_shows_the_latest_runs_rollbacks_and_parked_messages(
     good, unlucky = runs.body(), runs.body()
     async with worker(database_url, amqp_url, DELIVERY_MAX_ATTEMPTS="1") as service:
         await close_out(broker, engine, good)
-        await break_writes_to(engine, "traces", "nobody foresaw this")
+        await break_writes_to(engine, "traces", "unforeseen error")
         await publish(broker, unlucky, b"{nonsense", runs.body(tenant_id="no spaces"), message_id="m-1")
         page = await until_shown(
-            service, "/", "3 messages are parked", path_of(good), "nobody foresaw this", "attempt 1</span>",
+            service, "/", "3 messages are parked", path_of(good), "unforeseen error", "attempt 1</span>",
             "attempts_exhausted <b>1", "invalid_json <b>1", "schema_violation <b>1", "1 worker consumes",
             "found &#34;no spaces&#34;",
         )  # fmt: skip

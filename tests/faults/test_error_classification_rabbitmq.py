@@ -83,7 +83,7 @@ async def broker_refuses(connection: BrokerConnection, scenario: Scenario) -> No
 
 
 async def broker_silent(connection: BrokerConnection, scenario: Scenario) -> None:
-    """Accepted, and nothing is ever sent: our timeout for opening applies."""
+    """The connection is accepted and nothing is ever sent: our timeout for opening applies."""
     scenario.broker_proxy.stall()
     await connection.channel(confirms=False)
 

@@ -91,7 +91,7 @@ async def test_a_rabbitmq_connection_lost_at_any_point_of_the_handshake_loses_no
         scenario.broker_proxy.cut()
 
         async def all_broken() -> bool:
-            assert worker.alive, f"it ended by itself with {len(scenario.broker_proxy.breaks)} of {len(breaks)} to go"
+            assert worker.alive, f"the worker exited with {len(scenario.broker_proxy.breaks)} of {len(breaks)} to go"
             await scenario.publish(1)
             return not scenario.broker_proxy.breaks
 

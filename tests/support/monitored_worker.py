@@ -88,7 +88,7 @@ class Monitored:
     def is_at_rest(self) -> bool:
         """Query the two workers as of some seconds ago; if both were scraped and at rest, all tests query that time.
 
-        A scrape of a second that fails on a busy machine makes every series vanish until the next.
+        If a scrape fails on a busy machine, every series is absent until the next one.
         """
         self.at = time.time() - SCRAPED_SECONDS
         both = {self.worker: 0.0, self.idle: 0.0}

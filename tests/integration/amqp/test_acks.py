@@ -113,7 +113,7 @@ async def test_an_unfinished_batch_holds_back_only_a_part_of_the_prefetch_count(
     assert await left_after(amqp_url, broker, 102, steps, single_acks=101) == [1]
 
 
-async def test_concurrent_flushes_ack_no_tag_twice(amqp_url, broker):
+async def test_concurrent_flushes_ack_each_tag_once(amqp_url, broker):
     """The broker closes the channel on an unknown delivery tag."""
 
     async def steps(acks: Acks) -> None:

@@ -72,7 +72,7 @@ def everything() -> dict[str, Ask]:
     """Return, by name, every operation of a client on every queue and exchange here."""
     requests: dict[str, Ask] = {
         "declare a queue": lambda channel: channel.queue_declare("mine"),
-        "declare a queue of no name": lambda channel: channel.queue_declare("", exclusive=True),
+        "declare a queue without a name": lambda channel: channel.queue_declare("", exclusive=True),
         "declare an exchange": lambda channel: channel.exchange_declare("mine", exchange_type="fanout"),
     }
     for queue in [*QUEUES, "subscriber.theirs"]:

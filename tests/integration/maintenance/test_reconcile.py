@@ -32,7 +32,7 @@ PREVENTION = (
 )
 UNFINISH = "UPDATE governance.run_completions SET mode = 'legacy', committed_at = NULL"
 LATER = "created_at = created_at - interval '10 minutes'"
-# What is done to one healthy, committed run, the only invariant that may report it, and a part of the report.
+# A change to one healthy, committed run, the only invariant that may report it, and a part of the report.
 PUBLISHED = f"UPDATE governance.run_completions SET phase = 'EVENTS_PUBLISHED', events_published_at = now() {OF_VICTIM}"
 BREAKS: dict[str, tuple[str, str, list[str]]] = {
     "incident gone": ("one-finding", "neither", [f"DELETE FROM governance.incidents {OF_VICTIM}"]),

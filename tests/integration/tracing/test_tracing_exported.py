@@ -114,7 +114,7 @@ async def test_an_unresponsive_collector_loses_no_run_and_delays_shutdown_only_b
             listener.listen()
         endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
         await publish(broker, *[runs.body() for _ in range(RUNS)], headers={"traceparent": TRACEPARENT})
-        # Left alone, the exporter would try for two minutes.
+        # By default the exporter would retry for two minutes.
         environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_TIMEOUT": "120", **SMALL_QUEUE}
         async with process(database_url, amqp_url, **environ) as (made, log):
             await eventually(engine, published_runs(), RUNS)

@@ -1,4 +1,4 @@
-"""What must hold after every fault."""
+"""The invariants after every fault."""
 
 from collections import defaultdict
 

@@ -101,7 +101,7 @@ class Scenario:
             return
         running = await self.start(**environ)
         yield running
-        assert running.alive, "the worker ended by itself"
+        assert running.alive, "the worker exited unexpectedly"
         assert await running.stop() == 0
 
     async def start(self, *, command: Sequence[str] = (CLOSEOUT,), **environ: str) -> RunningWorker:

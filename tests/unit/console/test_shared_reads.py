@@ -71,7 +71,11 @@ async def test_a_slow_read_is_repeated_less_often_up_to_a_limit(clock):
 @pytest.mark.parametrize(
     ("error", "is_slow", "pause"),
     [
-        (UnavailableError("away"), False, 1.0),  # queried again at once: the silence of a server costs it nothing
+        (
+            UnavailableError("away"),
+            False,
+            1.0,
+        ),  # queried again soon: an unavailable server has no load
         (BusyError("busy"), True, 1.0),
         (GivenUpError("given up"), True, 20.0),
         (KeyError("a bug"), False, 1.0),
@@ -108,7 +112,7 @@ async def test_requests_do_not_wait_for_an_unresponsive_server_and_share_one_que
     assert (reading.fault or "").startswith("it has not responded for 0.")
     assert reading.is_slow
     clock.now += PATIENCE_SECONDS
-    async with asyncio.timeout(PATIENCE_SECONDS - 0.1):  # the wait for it has already happened
+    async with asyncio.timeout(PATIENCE_SECONDS - 0.1):  # the patience for this read is already used up
         assert (await shared.latest()).fault == "it has not responded for 0.6 s"
     silence.set()
     await shared.settle(1)

@@ -1,4 +1,4 @@
-"""The contract's guide names what the code has: fields, reasons, headers, events, queues, rules."""
+"""The contract's guide lists everything that the code defines: fields, reasons, headers, events, queues, rules."""
 
 import ast
 import json
