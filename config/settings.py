@@ -73,7 +73,7 @@ class Settings(BaseModel):
         5, ge=1, le=1_000, description="attempts at a run that fails repeatedly, before its message is parked"
     )
     # RabbitMQ itself refuses more than 128 MiB (4.x: 16 MiB unless raised).
-    message_max_bytes: int = Field(1_048_576, ge=1_024, le=134_217_728, description="bytes of a message's body")
+    message_max_bytes: int = Field(1_048_576, ge=1_024, le=134_217_728, description="bytes of a message body, at most")
     trusted_publishers: Names = Field(
         frozenset(), description="broker users whose verified user_id is accepted; empty: any"
     )

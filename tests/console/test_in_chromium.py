@@ -170,7 +170,7 @@ async def test_the_page_polls_every_two_seconds_except_while_hidden_or_paused(da
         await page.goto("/")
 
         async def seconds_until_polled(times: int) -> float:
-            """By the page's clock, which also advances with real time."""
+            """Measured by the page's clock, which also advances with real time."""
             started = await page.evaluate("Date.now()")
             polls.clear()
             while len(polls) < times:

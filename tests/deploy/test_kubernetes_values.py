@@ -37,7 +37,7 @@ def settings_of(objects: Iterable[Object], component: str, folder: Path) -> Sett
 
 @pytest.mark.parametrize("name", OVERLAYS)
 @pytest.mark.parametrize("component", ["worker", "migrate", "topology"])
-def test_every_variable_is_a_setting_and_its_value_is_taken_without_a_warning(name, component, tmp_path):
+def test_every_variable_is_a_setting_and_its_value_is_accepted_without_a_warning(name, component, tmp_path):
     settings = settings_of(overlay(name), component, tmp_path)
     assert settings.warnings == ()
     known = {field.upper() for field in Settings.model_fields} | set(URLS)
@@ -145,7 +145,7 @@ def test_keda_reads_the_workers_queue_with_its_secret_and_never_scales_to_zero(t
     scaled = one(overlay("production"), "ScaledObject")["spec"]
     (trigger,) = scaled["triggers"]
     assert trigger["metadata"]["queueName"] == RUN_COMPLETED_QUEUE
-    # KEDA does not see what workers hold.
+    # KEDA does not count the deliveries that workers hold.
     assert (
         int(trigger["metadata"]["value"]) >= 10 * settings_of(overlay("production"), "worker", tmp_path).prefetch_count
     )

@@ -82,7 +82,7 @@ async def test_repeated_rabbitmq_disconnects_lose_nothing(scenario: Scenario, re
 async def test_a_rabbitmq_connection_lost_at_any_point_of_the_handshake_loses_nothing(
     scenario: Scenario, report, reset
 ):
-    """A broker that dies while it is being connected to; a load balancer in front of one that is down."""
+    """A broker that dies during the handshake, or a load balancer in front of a broker that is down."""
     breaks = [(answers, reset) for answers in range(10)]
     async with scenario.worker() as worker:
         await scenario.publish(20)

@@ -16,7 +16,7 @@ KUBERNETES = ROOT / "deploy" / "kubernetes"
 OVERLAYS = sorted(path.name for path in (KUBERNETES / "overlays").iterdir())
 COMPONENTS = sorted(path.name for path in (KUBERNETES / "components").iterdir())
 
-# The base of the alerts' runbook_url as it is shipped.
+# The base of the shipped alerts' runbook_url.
 RUNBOOKS = "https://git.example.com/closeout/blob/main/deploy/prometheus/README.md"
 
 Object = dict[str, Any]

@@ -38,7 +38,7 @@ SUPPRESS = """\
 - {name: flagged, effect: flag, severity: LOW, condition: run.model == "flagged"}
 - {name: failing, effect: flag, severity: LOW, condition: run.model == "odd" && run.metadata.absent > 1}
 """
-# Tables that each refuse one tenant: such a run's transaction reaches the phase before.
+# Tables that each refuse the rows of one tenant: the transaction of such a run ends in the phase before the write.
 FAILING_TABLES = ("incidents", "policy_evaluations", "traces", "outbox_events")
 # Transactions of one more tenant fail on the atomic path alone.
 FAULTS = """

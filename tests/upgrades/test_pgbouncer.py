@@ -153,7 +153,7 @@ def test_the_shipped_pgbouncer_configuration_covers_workers_and_consoles():
 
 
 async def test_prepared_statement_names_are_unique_across_sessions(engine: AsyncEngine):
-    """The driver names its own statements by a counter that starts again in each process."""
+    """By default the driver numbers its statements, and the numbers restart in each process."""
     await create_transaction_coordinator(engine=engine).execute(runs.run())
     prepared = text("SELECT name FROM pg_prepared_statements")
     async with engine.connect() as one, engine.connect() as other:
