@@ -30,7 +30,7 @@ Record = MutableMapping[str, Any]
 
 
 def configure_logs(level: str, log_format: str) -> None:
-    """Log records of *level* and above as JSON lines (``json``) or for people (``console``)."""
+    """Log records of *level* and above as JSON lines (``json``) or in a human-readable form (``console``)."""
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

@@ -48,7 +48,7 @@ def trimmed(output: str) -> str:
 
 
 def form(output: str) -> str:
-    """Return the words of *output*; ids, times and durations are replaced by their kind."""
+    """Return the words of *output*; ids, times and durations are replaced with their kind."""
     words = " ".join(output.split())
     for pattern, kind in _VARYING:
         words = pattern.sub(kind, words)
@@ -62,7 +62,7 @@ def has_form(output: str, shown: str) -> bool:
 
 
 def refreshed(shown: str, output: str) -> str:
-    """Return *shown* with the lines between its omissions replaced by the lines of *output* that resemble them most."""
+    """Return *shown*, its lines between omissions replaced with the lines of *output* that resemble them most."""
     lines, end, pieces = output.splitlines(), 0, []
     for piece in re.split(r"^\.\.\.$\n?", shown, flags=re.MULTILINE):
         old = piece.splitlines()

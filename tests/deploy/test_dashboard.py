@@ -14,7 +14,7 @@ TEXT = (Path(__file__).parents[2] / "deploy" / "grafana" / "closeout.json").read
 DASHBOARD = json.loads(TEXT)
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
-# What Grafana calls the units used here; a typing error would be displayed as a suffix.
+# Grafana's names of the units used here; Grafana would display a misspelled name as a suffix.
 UNITS = {"none", "ops", "s", "percentunit", "bytes"}
 
 

@@ -51,7 +51,7 @@ async def test_database_errors_are_classified_as_transient(
         ("SELECT 'x'::uuid", "22P02"),
         ("SELECT nothing()", "42883"),
         ("SELEC", "42601"),
-        ("DO $$ BEGIN RAISE EXCEPTION 'a trigger says no'; END $$", "P0001"),
+        ("DO $$ BEGIN RAISE EXCEPTION 'refused by a trigger'; END $$", "P0001"),
     ],
 )
 async def test_errors_in_data_or_code_are_classified_as_unknown_and_isolated(

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(180)
 LOAD = 600
 # Seconds from the end of the grace period until a process is seen to have ended; a busy machine must not exceed it.
 LATE = 15.0
-# What a worker logs where the grace period ended before its work did.
+# Log event of a worker whose grace period ended before its work.
 NOT_DRAINED = "not drained in time"
 
 

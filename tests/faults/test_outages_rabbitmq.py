@@ -10,7 +10,7 @@ from tests.support.faults.scenario import Scenario
 
 pytestmark = pytest.mark.timeout(180)
 
-# Seconds until an idle worker notices a dead connection: three heartbeats of 10 s, and 34.9 s next to one busy loop.
+# Seconds until an idle worker detects a dead connection: three heartbeats of 10 s, and 34.9 s next to one busy loop.
 # With the client's default heartbeat it would be three minutes.
 HEARTBEATS_SECONDS = 60.0
 
@@ -83,7 +83,7 @@ async def test_a_rabbitmq_connection_lost_at_any_point_of_the_handshake_loses_no
     scenario: Scenario, report, reset
 ):
     """A broker that dies during the handshake, or a load balancer in front of a broker that is down."""
-    breaks = [(answers, reset) for answers in range(10)]
+    breaks = [(responses, reset) for responses in range(10)]
     async with scenario.worker() as worker:
         await scenario.publish(20)
         await scenario.all_closed_out()

@@ -40,7 +40,7 @@ SUPPRESS = """\
 """
 # Tables that each refuse the rows of one tenant: the transaction of such a run ends in the phase before the write.
 FAILING_TABLES = ("incidents", "policy_evaluations", "traces", "outbox_events")
-# Transactions of one more tenant fail on the atomic path alone.
+# Transactions of one more tenant fail on the atomic path only.
 FAULTS = """
 CREATE FUNCTION governance.refuse() RETURNS trigger LANGUAGE plpgsql AS
   $$ BEGIN RAISE EXCEPTION 'atomic writes are refused'; END $$;

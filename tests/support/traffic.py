@@ -25,7 +25,7 @@ from tests.support.waiting import PATIENCE, until
 async def worker(
     database_url: str, amqp_url: str, spans: Spans | None = None, /, **environ: str
 ) -> AsyncIterator[Service]:
-    """Run a worker; URLs of an administrator are replaced by those of the worker's role and user."""
+    """Run a worker; URLs of an administrator are replaced with those of the worker's role and user."""
     settings = load_settings(
         {
             "DATABASE_URL": as_role(database_url, WORKER),

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.timeout(90)
 
 DEPLOY = Path(__file__).parents[2] / "deploy/pgbouncer"
 ROLE_SQL = DEPLOY / "worker-role.sql"
-# Settings of one place only; the private server has its own.
+# Settings that depend on the installation; the private server has others.
 LOCAL = {"listen_addr", "listen_port", "auth_type", "auth_file"}
 FEW: dict[str, Any] = {"PREFETCH_COUNT": "10", "BATCH_MAX_RUNS": "10"}
 

@@ -181,7 +181,7 @@ async def test_a_schema_of_a_newer_closeout_is_a_warning(engine, worker_url):
 
 
 async def test_a_schema_behind_this_version_is_a_problem(engine, worker_url, monkeypatch):
-    """The package's newest version is raised, whatever it is."""
+    """Raises the package's newest version instead of lowering the database's."""
     monkeypatch.setattr("consumer.diagnosis.database.newest", lambda: "9999")
 
     checks = await examined(worker_url)
@@ -267,7 +267,7 @@ async def test_an_old_half_done_legacy_close_out_is_a_problem(engine, worker_url
     assert checks["unfinished"].found.startswith("1 legacy close-out is unfinished, the first since 20")
 
 
-async def test_unreadable_tables_do_not_end_the_other_checks(engine, worker_url, role):
+async def test_unreadable_tables_do_not_stop_the_other_checks(engine, worker_url, role):
     async with _changed(engine, f"REVOKE ALL ON governance.outbox_events, governance.run_completions FROM {role}"):
         checks = await examined(worker_url)
 

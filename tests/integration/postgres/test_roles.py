@@ -15,7 +15,7 @@ from tests.support.roles import DEPLOY, OPERATOR, OWNER, READER, WORKER, WORKER_
 TABLES = [*sorted(table.name for table in metadata.tables.values()), "schema_version"]
 PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER", "MAINTAIN")
 BY_COLUMN = ("INSERT", "UPDATE", "REFERENCES")
-# What a worker reads in addition to its tables: the schema's version, for closeout doctor.
+# A worker also reads the schema's version, for closeout doctor.
 OF_WORKER = {**WORKER_PRIVILEGES, "schema_version": "SELECT"}
 ALL_READ = dict.fromkeys(TABLES, "SELECT")
 OF_OPERATOR = ALL_READ | {
