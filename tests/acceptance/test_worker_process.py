@@ -1,6 +1,6 @@
 """The installed ``closeout`` command as a process, between another RabbitMQ client and a real database.
 
-Runs on both majors of RabbitMQ.
+Runs on both major versions of RabbitMQ.
 """
 
 import json

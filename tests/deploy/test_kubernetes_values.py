@@ -1,4 +1,4 @@
-"""The manifests' values are those of the code: settings, ports, names, versions, graces."""
+"""The values in the manifests equal those in the code: settings, ports, names, versions, grace periods."""
 
 import re
 import tomllib
@@ -26,7 +26,7 @@ POSTGRESQL_CONNECTIONS = 97
 
 
 def settings_of(objects: Iterable[Object], component: str, folder: Path) -> Settings:
-    """Return the settings that a pod of *component* would load, its secret's files made below *folder*."""
+    """Return the settings that a pod of *component* would load, with its secret's files below *folder*."""
     environ = environment(objects, component)
     for variable in URLS.keys() & environ.keys():
         file = folder / Path(environ[variable]).name
@@ -128,7 +128,7 @@ def test_a_job_with_invalid_settings_is_not_retried():
         first = spec["podFailurePolicy"]["rules"][0]
         assert first["action"] == "FailJob"
         assert first["onExitCodes"]["containerName"] == container(spec["template"])["name"]
-        # The command line's exit code for wrong usage.
+        # The command line's exit status for a usage error.
         done = CliRunner().invoke(app, [component], env={"DATABASE_URL": "", "AMQP_URL": ""})
         assert first["onExitCodes"]["values"] == [done.exit_code]
 

@@ -26,7 +26,7 @@ NOT_ASKED = (
     "transaction-nesting",
 )
 # Objects that a running older worker may rely on. A migration that removes it states
-# `step = "contract"`, and comes a version after the last worker that does.
+# `step = "contract"`, and ships one version after the last worker that uses it.
 TAKES_AWAY = {"ban-drop-column", "ban-drop-table", "ban-drop-constraint", "ban-drop-not-null"}
 # Accepted by squawk: the complete table is rewritten or locked for the duration.
 WHOLE_TABLE = re.compile(

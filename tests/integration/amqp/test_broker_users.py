@@ -1,4 +1,4 @@
-"""RabbitMQ's users of ``deploy/rabbitmq/definitions.json``, on both majors: exactly their permissions."""
+"""RabbitMQ's users of ``deploy/rabbitmq/definitions.json``, on both major versions: exactly their permissions."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""``closeout doctor`` on the broker: every check, with real servers of both majors in that state."""
+"""``closeout doctor`` on the broker: every check, on real servers of both major versions."""
 
 import asyncio
 import itertools

@@ -255,12 +255,14 @@ async def test_unpublished_events_are_judged_by_their_age(engine, worker_url, ag
     assert checks["outbox"].found.startswith("1 run has unpublished events")
 
 
-async def test_an_old_half_done_legacy_close_out_is_a_problem(engine, worker_url):
+async def test_an_old_unfinished_legacy_close_out_is_a_problem(engine, worker_url):
     await create_transaction_coordinator(engine=engine).execute(runs.run())
-    half_done = "UPDATE governance.run_completions SET mode = 'legacy', committed_at = NULL, phase = 'INCIDENT_CREATED'"
-    async with _changed(engine, "DELETE FROM governance.outbox_events", f"{half_done}, received_at = now()"):
+    unfinished = (
+        "UPDATE governance.run_completions SET mode = 'legacy', committed_at = NULL, phase = 'INCIDENT_CREATED'"
+    )
+    async with _changed(engine, "DELETE FROM governance.outbox_events", f"{unfinished}, received_at = now()"):
         assert troubled(await examined(worker_url)) == {}
-    async with _changed(engine, f"{half_done}, received_at = now() - interval '6 min'"):
+    async with _changed(engine, f"{unfinished}, received_at = now() - interval '6 min'"):
         checks = await examined(worker_url)
 
     assert troubled(checks) == {"unfinished": "problem"}

@@ -194,7 +194,7 @@ async def test_legitimate_states_are_not_reported(engine):
         await close_out(engine, 1)
     await repair_writes(engine)
     await break_writes_to(engine, "policy_evaluations")
-    with pytest.raises(TransactionFailed):  # half done, and recent
+    with pytest.raises(TransactionFailed):  # unfinished, and recent
         await LegacyCloseOut(engine=engine, policies=PolicyBook()).execute(Arrival.of(runs.run()))
 
     assert broken(await checked(engine)) == {}

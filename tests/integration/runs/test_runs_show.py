@@ -110,7 +110,7 @@ async def test_a_suppressed_incident_names_the_policy_version_that_suppressed_it
     assert json.loads((await closeout("runs", "show", str(run.run_id), "--json", DATABASE_URL=database_url)).stdout)
 
 
-async def test_a_half_done_legacy_run_shows_where_it_stopped(engine, database_url):
+async def test_an_unfinished_legacy_run_shows_where_it_stopped(engine, database_url):
     run = runs.run()
     await break_writes_to(engine, "policy_evaluations")
     with pytest.raises(TransactionFailed):

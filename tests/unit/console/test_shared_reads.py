@@ -11,7 +11,7 @@ from consumer.errors import UnavailableError
 
 
 class Clock:
-    """Seconds that pass when a test sets them."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 1_000.0

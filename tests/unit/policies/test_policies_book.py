@@ -70,7 +70,7 @@ async def test_a_condition_is_compiled_once_for_all_policies_and_reloads(compile
     assert sorted(compiled) == ["((", "run.is_synthetic", "true"]
 
 
-async def test_concurrent_first_transactions_share_the_compiling_and_all_see_policies(compiled: list[str]):
+async def test_concurrent_first_transactions_share_one_compilation_and_all_see_policies(compiled: list[str]):
     rows, book = Rows(*(f"run.duration_ms > {n}" for n in range(50))), PolicyBook()
     found = await asyncio.gather(*(read(book, rows) for _ in range(5)))
     assert [len(policies.of("acme")) for policies in found] == [50] * 5
