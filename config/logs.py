@@ -23,7 +23,7 @@ _INT_MAX = 2**63
 _PARAMETER = re.compile(r"(?P<name>\b(?:ssl)?password=)[^\s&]*", re.IGNORECASE)
 _WORD = re.compile(r"\S+")
 
-# Library loggers that repeat in many lines what the worker logs in one.
+# Library loggers that log in many lines an event that the worker logs in one.
 _NOISY = ("aio_pika", "aiormq", "alembic", "sqlalchemy", "uvicorn", "asyncio")
 
 Record = MutableMapping[str, Any]

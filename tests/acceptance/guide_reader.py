@@ -1,7 +1,7 @@
 """A reader who follows the guides: with a database, a vhost, a folder, a shell and a worker.
 
-Each command and each program runs with its own role and broker user. This module also causes what the examples show: a
-message that is parked, an exchange that is deleted, time that passes.
+Each command and each program runs with its own role and broker user. This module also causes the states that the
+examples show: a message that is parked, an exchange that is deleted, time that passes.
 """
 
 import json

@@ -215,7 +215,7 @@ async def test_fifty_viewers_cause_no_more_queries_than_one(database_url, amqp_u
             until_shown(service, "/", path_of(body)), until_shown(service, path_of(body), "EXECUTION_TIMEOUT")
         )
         one = Counter(statements)
-        now += 30  # what was read is no longer fresh
+        now += 30  # the result is no longer fresh
         statements.clear()
         responses = await asyncio.gather(
             *(request(service.http.port, path, within=20) for path in ["/", path_of(body)] * 50)

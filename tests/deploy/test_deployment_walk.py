@@ -58,7 +58,7 @@ def test_the_secrets_have_the_names_and_the_keys_that_the_pods_read():
 
 
 def test_each_url_names_a_role_or_user_that_gets_a_password():
-    """Without a new line at its end: KEDA parses what the worker's secret holds, and refuses one."""
+    """Without a new line at its end: KEDA parses the worker's secret, and refuses one."""
     urls = {words[3].removeprefix(">"): words[2] for words in COMMANDS if words[:2] == ["printf", "%s"]}
     named: dict[str, dict[str, str]] = {}
     for secret, words in SECRETS.items():

@@ -216,7 +216,7 @@ async def test_a_listener_without_a_broker_behind_it_is_a_transient_error_in_a_w
         for _ in range(20):
             try:
                 await BrokerConnection(scenario.environ["AMQP_URL"], name="x").channel(confirms=False)
-            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it is what is looked at
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the error is the result
                 found.append(error)
         return found
 

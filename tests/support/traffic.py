@@ -126,7 +126,7 @@ async def has_length(broker: BrokerConnection, queue: str, number: int) -> bool:
 
 
 async def length_without_consumers(broker: BrokerConnection, queue: str) -> int:
-    """Wait until *queue* has no consumer, when it holds again what was not acked, and return its length."""
+    """Wait until *queue* has no consumer, when it contains all unacked messages again, and return its length."""
     channel = await broker.channel(confirms=False)
 
     async def left() -> bool:

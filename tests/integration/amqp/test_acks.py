@@ -35,7 +35,7 @@ class Consumer:
 
 
 async def left_after(amqp_url, broker, number, steps, *, single_acks: int = 0) -> list[int]:
-    """Run *steps* on the acks of a channel with *number* deliveries, close it, and return what the queue then holds.
+    """Run *steps* on the acks of a channel with *number* deliveries, close it, and return the messages left.
 
     A channel that closes right after *single_acks* loses some of them. As many more deliveries arrive only once the
     queue has them all.

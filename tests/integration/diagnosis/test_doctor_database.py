@@ -278,7 +278,7 @@ async def test_unreadable_tables_do_not_stop_the_other_checks(engine, worker_url
 
 
 async def _work_of_a_worker(engine: AsyncEngine, url: str, broker: BrokerConnection) -> None:
-    """Execute every statement of a worker on both paths; raises what is refused."""
+    """Execute every statement of a worker on both paths; raises the first refusal."""
     theirs = create_engine(url, pool_size=3, by_key=True)
     metrics = Metrics()
     try:

@@ -106,7 +106,7 @@ async def test_requests_do_not_wait_for_an_unresponsive_server_and_share_one_que
         return "at last"
 
     shared = SharedRead("it", read)
-    async with asyncio.timeout(10):  # 0.6, and what a busy machine adds
+    async with asyncio.timeout(10):  # 0.6, plus the delay of a busy machine
         reading = await shared.latest()
     assert reading.value is None
     assert (reading.fault or "").startswith("it has not responded for 0.")

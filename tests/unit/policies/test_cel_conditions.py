@@ -301,14 +301,14 @@ PARTLY_SEEN = [
 
 
 @pytest.mark.parametrize(("text", "changes", "unseen"), PARTLY_SEEN, ids=lambda value: str(value)[:40])
-def test_a_condition_that_is_not_true_of_the_part_it_sees_is_an_evaluation_error(text, changes, unseen):
+def test_a_condition_that_is_not_true_of_the_visible_part_is_an_evaluation_error(text, changes, unseen):
     with pytest.raises(
         EvaluationError, match=f"not true of what conditions see, but {unseen} were not seen|{unseen} were seen"
     ):
         Condition(text).holds(Visible(runs.run(**changes)))
 
 
-def test_a_condition_that_is_true_of_the_part_it_sees_or_reads_nothing_that_is_cut_has_its_result():
+def test_a_condition_that_is_true_of_the_visible_part_or_reads_no_truncated_value_has_its_result():
     run = Visible(runs.run(error_message=LONG, steps=MANY, metadata={"note": LONG, "region": "eu"}))
     assert Condition("run.error_message.startsWith('x')").holds(run)
     assert Condition("run.steps.exists(s, s.skill == 's999')").holds(run)
