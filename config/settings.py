@@ -124,7 +124,7 @@ def load_settings(
     """Return the settings that *environ* (by default the process's) describes; raise :class:`SettingsError`.
 
     With *need_amqp* or *need_database* false, a placeholder replaces the other URL if it is not set. An empty
-    variable counts as not set, because deployment templates often write it so.
+    variable counts as not set, because deployment templates often write unset variables this way.
     """
     settings, faults = _read(environ, {"database_url": need_database, "amqp_url": need_amqp})
     if faults:

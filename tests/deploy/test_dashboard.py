@@ -56,7 +56,7 @@ def test_every_panel_has_a_description_a_known_unit_and_named_lines(panel):
     for target in panel["targets"]:
         assert target["datasource"] == SOURCE
         assert target["legendFormat"]
-        # A window of Grafana's: a fixed one would be empty, or wrong, when zoomed in or out.
+        # A Grafana variable as the range: a fixed range would be empty, or wrong, when zoomed in or out.
         assert set(re.findall(r"\[(.*?)\]", target["expr"])) <= {"$__rate_interval", "24h"}
         assert 'instance=~"$instance"' in target["expr"]
 
