@@ -1,4 +1,4 @@
-"""``closeout doctor`` on the broker: every check, on real servers of both major versions."""
+"""``closeout doctor`` on the broker: every check, on real servers of both major versions in the matching state."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""``closeout doctor`` on the database: every check, with a real server in that state."""
+"""``closeout doctor`` on the database: every check, on a real server in the matching state."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager

@@ -32,7 +32,7 @@ DONE = {"status": "succeeded", "error_code": None}
 async def close_out(
     engine: AsyncEngine, number: int, *, days: int = 100, published: bool = True, **changes: Any
 ) -> Any:
-    """Close out runs as of so many *days* ago; their events are published if *published*. Return them."""
+    """Close out runs as of *days* days ago; their events are published if *published*. Return them."""
     made = [runs.run(**{**DONE, **changes}) for _ in range(number)]
     await create_transaction_coordinator(engine=engine).execute_many(made)
     ids = {"ids": [str(run.run_id) for run in made], "days": days}

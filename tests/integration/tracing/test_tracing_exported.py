@@ -27,7 +27,7 @@ TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
 PHASES = ["INCIDENT_CREATED", "POLICY_EVALUATED", "TRACE_COMPLETED", "COMMITTED"]
 RUNS = 120
-# The first spans are being sent when the last are made: those in between do not fit.
+# While the first spans are being sent, the next ones do not fit into the queue.
 SMALL_QUEUE = {"OTEL_BSP_SCHEDULE_DELAY": "10", "OTEL_BSP_MAX_QUEUE_SIZE": "20", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "20"}
 WORK = "import sys; sys.argv[1:] = ['worker']; from consumer.cli import main; main()"
 WITHOUT_OPENTELEMETRY = "import sys; sys.modules['opentelemetry'] = None; " + WORK
