@@ -23,14 +23,14 @@ _INT_MAX = 2**63
 _PARAMETER = re.compile(r"(?P<name>\b(?:ssl)?password=)[^\s&]*", re.IGNORECASE)
 _WORD = re.compile(r"\S+")
 
-# Library loggers that repeat in many lines what the worker logs in one.
+# Library loggers that log in many lines an event that the worker logs in one.
 _NOISY = ("aio_pika", "aiormq", "alembic", "sqlalchemy", "uvicorn", "asyncio")
 
 Record = MutableMapping[str, Any]
 
 
 def configure_logs(level: str, log_format: str) -> None:
-    """Log records of *level* and above as JSON lines (``json``) or for people (``console``)."""
+    """Log records of *level* and above as JSON lines (``json``) or in a human-readable form (``console``)."""
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

@@ -20,8 +20,8 @@ _SECRETS = ("database_url", "amqp_url")
 # Placeholder for a URL that a command does not need and that is not set.
 _UNSET = {"database_url": "postgresql://unset", "amqp_url": "amqp://unset"}
 
-# A message's tenant_id (domains/run.py, which config does not import). A list with other separators would name
-# no tenant, and silently leave every run on the legacy path.
+# The pattern of a message's tenant_id, as in domains/run.py, which config does not import. A list with other separators
+# would name no tenant, and silently leave every run on the legacy path.
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -73,7 +73,7 @@ class Settings(BaseModel):
         5, ge=1, le=1_000, description="attempts at a run that fails repeatedly, before its message is parked"
     )
     # RabbitMQ itself refuses more than 128 MiB (4.x: 16 MiB unless raised).
-    message_max_bytes: int = Field(1_048_576, ge=1_024, le=134_217_728, description="bytes of a message's body")
+    message_max_bytes: int = Field(1_048_576, ge=1_024, le=134_217_728, description="bytes of a message body, at most")
     trusted_publishers: Names = Field(
         frozenset(), description="broker users whose verified user_id is accepted; empty: any"
     )
@@ -84,10 +84,10 @@ class Settings(BaseModel):
     http_port: int = Field(9464, ge=0, le=65_535, description="0: any free port")
     # Orchestrators kill far sooner than after an hour; the bound also excludes inf.
     shutdown_grace_seconds: float = Field(
-        25.0, gt=0, le=3_600, description="seconds to finish deliveries in work after SIGTERM"
+        25.0, gt=0, le=3_600, description="seconds to finish deliveries in progress after SIGTERM"
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level that is logged")
-    log_format: Literal["json", "console"] = Field("json", description="console for people")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level to log")
+    log_format: Literal["json", "console"] = Field("json", description="json, or console for human-readable lines")
     # Allowed but probably unintended settings; filled by load_settings.
     warnings: tuple[str, ...] = Field((), exclude=True, repr=False)
     # The paths of mounted secrets by field; filled by load_settings.
@@ -124,7 +124,7 @@ def load_settings(
     """Return the settings that *environ* (by default the process's) describes; raise :class:`SettingsError`.
 
     With *need_amqp* or *need_database* false, a placeholder replaces the other URL if it is not set. An empty
-    variable counts as not set, because deployment templates often write it so.
+    variable counts as not set, because deployment templates often write unset variables this way.
     """
     settings, faults = _read(environ, {"database_url": need_database, "amqp_url": need_amqp})
     if faults:

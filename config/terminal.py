@@ -1,4 +1,4 @@
-"""Text for terminals: what a terminal or an editor would act on is escaped as in JSON."""
+"""Text for terminals: characters that a terminal or an editor would act on are escaped as in JSON."""
 
 import re
 

@@ -22,7 +22,7 @@ class Acks:
     """The delivery tags of one channel, counted from 1, and their settlements.
 
     Acks wait for earlier, unfinished deliveries. If more than *hold_back* wait, they are sent one by one, because their
-    prefetch is needed. A closed channel is not an error: the broker redelivers what was not acked.
+    prefetch is needed. A closed channel is not an error: the broker redelivers unacked deliveries.
     """
 
     def __init__(self, channel: AbstractChannel, *, hold_back: int) -> None:

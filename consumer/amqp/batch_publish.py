@@ -119,7 +119,7 @@ async def _write(channel: AmqpChannel, messages: Sequence[tuple[str, bytes]], ba
 
 
 async def why_closed(channel: AmqpChannel, *, within: float) -> Exception | None:
-    """Return the error with which the broker closed *channel*; ``None`` if none arrives *within* so many seconds."""
+    """Return the error with which the broker closed *channel*; ``None`` if none arrives within *within* seconds."""
     await asyncio.wait({channel.closing}, timeout=within)
     if channel.closing.done() and not channel.closing.cancelled():
         error = channel.closing.exception()

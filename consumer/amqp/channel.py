@@ -1,7 +1,7 @@
 """aiormq's channel with less work per message.
 
 aiormq creates a task per delivery, and for a ``multiple`` confirm it scans every unconfirmed message and schedules a
-call for each one confirmed. Without both, a run took a fifth less of the worker's CPU with a backlog. A lost connection
+call for each one confirmed. Avoiding both saves a fifth of the worker's CPU per run with a backlog. A lost connection
 also never cancels a caller. Everything else is aiormq's, unchanged.
 """
 

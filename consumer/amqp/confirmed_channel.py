@@ -58,8 +58,9 @@ class ConfirmedChannel:
 
         An unroutable message counts as unconfirmed.
         """
-        # aiormq matches a returned message by its id, which the sender chose. With two of one id in flight, the return
-        # of the first would count for the second; the first would count as confirmed, be acked, and be lost.
+        # aiormq matches a returned message by its id, which the sender chose. With two messages of one id in
+        # flight, the return of the first would be matched to the second; the first would count as confirmed, be acked,
+        # and be lost.
         named = properties.message_id
         async with self._one_by_one.setdefault(named, asyncio.Lock()) if named else asyncio.Lock():
             await self._send(exchange, routing_key, body, properties)
@@ -83,7 +84,7 @@ class ConfirmedChannel:
     async def send_to_queue(self, queue: str, *, body: bytes, properties: spec.Basic.Properties) -> None:
         """Publish one message to *queue*, a queue of the worker; raises as :meth:`send` does.
 
-        An older topology has no internal exchange, and older permissions do not name it. If the broker refuses the
+        An older topology has no internal exchange, and older permissions do not include it. If the broker refuses the
         internal or the default exchange, the other is tried, so that topology, permissions and workers can be upgraded
         in any order.
         """

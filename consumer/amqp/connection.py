@@ -1,4 +1,4 @@
-"""One plain AMQP connection, re-created from nothing whenever it is lost.
+"""One plain AMQP connection, re-created after each loss.
 
 Not aio-pika's robust mode: it restores through weak references and may come back without its consumer (aio-pika #231,
 #536, #563, #626). Here nothing is restored: a lost connection is discarded and a new one is built.
@@ -133,7 +133,7 @@ class BrokerConnection:
 
 
 def _describe(error: BaseException, url: URL) -> BaseException:
-    """Return *error*, or one that says more: which user, which certificate, which port."""
+    """Return *error*, or a more specific error that names the user, the certificate or the port."""
     if not isinstance(error, Exception) or url.host is None:
         return error
     if isinstance(error, AuthenticationError | ProbableAuthenticationError):

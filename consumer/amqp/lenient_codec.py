@@ -2,7 +2,7 @@
 
 RabbitMQ stores whatever a publisher sends, but pamqp fails the whole connection over a message id in Latin-1, a
 timestamp in microseconds or deeply nested headers. The message and everything delivered with it would be redelivered
-for ever (``tests/integration/amqp/test_hostile_properties.py``).
+forever (``tests/integration/amqp/test_hostile_properties.py``).
 """
 
 import struct
@@ -77,7 +77,7 @@ def _read_timestamp(value: bytes) -> tuple[int, Any]:
     """Read seconds, milli-, micro- or nanoseconds; ``None`` for a time outside the calendar."""
     (count,) = struct.unpack(">Q", value[:8])
     for unit in (1, 1_000, 1_000_000, 1_000_000_000):
-        if count // unit <= 0xFFFF_FFFF:  # the year 2106, as pamqp has it
+        if count // unit <= 0xFFFF_FFFF:  # pamqp's maximum, in the year 2106
             return 8, datetime.fromtimestamp(count / unit, UTC)
     return 8, None
 

@@ -24,11 +24,11 @@ from consumer.contract.names import (
 )
 from consumer.errors import UnavailableError, one_line
 
-# Milliseconds between two attempts at a run that fails for a reason that lies in the run.
+# Milliseconds between two attempts at a run whose failure is specific to that run.
 RETRY_DELAY_MS = 10_000
 # A quorum queue also counts redeliveries after a lost connection, and RabbitMQ 4 drops a message after 20 by default:
 # an outage would drop good messages. Closeout counts attempts itself (parked/copies.py), so the broker's limit is set
-# out of reach, and what it would still drop is dead-lettered to the parked queue.
+# out of reach, and a message that it would still drop is dead-lettered to the parked queue.
 UNREACHABLE_DELIVERY_LIMIT = 2**31 - 1
 
 

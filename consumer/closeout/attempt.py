@@ -21,7 +21,7 @@ def unobserved(_arrivals: Sequence[Arrival], _mode: str) -> AbstractContextManag
 
 @dataclass(slots=True)
 class Attempt:
-    """The state of one attempt: its phase, what it has written, and the events it will publish."""
+    """The state of one attempt: its phase, its writes, and the events it will publish."""
 
     arrivals: Sequence[Arrival]
     repeated: Sequence[Arrival] = ()  # further messages about these runs

@@ -1,7 +1,8 @@
-"""Compares a message with what is stored of its run: two messages with the same stored meaning are one.
+"""Compares a message with its stored run: two messages with the same stored meaning are duplicates.
 
-Key order, white space, the spelling of numbers, times and UUIDs, null or absent, and unknown fields make no difference.
-What is not stored cannot differ: the error message of a suppressed incident, the steps of a run without a trace.
+Differences in key order, white space, the spelling of numbers, times and UUIDs, null or absent, and unknown fields do
+not count. Values that are not stored are not compared: the error message of a suppressed incident, the steps of a run
+without a trace.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ _USAGE = ("cost_usd", "input_tokens", "output_tokens", "cached_input_tokens")
 
 
 class Meaning(NamedTuple):
-    """What is known of a run: its values by field, such as ``usage.cost_usd``. A field that is not in it is unknown."""
+    """The known values of a run by field, such as ``usage.cost_usd``. A field that is missing here is unknown."""
 
     values: Mapping[str, Any]
 
@@ -45,7 +46,7 @@ class Meaning(NamedTuple):
 
 
 def meaning_of(run: CompletedRun) -> Meaning:
-    """Return all that *run* means."""
+    """Return the meaning of *run*, with every field known."""
     return Meaning(dict(_values(run)))
 
 
@@ -129,7 +130,7 @@ _steps = msgspec.json.Decoder(tuple[Step, ...])
 
 
 async def stored_meanings(conn: AsyncConnection, keys: Sequence[RunKey]) -> dict[RunKey, Meaning]:
-    """Return what is stored of each of *keys*."""
+    """Return the stored meaning of each of *keys*."""
     found: dict[RunKey, Meaning] = {}
     for tenant_id, run_id, *rest in await _STORED.execute(conn, columns_of(_KEYS, keys)):
         found[RunKey(tenant_id, run_id)] = _meaning(rest)

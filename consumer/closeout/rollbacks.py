@@ -46,8 +46,8 @@ async def record_rollbacks(
     """Write one row for each of *keys* in a separate transaction, after the rollback.
 
     *operations* is the rollback stack, last first. Raises the database's errors; the caller must not let them hide the
-    first error. The error's text is omitted if it may lie in one run's data and *keys* span tenants, because PostgreSQL
-    quotes rows: the bad run is retried alone, and its own record then has the text.
+    first error. The error's text is omitted if one run's data may have caused it and *keys* span tenants, because
+    PostgreSQL quotes rows: the bad run is retried alone, and its own record then has the text.
     """
     done = msgspec.json.encode(list(operations)).decode()
     kind = type(getattr(error, "orig", None) or error).__name__

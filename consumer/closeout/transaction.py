@@ -177,7 +177,7 @@ class RunCompletionTransaction:
         )
 
     async def _publish(self, attempt: Attempt) -> set[RunKey]:
-        """Publish and mark. Never raises: the run is committed, and the relay publishes what is left."""
+        """Publish and mark. Never raises: the run is committed, and the relay publishes the remaining events."""
         if self._publisher is None or not attempt.events:
             return set()
         try:

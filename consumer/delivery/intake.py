@@ -81,7 +81,7 @@ class Intake:
         return waiting
 
     async def idle(self) -> None:
-        """Wait until no delivery is queued or in work."""
+        """Wait until no delivery is queued or in progress."""
         await self._idle.wait()
 
     def close(self) -> None:

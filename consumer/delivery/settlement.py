@@ -1,8 +1,8 @@
-"""How a delivery is settled: one total, pure function from outcome to settlement.
+"""The settlement of a delivery: one total, pure function from outcome to settlement.
 
 A committed run is acked. A message that only its sender can fix is parked at once. After a transient error the
-delivery is requeued, uncounted, and the worker pauses. An unknown error is retried later, a
-bounded number of times, then parked.
+delivery is requeued without counting an attempt, and the worker pauses. An unknown error is retried later, a bounded
+number of times, then parked.
 """
 
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ def _settle_result(result: TransactionResult, *, attempts: int) -> Settlement:
         case "conflict":
             error = (
                 "this run was already closed out from a message with different content; the stored run is unchanged: "
-                f"{result.difference or 'the difference is not known'}"
+                f"{result.difference or 'the difference is unknown'}"
             )
             return Park("conflicting_duplicate", error, attempts)
         case "unfinished":

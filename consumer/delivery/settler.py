@@ -75,7 +75,7 @@ class Settler:
             self._cannot_publish = False
 
     def report(self) -> None:
-        """Log what was settled since the last report."""
+        """Log the settlements since the last report."""
         if self._unreported:
             log.info("deliveries settled", **self._unreported)
         self._unreported.clear()

@@ -1,7 +1,7 @@
 """The worker: receive, close out, settle; drain on a signal, pause in an outage, resume after it.
 
 One supervisor owns the consumer's connection. After any failure it discards connection, channel and consumer, waits
-until both servers are available, and builds them again from nothing.
+until both servers are available, and builds new ones.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 # Seconds between two probes of an unavailable server: short enough to resume within 5 s of its return.
 PROBE_PAUSE_SECONDS = 1.0
-# Seconds that batches in work may take to finish in an outage before their channel is closed.
+# Seconds that batches in progress may take to finish in an outage before their channel is closed.
 _PAUSE_GRACE_SECONDS = 10.0
 # Seconds of the grace period reserved for closing connections.
 _CLOSING_SECONDS = 2.0
@@ -113,7 +113,7 @@ class Worker:
             log.info("consuming", queue=RUN_COMPLETED_QUEUE, prefetch=self._prefetch_count)
             await self._leaving.wait()
             if not self.stopping.is_set():
-                self._pause(self._why)  # before the batches in work end: they may block for seconds
+                self._pause(self._why)  # before the batches in progress end: they may block for seconds
             await self._drain(channel, tag, acks)
         finally:
             self._intake.give_back()

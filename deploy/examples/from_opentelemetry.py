@@ -22,17 +22,17 @@ def time(nanoseconds: str) -> str:
 
 
 def step(span: Span) -> dict[str, Any]:
-    said = attributes(span)
+    attrs = attributes(span)
     return {
-        "kind": said.get("gen_ai.operation.name"),
-        "skill": said.get("gen_ai.tool.name") or span["name"],
+        "kind": attrs.get("gen_ai.operation.name"),
+        "skill": attrs.get("gen_ai.tool.name") or span["name"],
         "status": "failed" if span.get("status", {}).get("code") == 2 else "succeeded",
         "started_at": time(span["startTimeUnixNano"]),
         "duration_ms": (int(span["endTimeUnixNano"]) - int(span["startTimeUnixNano"])) / 1e6,
-        "model": said.get("gen_ai.request.model"),
-        "input_tokens": said.get("gen_ai.usage.input_tokens"),
-        "output_tokens": said.get("gen_ai.usage.output_tokens"),
-        "error_code": said.get("error.type"),
+        "model": attrs.get("gen_ai.request.model"),
+        "input_tokens": attrs.get("gen_ai.usage.input_tokens"),
+        "output_tokens": attrs.get("gen_ai.usage.output_tokens"),
+        "error_code": attrs.get("error.type"),
         "error_message": span.get("status", {}).get("message"),
     }
 
@@ -40,16 +40,16 @@ def step(span: Span) -> dict[str, Any]:
 def run_completed(spans: list[Span], tenant_id: str) -> dict[str, Any]:
     """Return the message for the run whose root span is among *spans*."""
     root = next(span for span in spans if not span.get("parentSpanId"))
-    said, steps = attributes(root), [step(span) for span in spans if span is not root]
+    attrs, steps = attributes(root), [step(span) for span in spans if span is not root]
     return {
         "schema_version": 1,
         "tenant_id": tenant_id,
         "run_id": root["spanId"],
         "trace_id": root["traceId"],
-        "agent_id": said.get("gen_ai.agent.id") or said.get("gen_ai.agent.name"),
-        "session_id": said.get("gen_ai.conversation.id"),
+        "agent_id": attrs.get("gen_ai.agent.id") or attrs.get("gen_ai.agent.name"),
+        "session_id": attrs.get("gen_ai.conversation.id"),
         "status": "failed" if root.get("status", {}).get("code") == 2 else "succeeded",
-        "error_code": said.get("error.type"),
+        "error_code": attrs.get("error.type"),
         "error_message": root.get("status", {}).get("message"),
         "started_at": time(root["startTimeUnixNano"]),
         "completed_at": time(root["endTimeUnixNano"]),

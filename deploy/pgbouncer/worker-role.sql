@@ -1,5 +1,5 @@
--- Sets for the worker's role what a worker sets at login, because PgBouncer does not pass it on in transaction mode.
--- Run it once, as that role, on the server itself:
+-- Sets on the worker's role the settings that a worker sends at login, because PgBouncer drops them in transaction
+-- mode. Run it once, as that role, on the server itself:
 --   psql "$DATABASE_URL_OF_THE_WORKER_WITHOUT_PGBOUNCER" -f worker-role.sql
 -- Open sessions keep their settings; RECONNECT on PgBouncer's console replaces them.
 

@@ -39,7 +39,7 @@ GRANT INSERT, UPDATE (created_at), DELETE ON governance.outbox_events TO closeou
 
 -- The operator. `policies apply`:
 GRANT INSERT, UPDATE (enabled, shadow) ON governance.policies TO closeout_operator;
--- `outbox drain`, `reconcile --repair`: what a worker's relay does.
+-- `outbox drain`, `reconcile --repair`: the privileges of a worker's relay.
 GRANT UPDATE (phase, events_published_at) ON governance.run_completions TO closeout_operator;
 GRANT UPDATE (created_at), DELETE ON governance.outbox_events TO closeout_operator;
 -- `prune` locks incidents, so that none is reopened meanwhile; no decision depends on a title.

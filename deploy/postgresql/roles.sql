@@ -1,6 +1,6 @@
 -- Creates Closeout's roles and its schema. Run it in Closeout's database, before the first `closeout migrate`,
--- as a superuser, or as the database's owner with CREATEROLE, as in a managed PostgreSQL: what needs a superuser is then
--- skipped with a warning. Run rights.sql after every migrate.
+-- as a superuser, or as the database's owner with CREATEROLE, as in a managed PostgreSQL: statements that need a
+-- superuser are then skipped with a warning. Run rights.sql after every migrate.
 --
 --   psql -v ON_ERROR_STOP=1 --single-transaction -f roles.sql "$ADMIN_URL"
 --
@@ -46,8 +46,8 @@ BEGIN
     -- A blocked migration reports the transaction that holds the lock; only these roles can see its age.
     GRANT pg_read_all_stats TO closeout_owner;
 EXCEPTION WHEN insufficient_privilege THEN
-    RAISE WARNING 'closeout_owner is without pg_read_all_stats, which % cannot give: closeout migrate works, and does '
-        'not say how long a transaction has been in its way', current_user;
+    RAISE WARNING 'closeout_owner does not have pg_read_all_stats, which % cannot grant: closeout migrate works, but '
+        'does not report the age of a transaction that blocks it', current_user;
 END
 $$;
 

@@ -7,7 +7,7 @@ from difflib import SequenceMatcher
 
 from tests.support.guides import CODE_BLOCK
 
-# What differs between two runs of a command, and is compared by its kind.
+# Values that differ between two runs of a command; they are compared by kind.
 _VARYING = (
     (re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|\b[0-9a-f]{32}\b"), "ID"),
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)?"), "TIME"),
@@ -48,7 +48,7 @@ def trimmed(output: str) -> str:
 
 
 def form(output: str) -> str:
-    """Return the words of *output*; ids, times and durations are replaced by their kind."""
+    """Return the words of *output*; ids, times and durations are replaced with their kind."""
     words = " ".join(output.split())
     for pattern, kind in _VARYING:
         words = pattern.sub(kind, words)
@@ -56,13 +56,13 @@ def form(output: str) -> str:
 
 
 def has_form(output: str, shown: str) -> bool:
-    """Return whether *output* is what is *shown*, where a line of three dots stands for any lines."""
+    """Return whether *output* matches *shown*, in which a line of three dots matches any lines."""
     pieces = [re.escape(form(piece)) for piece in re.split(r"^\.\.\.$", shown, flags=re.MULTILINE)]
     return re.fullmatch(r"\s*.*\s*".join(pieces), form(output)) is not None
 
 
 def refreshed(shown: str, output: str) -> str:
-    """Return *shown* with the lines between its omissions replaced by the lines of *output* that resemble them most."""
+    """Return *shown*, its lines between omissions replaced with the lines of *output* that resemble them most."""
     lines, end, pieces = output.splitlines(), 0, []
     for piece in re.split(r"^\.\.\.$\n?", shown, flags=re.MULTILINE):
         old = piece.splitlines()
@@ -76,6 +76,6 @@ def refreshed(shown: str, output: str) -> str:
 
 
 def _resemblance(old: list[str], new: list[str]) -> float:
-    """Compare all lines, and the first and the last line again: they are where a piece is cut."""
+    """Compare all lines, and the first and the last line again, because a piece is cut there."""
     pairs = (("\n".join(old), "\n".join(new)), (old[0], new[0]), (old[-1], new[-1]))
     return sum(SequenceMatcher(None, *pair).ratio() for pair in pairs)

@@ -1,7 +1,7 @@
 """A reader who follows the guides: with a database, a vhost, a folder, a shell and a worker.
 
-Each command and each program runs with its own role and broker user. This module also causes what the examples show: a
-message that is parked, an exchange that is deleted, time that passes.
+Each command and each program runs with its own role and broker user. This module also causes the states that the
+examples show: a message that is parked, an exchange that is deleted, time that passes.
 """
 
 import json
@@ -102,7 +102,7 @@ class Reader:
     def _urls_of(self, identity: Identity) -> dict[str, str]:
         return identity.environ(**self._urls)
 
-    # What the reader does
+    # Actions of the reader
 
     def start(self, *words: str, identity: Identity) -> "subprocess.Popen[bytes]":
         """Start a command that keeps running, as *identity*."""
@@ -143,7 +143,7 @@ class Reader:
     def until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE
         while not condition():
-            assert time.monotonic() < deadline, f"it did not happen in time; the worker's log:\n{self.log('worker')}"
+            assert time.monotonic() < deadline, f"timed out; the worker's log:\n{self.log('worker')}"
             time.sleep(0.05)
 
     def log(self, name: str) -> str:
@@ -175,7 +175,7 @@ class Reader:
         channel.close()
         return int(found)
 
-    # What happens around the reader
+    # Events around the reader
 
     def grant_rights(self) -> None:
         roles.grant_rights(self._postgres, self._database)

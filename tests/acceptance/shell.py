@@ -18,7 +18,7 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class Output(NamedTuple):
-    """The exit status of a command, and what it wrote to standard output and standard error."""
+    """The exit status of a command, its standard output and its standard error."""
 
     status: int
     text: str

@@ -38,18 +38,18 @@ ORDER = [
 BLOCKS = [block for guide in ORDER for block in blocks(guide, read(guide))]
 # Blocks that are not run, by their first line, and the reason.
 NOT_RUN = {
-    "scripts/demo ": "the demonstration has a test below, and the second command is the suite itself",
-    "scripts/install  ": "the environment that runs this, and the suite itself",
-    "docker build": "needs an engine and a cluster; tests/deploy/test_deployment_walk.py checks it",
-    "      - TRANSACTION_COORDINATOR_ENABLED": "lines of a kustomization; tests/deploy has them in an overlay",
-    "psql -v ON_ERROR_STOP": "an administrator's, once; tests/support/roles.py does it",
+    "scripts/demo ": "a test below runs the demonstration; the second command is this suite",
+    "scripts/install  ": "creates the environment that runs this, and runs this suite",
+    "docker build": "needs a container engine and a cluster; tests/deploy/test_deployment_walk.py checks it",
+    "      - TRANSACTION_COORDINATOR_ENABLED": "part of a kustomization; tests/deploy builds an overlay with it",
+    "psql -v ON_ERROR_STOP": "run once by an administrator; tests/support/roles.py runs it",
     "DATABASE_URL='postgresql://worker": "names hosts; test_tls.py uses such URLs",
-    'psql "$WORKERS_URL': "an administrator's, once; test_pgbouncer.py does it",
+    'psql "$WORKERS_URL': "run once by an administrator; test_pgbouncer.py runs it",
     "pip install --require-hashes -r deploy/requirements.txt": (
-        "installs into the machine; test_installed_wheel.py does it in a folder"
+        "installs on the machine; test_installed_wheel.py installs into a folder"
     ),
     "pip install --require-hashes -r deploy/requirements-otel.txt": (
-        "the same, and needs a collector; test_tracing_exported.py has both"
+        "as above, and needs a collector; test_tracing_exported.py has one"
     ),
 }
 # Blocks in these languages are not examples.
@@ -65,7 +65,7 @@ def reader(folder: Path, postgres: PostgresServer, rabbit: RabbitServer) -> Iter
     rabbit.delete_vhost("guides")
 
 
-def test_every_example_does_what_its_guide_says(reader):
+def test_every_example_matches_its_guide(reader):
     run = ExampleRun(reader)
     for block in BLOCKS:
         if block.language not in PICTURES and not any(map(block.text.startswith, NOT_RUN)):
@@ -133,7 +133,7 @@ class ExampleRun:
         self.commands: set[str] = set()
         self.differences: list[str] = []
         replay = f"closeout parked replay --run globex/{PARKED}"
-        # What happens just before a command, and just after one.
+        # Actions just before and just after a command.
         self.before = {
             "closeout doctor": reader.make_runs_stuck,
             "closeout runs list --tenant globex --limit 3": reader.resume_work,

@@ -66,7 +66,7 @@ def test_the_installed_wheel_is_described_by_the_readme_and_contains_no_guide(in
     assert list(installed.rglob("README.md")) == []
 
 
-def test_the_installed_wheel_says_that_its_packages_have_types(installed):
+def test_the_installed_wheel_declares_its_packages_as_typed(installed):
     assert {path.parent.name for path in installed.rglob("py.typed")} >= {"config", "consumer", "domains"}
 
 

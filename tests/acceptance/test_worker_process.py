@@ -1,6 +1,6 @@
 """The installed ``closeout`` command as a process, between another RabbitMQ client and a real database.
 
-Runs on both majors of RabbitMQ.
+Runs on both major versions of RabbitMQ.
 """
 
 import json
@@ -166,7 +166,7 @@ def test_a_worker_closes_out_runs_drops_duplicates_parks_invalid_ones_and_exits_
     assert installation.sql("SELECT count(*) FROM governance.outbox_events") == "0"
     records = [json.loads(line) for line in logs.splitlines()]
     assert records[-1]["event"] == "stopped"
-    assert len(records) < 30, "a quiet default: lines a batch or a second, not a message"
+    assert len(records) < 30, "a quiet default: lines per batch or per second, not per message"
     shown = installation.run("runs", "show", f"acme/{run_id}")
     assert "EVENTS_PUBLISHED" in shown
     assert "EXECUTION_TIMEOUT" in shown

@@ -19,7 +19,7 @@ from tests.support.broken_writes import break_writes_to, repair_writes
 from tests.support.console_site import HOSTILE, close_out, hostile_run, path_of, until_shown
 from tests.support.traffic import publish, worker
 
-# Records in the page what its content security policy blocked.
+# Records the violations of the content security policy in the page.
 WATCH = "window.stopped = []; addEventListener('securitypolicyviolation', e => stopped.push(e.violatedDirective))"
 # Elements that extend beyond the right edge of the window, except within a scrolling box.
 BEYOND = """() => [...document.querySelectorAll('body *')]
@@ -171,7 +171,7 @@ async def test_the_page_polls_every_two_seconds_except_while_hidden_or_paused(da
         await page.goto("/")
 
         async def seconds_until_polled(times: int) -> float:
-            """By the page's clock, which also advances with real time."""
+            """Measured by the page's clock, which also advances with real time."""
             started = await page.evaluate("Date.now()")
             polls.clear()
             while len(polls) < times:

@@ -56,10 +56,10 @@ async def test_the_overview_shows_the_latest_runs_rollbacks_and_parked_messages(
     good, unlucky = runs.body(), runs.body()
     async with worker(database_url, amqp_url, DELIVERY_MAX_ATTEMPTS="1") as service:
         await close_out(broker, engine, good)
-        await break_writes_to(engine, "traces", "nobody foresaw this")
+        await break_writes_to(engine, "traces", "unforeseen error")
         await publish(broker, unlucky, b"{nonsense", runs.body(tenant_id="no spaces"), message_id="m-1")
         page = await until_shown(
-            service, "/", "3 messages are parked", path_of(good), "nobody foresaw this", "attempt 1</span>",
+            service, "/", "3 messages are parked", path_of(good), "unforeseen error", "attempt 1</span>",
             "attempts_exhausted <b>1", "invalid_json <b>1", "schema_violation <b>1", "1 worker consumes",
             "found &#34;no spaces&#34;",
         )  # fmt: skip
@@ -121,18 +121,18 @@ NOTHING = (
 async def test_an_unknown_page_or_run_is_404_with_an_explanation(database_url, amqp_url):
     async with worker(database_url, amqp_url) as service:
         for path, words in NOTHING:
-            answer = await request(service.http.port, path)
-            assert answer.status == 404, path
-            assert words in answer.body, path
+            response = await request(service.http.port, path)
+            assert response.status == 404, path
+            assert words in response.body, path
 
 
 async def test_the_page_of_a_parked_run_explains_why(database_url, amqp_url, broker):
     body = runs.body(status="done")
     async with worker(database_url, amqp_url) as service:
         await publish(broker, body)
-        answer = await until_shown(service, path_of(body), "This worker parked messages that name it")
-    assert answer.status == 404
-    assert "one of succeeded, failed, halted, aborted" in answer.body
+        response = await until_shown(service, path_of(body), "This worker parked messages that name it")
+    assert response.status == 404
+    assert "one of succeeded, failed, halted, aborted" in response.body
 
 
 async def test_the_search_accepts_a_run_id_a_tenant_with_an_id_and_a_page_url(database_url, amqp_url, engine, broker):
@@ -143,8 +143,8 @@ async def test_the_search_accepts_a_run_id_a_tenant_with_an_id_and_a_page_url(da
         await close_out(broker, engine, body, *both)
         for query in (run_id, run_id.upper(), run_id.replace("-", ""), f"acme/{run_id}", f"%20{run_id}%20",
                       f"http://host:9464/runs/acme/{run_id}"):  # fmt: skip
-            answer = await request(service.http.port, f"/runs?q={query}")
-            assert (answer.status, answer.headers["location"]) == (303, path_of(body)), query
+            response = await request(service.http.port, f"/runs?q={query}")
+            assert (response.status, response.headers["location"]) == (303, path_of(body)), query
         listed = await request(service.http.port, f"/runs?q={shared}")
         assert (await request(service.http.port, "/runs?q=")).headers["location"] == "/"
     assert "2 tenants have this run id" in listed.body
@@ -218,20 +218,20 @@ async def test_only_get_and_head_are_allowed_and_every_response_has_security_hea
     async with worker(database_url, amqp_url) as service:
         for path in ("/", "/live", "/runs?q=", f"/runs/acme/{RUN}", "/static/console.css", "/nothing", "/metrics"):
             for method in ("GET", "HEAD"):
-                answer = await request(service.http.port, path, method=method)
-                assert answer.status in {200, 303, 404}
-                assert answer.body == "" or method == "GET"
-                assert answer.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
-                assert answer.headers["x-content-type-options"] == "nosniff"
-                assert answer.headers["referrer-policy"] == "no-referrer"
-                assert answer.headers["x-frame-options"] == "DENY"
+                response = await request(service.http.port, path, method=method)
+                assert response.status in {200, 303, 404}
+                assert response.body == "" or method == "GET"
+                assert response.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+                assert response.headers["x-content-type-options"] == "nosniff"
+                assert response.headers["referrer-policy"] == "no-referrer"
+                assert response.headers["x-frame-options"] == "DENY"
             if path == "/nothing":
                 continue
             for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
-                answer = await request(service.http.port, path, method=method)
-                assert answer.status == 405, (method, path)
-                assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD"}
-                assert "content-security-policy" in answer.headers
+                response = await request(service.http.port, path, method=method)
+                assert response.status == 405, (method, path)
+                assert set(response.headers["allow"].split(", ")) == {"GET", "HEAD"}
+                assert "content-security-policy" in response.headers
     for directive in ("default-src 'none'", "script-src 'self'", "style-src 'self'", "frame-ancestors 'none'"):
         assert directive in CONTENT_SECURITY_POLICY
     assert "unsafe" not in CONTENT_SECURITY_POLICY
@@ -267,12 +267,12 @@ async def test_fifty_viewers_cause_no_more_queries_than_one(database_url, amqp_u
             until_shown(service, "/", path_of(body)), until_shown(service, path_of(body), "EXECUTION_TIMEOUT")
         )
         one = Counter(statements)
-        now += 30  # what was read is no longer fresh
+        now += 30  # the result is no longer fresh
         statements.clear()
-        answers = await asyncio.gather(
+        responses = await asyncio.gather(
             *(request(service.http.port, path, within=20) for path in ["/", path_of(body)] * 50)
         )
-        assert {answer.status for answer in answers} == {200}
+        assert {response.status for response in responses} == {200}
         assert statements
         assert Counter(statements) <= one
         sessions = text(f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{APPLICATION_NAME}'")

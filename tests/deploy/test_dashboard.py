@@ -14,7 +14,7 @@ TEXT = (Path(__file__).parents[2] / "deploy" / "grafana" / "closeout.json").read
 DASHBOARD = json.loads(TEXT)
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
-# What Grafana calls the units used here; a typing error would be displayed as a suffix.
+# Grafana's names of the units used here; Grafana would display a misspelled name as a suffix.
 UNITS = {"none", "ops", "s", "percentunit", "bytes"}
 
 
@@ -22,7 +22,7 @@ def by_title(panel: dict[str, str]) -> str:
     return panel["title"]
 
 
-def test_it_can_be_imported_anywhere():
+def test_the_dashboard_can_be_imported_anywhere():
     assert (DASHBOARD["id"], DASHBOARD["uid"]) == (None, None)
     assert DASHBOARD["schemaVersion"] >= 36  # Grafana 9
     first = DASHBOARD["templating"]["list"][0]
@@ -31,7 +31,7 @@ def test_it_can_be_imported_anywhere():
     assert "http" not in TEXT
 
 
-def test_panels_have_different_ids_and_titles_and_lie_side_by_side():
+def test_panels_have_unique_ids_and_titles_and_do_not_overlap():
     everything = DASHBOARD["panels"]
     assert len({panel["id"] for panel in everything}) == len(everything)
     places = [panel["gridPos"] for panel in everything]
@@ -56,23 +56,23 @@ def test_every_panel_has_a_description_a_known_unit_and_named_lines(panel):
     for target in panel["targets"]:
         assert target["datasource"] == SOURCE
         assert target["legendFormat"]
-        # A window of Grafana's: a fixed one would be empty, or wrong, when zoomed in or out.
+        # A Grafana variable as the range: a fixed range would be empty, or wrong, when zoomed in or out.
         assert set(re.findall(r"\[(.*?)\]", target["expr"])) <= {"$__rate_interval", "24h"}
         assert 'instance=~"$instance"' in target["expr"]
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=by_title)
-def test_every_label_in_a_legend_is_one_that_the_query_keeps(panel):
+def test_every_label_in_a_legend_is_kept_by_its_query(panel):
     for target in panel["targets"]:
         for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
             kept = re.search(r"\bby \(([\w, ]+)\)", target["expr"])
             assert label in (kept[1].split(", ") if kept else ["instance", "job"])
 
 
-def test_every_metric_is_on_it():
+def test_every_metric_is_on_the_dashboard():
     for metric in Metrics().described:
         assert metric.name in TEXT
 
 
-def test_it_names_only_alerts_that_exist():
+def test_the_dashboard_names_only_existing_alerts():
     assert set(re.findall(r"Closeout[A-Z]\w+", TEXT)) <= set(ALERTS)

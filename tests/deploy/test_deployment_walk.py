@@ -1,4 +1,4 @@
-"""The Kubernetes guide, from an empty cluster to a running worker, names what the manifests have."""
+"""The Kubernetes guide, from an empty cluster to a running worker, agrees with the manifests."""
 
 import re
 import shlex
@@ -57,8 +57,8 @@ def test_the_secrets_have_the_names_and_the_keys_that_the_pods_read():
     assert made == read
 
 
-def test_each_url_is_one_of_a_role_or_a_user_that_gets_a_password():
-    """Without a new line at its end: KEDA parses what the worker's secret holds, and refuses one."""
+def test_each_url_names_a_role_or_user_that_gets_a_password():
+    """Without a new line at its end: KEDA parses the worker's secret, and refuses one."""
     urls = {words[3].removeprefix(">"): words[2] for words in COMMANDS if words[:2] == ["printf", "%s"]}
     named: dict[str, dict[str, str]] = {}
     for secret, words in SECRETS.items():
@@ -72,12 +72,12 @@ def test_each_url_is_one_of_a_role_or_a_user_that_gets_a_password():
     assert named == NAMES
     everybody = {name for names in named.values() for name in names.values()}
     set_in_psql = [word for words in COMMANDS for word in words if word.startswith("\\password ")]
-    # RabbitMQ 4's rabbitmqctl reads no password from the terminal: it waits for ever.
+    # RabbitMQ 4's rabbitmqctl cannot read a password from the terminal: it would wait forever.
     changed = [words[2] for words in COMMANDS if words[1] == "change_password" and len(words) == 4]
     assert sorted([word.split()[1] for word in set_in_psql] + changed) == sorted(everybody)
 
 
-def test_roles_users_and_rights_are_made_before_whatever_needs_them():
+def test_roles_users_and_privileges_are_created_before_they_are_needed():
     assert place_of("deploy/postgresql/roles.sql") < place_of("closeout-migrate")
     assert place_of("import_definitions", "deploy/rabbitmq/definitions.json") < place_of("closeout-topology", "generic")
     waited, last = place_of("wait"), len(COMMANDS) - 1 - COMMANDS[::-1].index(["kubectl", "apply", "-k", "$overlay"])
@@ -106,7 +106,7 @@ def test_every_object_that_a_command_names_exists():
     assert spaces == {one(overlay("production"), "Namespace")["metadata"]["name"]}
 
 
-def test_image_and_command_are_the_dockerfile_s():
+def test_image_and_command_match_the_dockerfile():
     (built,) = {words[words.index("--tag") + 1] for words in COMMANDS if words[:2] == ["docker", "build"]}
     assert built == container(pods(overlay("production"))["worker"])["image"]
     inside = next(words[words.index("--") + 1 :] for words in COMMANDS if "exec" in words)
@@ -114,7 +114,7 @@ def test_image_and_command_are_the_dockerfile_s():
     assert inside[:1] == last.last("ENTRYPOINT").words
 
 
-def test_the_rollout_s_example_is_for_the_named_tenant_alone():
+def test_the_rollout_example_is_for_the_named_tenant_only():
     (example,) = re.findall(r"```yaml\n(.*?)```", ROLLOUT, re.DOTALL)
     environ = dict(re.findall(r"- (\w+)=(\S*)", example))
     settings = load_settings(environ, need_amqp=False, need_database=False)
@@ -123,7 +123,7 @@ def test_the_rollout_s_example_is_for_the_named_tenant_alone():
 
 
 @pytest.mark.parametrize("pattern", [r"\bcloseout_\w+", r"\bCloseout[A-Z]\w+"])
-def test_what_is_watched_during_a_rollout_exists(pattern):
+def test_every_metric_and_alert_of_the_rollout_exists(pattern):
     known = {metric.name for metric in Metrics().described} | set(ALERTS)
     named = set(re.findall(pattern, ROLLOUT))
     assert named

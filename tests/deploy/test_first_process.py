@@ -1,4 +1,4 @@
-"""A worker that is process 1, as in a container, ends on signals although the kernel ignores their default action."""
+"""A worker that is process 1, as in a container, exits on signals although the kernel ignores their default action."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The manifests: Kustomize builds them, and each object is one that a cluster of this kind would take."""
+"""The manifests: Kustomize builds them, and each object is one that a cluster accepts."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ AUTOSCALERS = ("ScaledObject", "HorizontalPodAutoscaler")
 
 @cache
 def operators() -> dict[str, type[BaseModel]]:
-    """Return the models of the operators' resources: two seconds of imports, which other tests are spared."""
+    """Return the models of the operators' resources; importing them takes two seconds, which other tests avoid."""
     from cloudcoil.models.keda.v1alpha1 import ScaledObject, TriggerAuthentication
     from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
 
@@ -42,7 +42,7 @@ def operators() -> dict[str, type[BaseModel]]:
 
 
 def check(an_object: dict[str, Any]) -> None:
-    """Raise unless *an_object* is valid, with no field that its schema does not know and no text for a number."""
+    """Raise unless *an_object* is valid, without unknown fields and without text in place of a number."""
     model = operators().get(an_object["kind"])
     if model is not None:
         model.model_validate_json(json.dumps(an_object), strict=True, extra="forbid")
@@ -74,7 +74,7 @@ def test_the_objects_for_clusters_without_keda_are_valid_too(tmp_path):
         ("PrometheusRule", "spec.groups", [{"name": "x", "rules": [{"alert": "X"}]}]),
     ],
 )
-def test_a_misspelled_field_or_a_value_of_another_kind_is_found(kind, path, value):
+def test_a_misspelled_field_or_a_value_of_the_wrong_type_is_detected(kind, path, value):
     an_object = json.loads(json.dumps(next(o for o in overlay("production") if o["kind"] == kind)))
     *folders, field = path.split(".")
     place = an_object
@@ -86,7 +86,7 @@ def test_a_misspelled_field_or_a_value_of_another_kind_is_found(kind, path, valu
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_every_pod_is_one_that_the_restricted_standard_admits(name):
+def test_every_pod_meets_the_restricted_standard(name):
     namespace = one(overlay(name), "Namespace")
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     for template in pods(overlay(name)).values():
@@ -123,13 +123,13 @@ def test_every_object_belongs_to_one_namespace_and_to_one_step_of_the_readme(nam
         assert an_object["metadata"]["labels"]["app.kubernetes.io/name"] == "closeout"
     steps = Counter(map(component_of, overlay(name)))
     assert steps["migrate"] == steps["topology"] == 1
-    # What the Jobs need is there before them.
+    # The Jobs' prerequisites are applied before them.
     needed = {"Namespace", "ServiceAccount", "NetworkPolicy"}
     assert {o["kind"] for o in overlay(name) if component_of(o) == "foundation"} == needed
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_nothing_has_more_than_one_autoscaler_and_what_has_one_names_no_number_of_replicas(name):
+def test_the_worker_has_either_one_autoscaler_or_a_number_of_replicas(name):
     scalers = [o for o in overlay(name) if o["kind"] in AUTOSCALERS]
     deployment = one(overlay(name), "Deployment")
     assert len(scalers) == (0 if "replicas" in deployment["spec"] else 1)
@@ -138,12 +138,12 @@ def test_nothing_has_more_than_one_autoscaler_and_what_has_one_names_no_number_o
         assert scaler["spec"]["scaleTargetRef"]["kind"] == deployment["kind"]
 
 
-def test_an_overlay_without_a_namespace_keeps_all_objects_in_the_base_s(tmp_path):
+def test_an_overlay_without_a_namespace_keeps_all_objects_in_that_of_the_base(tmp_path):
     objects = changed(tmp_path, components=COMPONENTS)
     assert {o["metadata"].get("namespace") for o in objects if o["kind"] != "Namespace"} == {"closeout"}
 
 
-def test_what_an_autoscaler_refers_to_is_found_where_an_overlay_gives_it_another_name(tmp_path):
+def test_the_references_of_an_autoscaler_follow_an_overlays_names(tmp_path):
     secret = {"name": "closeout-worker", "literals": ["database-url=postgresql://h/d", "amqp-url=amqp://h"]}
     named: dict[str, Any] = {"namespace": "mine", "namePrefix": "eu-", "secretGenerator": [secret]}
     for component in ("keda", "hpa"):
@@ -159,7 +159,7 @@ def test_what_an_autoscaler_refers_to_is_found_where_an_overlay_gives_it_another
             assert {target["name"] for target in targets} == {mounted}
 
 
-def test_a_secret_that_is_made_by_hand_keeps_its_name_for_the_worker_and_for_keda(tmp_path):
+def test_a_secret_created_by_hand_keeps_its_name_for_the_worker_and_for_keda(tmp_path):
     objects = changed(tmp_path, components=["keda"], namePrefix="eu-")
     mounted = pods(objects)["worker"]["spec"]["volumes"][0]["secret"]["secretName"]
     targets = one(objects, "TriggerAuthentication")["spec"]["secretTargetRef"]
@@ -176,7 +176,7 @@ def test_the_version_without_keda_scales_the_same_deployment_between_the_same_bo
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_whatever_selects_pods_selects_the_worker_s_or_the_job_s_own(name):
+def test_every_selector_matches_only_the_intended_pods(name):
     labels = {component: template["metadata"]["labels"] for component, template in pods(overlay(name)).items()}
     for an_object in overlay(name):
         spec = an_object.get("spec", {})
@@ -194,7 +194,7 @@ def test_whatever_selects_pods_selects_the_worker_s_or_the_job_s_own(name):
     assert all(sorted(policy["spec"]["policyTypes"]) == ["Egress", "Ingress"] for policy in policies)
 
 
-def test_a_changed_setting_replaces_the_workers_and_leaves_the_jobs_as_they_are(tmp_path):
+def test_a_changed_setting_replaces_the_workers_and_leaves_the_jobs_unchanged(tmp_path):
     before = changed(tmp_path / "before")
     after = changed(tmp_path / "after", settings=["BATCH_MAX_RUNS=50"])
     for component in ("migrate", "topology"):
@@ -202,7 +202,7 @@ def test_a_changed_setting_replaces_the_workers_and_leaves_the_jobs_as_they_are(
     assert one(before, "Deployment")["spec"]["template"] != one(after, "Deployment")["spec"]["template"]
 
 
-def test_the_prometheus_rule_holds_the_tested_rules_and_its_file_is_what_the_script_writes(tmp_path):
+def test_the_prometheus_rule_contains_the_tested_rules_as_the_script_writes_them(tmp_path):
     rule = one(overlay("production"), "PrometheusRule")
     assert rule["spec"] == yaml.safe_load(RULES.read_text())
     made = tmp_path / "rules.yaml"

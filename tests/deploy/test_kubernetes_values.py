@@ -1,4 +1,4 @@
-"""The manifests' values are those of the code: settings, ports, names, versions, graces."""
+"""The values in the manifests equal those in the code: settings, ports, names, versions, grace periods."""
 
 import re
 import tomllib
@@ -19,14 +19,14 @@ VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["versi
 URLS = {"DATABASE_URL_FILE": "postgresql://u:p@db.example/closeout", "AMQP_URL_FILE": "amqps://u:p@mq.example/v"}
 # Settings that differ from the code's defaults on purpose; the others are the defaults.
 DEVIATIONS = {"TRANSACTION_COORDINATOR_ENABLED": "true"}
-# A console in use holds two database sessions of its own (consumer/console/README.md).
+# A console in use holds two additional database sessions (consumer/console/README.md).
 CONSOLE_SESSIONS = 2
 # PostgreSQL's max_connections is 100, of which 3 are kept for its superuser.
 POSTGRESQL_CONNECTIONS = 97
 
 
 def settings_of(objects: Iterable[Object], component: str, folder: Path) -> Settings:
-    """Return the settings that a pod of *component* would load, its secret's files made below *folder*."""
+    """Return the settings that a pod of *component* would load, with its secret's files below *folder*."""
     environ = environment(objects, component)
     for variable in URLS.keys() & environ.keys():
         file = folder / Path(environ[variable]).name
@@ -37,7 +37,7 @@ def settings_of(objects: Iterable[Object], component: str, folder: Path) -> Sett
 
 @pytest.mark.parametrize("name", OVERLAYS)
 @pytest.mark.parametrize("component", ["worker", "migrate", "topology"])
-def test_every_variable_is_a_setting_and_its_value_is_taken_without_a_warning(name, component, tmp_path):
+def test_every_variable_is_a_setting_and_its_value_is_accepted_without_a_warning(name, component, tmp_path):
     settings = settings_of(overlay(name), component, tmp_path)
     assert settings.warnings == ()
     known = {field.upper() for field in Settings.model_fields} | set(URLS)
@@ -60,7 +60,7 @@ def test_every_shipped_deployment_is_atomic_for_all_tenants(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_a_worker_ends_by_itself_before_it_is_killed(name, tmp_path):
+def test_a_worker_exits_before_it_is_killed(name, tmp_path):
     spec = pods(overlay(name))["worker"]["spec"]
     assert (
         spec["terminationGracePeriodSeconds"]
@@ -113,7 +113,7 @@ def test_no_object_is_a_secret_or_holds_a_url(name):
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_memory_is_bounded_and_cpu_is_not(name):
+def test_memory_has_a_limit_and_cpu_has_none(name):
     for template in pods(overlay(name)).values():
         resources = container(template)["resources"]
         assert set(resources["requests"]) == {"cpu", "memory"}
@@ -121,19 +121,19 @@ def test_memory_is_bounded_and_cpu_is_not(name):
         assert set(resources["limits"]) == {"memory"}
 
 
-def test_a_job_s_wrong_settings_are_not_tried_again():
+def test_a_job_with_invalid_settings_is_not_retried():
     for component in ("migrate", "topology"):
         spec = one(overlay("production"), "Job", component)["spec"]
         assert spec["template"]["spec"]["restartPolicy"] == "Never"
         first = spec["podFailurePolicy"]["rules"][0]
         assert first["action"] == "FailJob"
         assert first["onExitCodes"]["containerName"] == container(spec["template"])["name"]
-        # The command line's exit code for wrong usage.
+        # The command line's exit status for a usage error.
         done = CliRunner().invoke(app, [component], env={"DATABASE_URL": "", "AMQP_URL": ""})
         assert first["onExitCodes"]["values"] == [done.exit_code]
 
 
-def test_all_workers_together_fit_into_postgresql_s_connections(tmp_path):
+def test_all_workers_together_fit_into_max_connections(tmp_path):
     settings = settings_of(overlay("production"), "worker", tmp_path)
     a_worker = settings.max_concurrent_transactions + SPARE_CONNECTIONS + CONSOLE_SESSIONS
     surge = one(overlay("production"), "Deployment")["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
@@ -141,11 +141,11 @@ def test_all_workers_together_fit_into_postgresql_s_connections(tmp_path):
     assert (most + surge) * a_worker <= POSTGRESQL_CONNECTIONS
 
 
-def test_keda_reads_the_worker_s_queue_with_its_secret_and_never_scales_to_zero(tmp_path):
+def test_keda_reads_the_workers_queue_with_its_secret_and_never_scales_to_zero(tmp_path):
     scaled = one(overlay("production"), "ScaledObject")["spec"]
     (trigger,) = scaled["triggers"]
     assert trigger["metadata"]["queueName"] == RUN_COMPLETED_QUEUE
-    # KEDA does not see what workers hold.
+    # KEDA does not count the deliveries that workers hold.
     assert (
         int(trigger["metadata"]["value"]) >= 10 * settings_of(overlay("production"), "worker", tmp_path).prefetch_count
     )
@@ -165,7 +165,7 @@ def test_tags_and_jobs_carry_the_version_of_this_checkout():
         assert name == f"closeout-{component}-{VERSION.replace('.', '-')}"
 
 
-def test_a_worker_may_go_to_each_server_and_to_the_pooler_as_it_is_shipped():
+def test_a_worker_may_connect_to_each_server_and_to_the_shipped_pooler():
     policies = {o["metadata"]["name"]: o for o in overlay("production") if o["kind"] == "NetworkPolicy"}
     reached = {port["port"] for rule in policies["closeout-worker"]["spec"]["egress"] for port in rule["ports"]}
     pooler = ConfigParser(inline_comment_prefixes=None)

@@ -1,4 +1,4 @@
-"""The example mappers turn what agent frameworks record into messages that a worker accepts."""
+"""The example mappers convert the recordings of agent frameworks to messages that a worker accepts."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from consumer.contract.run_message import decode
 EXAMPLES = Path(__file__).parents[2] / "deploy" / "examples"
 RECORDED = Path(__file__).parent / "recorded"
 
-# The recording, and of its run: id as the runner calls it, status, agent, session, tokens, and its steps.
+# Each recording, and the expected run: the runner's id, status, agent, session, tokens and steps.
 MAPPED = {
     "opentelemetry": (
         "eee19b7ec3c1b174", "failed", "travel", "conv-5", (1200, 80), [("chat", "model-x"), ("execute_tool", None)]

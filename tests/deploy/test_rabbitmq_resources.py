@@ -1,4 +1,4 @@
-"""RabbitMQ's topology is written down three times; here the three are one.
+"""RabbitMQ's topology is defined in three places, which must agree.
 
 ``consumer/amqp/topology.py`` declares it, ``deploy/rabbitmq/definitions.json`` is imported, and the Topology Operator's
 resources (rabbitmq.com/v1beta1) are applied. Field names are those of the operator's Go types, ``api/v1beta1``.
@@ -25,7 +25,7 @@ def resources() -> Iterator[dict[str, Any]]:
 
 
 def specs(kind: str) -> list[dict[str, Any]]:
-    """Return the specs of *kind*, without what all of them have."""
+    """Return the specs of *kind*, without their common fields."""
     found = [dict(resource["spec"]) for resource in resources() if resource["kind"] == kind]
     assert all(spec.pop("rabbitmqClusterReference") == CLUSTER for spec in found)
     if kind not in {"User", "Vhost"}:
@@ -34,14 +34,14 @@ def specs(kind: str) -> list[dict[str, Any]]:
 
 
 def defined(kind: str) -> list[dict[str, Any]]:
-    """Return the definitions of *kind*, without the virtual host, which is the same for all."""
+    """Return the definitions of *kind*, without their common virtual host."""
     found = [dict(entry) for entry in DEFINITIONS[kind]]
     if kind not in {"users", "vhosts"}:
         assert all(entry.pop("vhost") == VHOST for entry in found)
     return found
 
 
-def test_the_definitions_are_what_closeout_topology_declares():
+def test_the_definitions_equal_the_topology_that_is_declared():
     common = {"durable": True, "auto_delete": False}
     assert defined("exchanges") == [
         {"name": exchange.name, "type": exchange.type, **common, "internal": False, "arguments": {}}
@@ -63,11 +63,11 @@ def test_every_queue_and_the_policy_have_the_same_delivery_limit():
     assert policy["definition"] == {"delivery-limit": UNREACHABLE_DELIVERY_LIMIT}
 
 
-def test_no_user_comes_with_a_password_or_a_tag():
+def test_no_user_has_a_password_or_a_tag():
     assert {(user["password_hash"], *user["tags"]) for user in defined("users")} == {("",)}
 
 
-def test_the_operator_s_resources_are_of_its_one_version_and_each_kind_s_names_differ():
+def test_the_resources_have_the_operators_version_and_unique_names_per_kind():
     everything = list(resources())
     assert {resource["apiVersion"] for resource in everything} == {"rabbitmq.com/v1beta1"}
     names = [(resource["kind"], resource["metadata"]["name"]) for resource in everything]
@@ -116,7 +116,7 @@ def test_the_queues_equal_the_definitions_with_their_type_among_the_arguments():
         assert spec == {"name": queue["name"], "durable": queue["durable"], "autoDelete": queue["auto_delete"]}
 
 
-def test_the_users_and_what_they_may_do_are_those_of_the_definitions():
+def test_the_users_and_permissions_equal_the_definitions():
     names = [resource["metadata"]["name"] for resource in resources() if resource["kind"] == "User"]
     assert names == [user["name"] for user in defined("users")]
     assert specs("User") == [{"importCredentialsSecret": {"name": f"{name}-broker"}} for name in names]

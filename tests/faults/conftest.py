@@ -29,7 +29,7 @@ async def scenario(
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Print what was measured; CLOSEOUT_FAULTS_REPORT names a file that collects it."""
+    """Print the measurements; CLOSEOUT_FAULTS_REPORT names a file to which they are appended."""
 
     def write(line: str) -> None:
         line = f"{request.node.name}: {line}"

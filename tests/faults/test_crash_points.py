@@ -1,4 +1,4 @@
-"""SIGKILL at every point of a message's way; a second worker finds what tests/README.md says.
+"""SIGKILL at every step of a message; a second worker finds the state that tests/README.md lists.
 
 The worker is held at each point by a lock, or by a trigger that waits for one, until it is dead.
 """

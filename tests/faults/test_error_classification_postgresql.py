@@ -33,7 +33,7 @@ async def role_engine(scenario: Scenario) -> AsyncIterator[AsyncEngine]:
 async def test_database_errors_are_classified_as_transient(
     scenario: Scenario, role_engine: AsyncEngine, happens, state
 ):
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - which one is what the test is about
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - the test is about the type
         await happens(role_engine, scenario)
     assert fault_of(caught.value) is Fault.TRANSIENT, repr(caught.value)
     assert not lies_in_data(caught.value)
@@ -51,7 +51,7 @@ async def test_database_errors_are_classified_as_transient(
         ("SELECT 'x'::uuid", "22P02"),
         ("SELECT nothing()", "42883"),
         ("SELEC", "42601"),
-        ("DO $$ BEGIN RAISE EXCEPTION 'a trigger says no'; END $$", "P0001"),
+        ("DO $$ BEGIN RAISE EXCEPTION 'refused by a trigger'; END $$", "P0001"),
     ],
 )
 async def test_errors_in_data_or_code_are_classified_as_unknown_and_isolated(
@@ -60,7 +60,7 @@ async def test_errors_in_data_or_code_are_classified_as_unknown_and_isolated(
     await scenario.sql(
         "CREATE TABLE governance.t (x int PRIMARY KEY CHECK (x > 0)); GRANT ALL ON governance.t TO PUBLIC"
     )
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - which one is what the test is about
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - the test is about the type
         async with role_engine.connect() as conn:
             await execute(conn, statement)
     assert (sqlstate_of(caught.value), fault_of(caught.value)) == (state, Fault.UNKNOWN)

@@ -83,7 +83,7 @@ async def broker_refuses(connection: BrokerConnection, scenario: Scenario) -> No
 
 
 async def broker_silent(connection: BrokerConnection, scenario: Scenario) -> None:
-    """Accepted, and nothing is ever sent: our timeout for opening applies."""
+    """The connection is accepted and nothing is ever sent: our timeout for opening applies."""
     scenario.broker_proxy.stall()
     await connection.channel(confirms=False)
 
@@ -182,7 +182,7 @@ async def test_broker_errors_are_classified_as_transient(
 
 
 async def _ends(channel: Channel) -> None:
-    """Raise what *channel* is closed with; fail if it stays open, since a TimeoutError would count as transient."""
+    """Raise the error that closes *channel*; fail if it stays open, since a TimeoutError would count as transient."""
     done, _ = await asyncio.wait([channel.closing], timeout=30)
     assert done, "nothing closed the channel"
     await channel.closing
@@ -190,12 +190,12 @@ async def _ends(channel: Channel) -> None:
 
 # start, tune, open-ok; the channel's open-ok, qos-ok, consume-ok: after each of them, and before the first.
 @pytest.mark.parametrize("how", ["closed", "reset"])
-@pytest.mark.parametrize("answers", range(6))
+@pytest.mark.parametrize("responses", range(6))
 async def test_a_connection_lost_after_any_response_is_a_transient_error_for_a_consumer(
-    scenario: Scenario, connection: BrokerConnection, answers: int, how: str
+    scenario: Scenario, connection: BrokerConnection, responses: int, how: str
 ):
     """No CancelledError, no StopAsyncIteration: they would end the worker, or count an attempt."""
-    scenario.broker_proxy.breaks = [(answers, how == "reset")]
+    scenario.broker_proxy.breaks = [(responses, how == "reset")]
 
     async def consume() -> None:
         channel = await connection.channel(confirms=False)
@@ -216,7 +216,7 @@ async def test_a_listener_without_a_broker_behind_it_is_a_transient_error_in_a_w
         for _ in range(20):
             try:
                 await BrokerConnection(scenario.environ["AMQP_URL"], name="x").channel(confirms=False)
-            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it is what is looked at
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the error is the result
                 found.append(error)
         return found
 

@@ -17,9 +17,9 @@ from tests.support.waiting import PATIENCE
 pytestmark = pytest.mark.timeout(180)
 
 LOAD = 600
-# Seconds from the end of the grace period until a process is seen to have ended; a busy machine must not exceed it.
+# Seconds from the end of the grace period until the end of a process is detected; a busy machine must not exceed it.
 LATE = 15.0
-# What a worker logs where the grace period ended before its work did.
+# Log event of a worker whose grace period ended before its work.
 NOT_DRAINED = "not drained in time"
 
 
@@ -145,7 +145,7 @@ async def _main_queue(scenario: Scenario) -> tuple[set[str], int]:
         found.add(str(runs.run_id_of(message.body)))
         redelivered += bool(message.redelivered)
     await channel.close()
-    await scenario.until(lambda: _nothing_held(scenario), what="the return of what was read")
+    await scenario.until(lambda: _nothing_held(scenario), what="the return of the read messages")
     return found, redelivered
 
 

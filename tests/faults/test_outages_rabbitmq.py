@@ -10,7 +10,7 @@ from tests.support.faults.scenario import Scenario
 
 pytestmark = pytest.mark.timeout(180)
 
-# Seconds until an idle worker notices a dead connection: three heartbeats of 10 s, and 34.9 s next to one busy loop.
+# Seconds until an idle worker detects a dead connection: three heartbeats of 10 s, and 34.9 s next to one busy loop.
 # With the client's default heartbeat it would be three minutes.
 HEARTBEATS_SECONDS = 60.0
 
@@ -82,8 +82,8 @@ async def test_repeated_rabbitmq_disconnects_lose_nothing(scenario: Scenario, re
 async def test_a_rabbitmq_connection_lost_at_any_point_of_the_handshake_loses_nothing(
     scenario: Scenario, report, reset
 ):
-    """A broker that dies while it is being connected to; a load balancer in front of one that is down."""
-    breaks = [(answers, reset) for answers in range(10)]
+    """A broker that dies during the handshake, or a load balancer in front of a broker that is down."""
+    breaks = [(responses, reset) for responses in range(10)]
     async with scenario.worker() as worker:
         await scenario.publish(20)
         await scenario.all_closed_out()
@@ -91,7 +91,7 @@ async def test_a_rabbitmq_connection_lost_at_any_point_of_the_handshake_loses_no
         scenario.broker_proxy.cut()
 
         async def all_broken() -> bool:
-            assert worker.alive, f"it ended by itself with {len(scenario.broker_proxy.breaks)} of {len(breaks)} to go"
+            assert worker.alive, f"the worker exited with {len(scenario.broker_proxy.breaks)} of {len(breaks)} to go"
             await scenario.publish(1)
             return not scenario.broker_proxy.breaks
 

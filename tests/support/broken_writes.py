@@ -1,4 +1,4 @@
-"""Reading tables, and making the database refuse writes to one."""
+"""Helpers that read tables, and make the database refuse writes to one."""
 
 from typing import Any
 

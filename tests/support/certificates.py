@@ -1,4 +1,4 @@
-"""Private authorities and certificates, valid, expired and of strangers; created in each test session."""
+"""Private authorities and certificates, valid, expired and untrusted; created in each test session."""
 
 from datetime import UTC, datetime
 from pathlib import Path

@@ -1,6 +1,7 @@
-"""The installed ``closeout`` as a process: in a pipe, as scripts see it, and on a terminal, as people do.
+"""The installed ``closeout`` as a process: in a pipe, as scripts see it, and on a terminal, as users run it.
 
-URLs of an administrator are replaced by those of an operator, so that tests also show that its rights are enough.
+URLs of an administrator are replaced with those of an operator, so that tests also show that its privileges are
+sufficient.
 """
 
 import asyncio

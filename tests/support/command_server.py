@@ -24,7 +24,7 @@ import coverage
 
 # Seconds. Ends a test whose command hangs; a busy machine must not exceed it.
 TIMEOUT = 100.0
-# What read their environment when they are imported: each command imports them itself.
+# Modules that read the environment when they are imported: each command imports them itself.
 _NOT_PRELOADED = ("consumer.cli", "consumer.commands")
 _LIBRARIES = ("alembic.command", "aio_pika", "rich.table", "rich.progress", "sqlalchemy.dialects.postgresql.asyncpg")
 _STARTING = threading.Lock()
@@ -104,16 +104,16 @@ def _supervise(connection: socket.socket) -> None:
     """Fork the command of *connection*, and report its process id and its exit status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     streams = socket.recv_fds(connection, 1, 3)[1]
-    with connection, connection.makefile("rw", encoding="utf-8") as answers:
-        arguments, env = json.loads(answers.readline())
+    with connection, connection.makefile("rw", encoding="utf-8") as file:
+        arguments, env = json.loads(file.readline())
         child = os.fork()
         if child:
             for stream in streams:
                 os.close(stream)
-            answers.write(f"{child}\n")
-            answers.flush()
-            answers.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n")
-            answers.flush()
+            file.write(f"{child}\n")
+            file.flush()
+            file.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n")
+            file.flush()
             os._exit(0)
     _become(arguments, env, streams)
 

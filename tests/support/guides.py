@@ -22,7 +22,7 @@ def prose(guide: str) -> str:
 
 
 def section(guide: str, heading: str) -> str:
-    """Return what is below *heading*, up to the next heading of the same level or above."""
+    """Return the text below *heading*, up to the next heading of the same level or above."""
     level, text = heading.partition(" ")[0], read(guide)
     assert f"\n{heading}\n" in text, f"{guide} has no {heading}"
     below = text.partition(f"\n{heading}\n")[2]

@@ -1,4 +1,4 @@
-"""What Kustomize renders of deploy/kubernetes, and of overlays that a test writes next to it."""
+"""The objects that Kustomize renders from deploy/kubernetes, and from overlays that tests write."""
 
 import shutil
 import subprocess
@@ -16,7 +16,7 @@ KUBERNETES = ROOT / "deploy" / "kubernetes"
 OVERLAYS = sorted(path.name for path in (KUBERNETES / "overlays").iterdir())
 COMPONENTS = sorted(path.name for path in (KUBERNETES / "components").iterdir())
 
-# The base of the alerts' runbook_url as it is shipped.
+# The base of the shipped alerts' runbook_url.
 RUNBOOKS = "https://git.example.com/closeout/blob/main/deploy/prometheus/README.md"
 
 Object = dict[str, Any]
@@ -66,7 +66,7 @@ def one(objects: Iterable[Object], kind: str, component: str | None = None) -> O
 
 
 def component_of(an_object: Object) -> str:
-    """Return the label by which ``kubectl apply -l`` chooses."""
+    """Return the label by which ``kubectl apply -l`` selects."""
     return str(an_object["metadata"].get("labels", {}).get("app.kubernetes.io/component", ""))
 
 

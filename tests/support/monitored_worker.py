@@ -38,9 +38,9 @@ SUPPRESS = """\
 - {name: flagged, effect: flag, severity: LOW, condition: run.model == "flagged"}
 - {name: failing, effect: flag, severity: LOW, condition: run.model == "odd" && run.metadata.absent > 1}
 """
-# Tables that each refuse one tenant: such a run's transaction reaches the phase before.
+# Tables that each refuse the rows of one tenant: the transaction of such a run ends in the phase before the write.
 FAILING_TABLES = ("incidents", "policy_evaluations", "traces", "outbox_events")
-# Transactions of one more tenant fail on the atomic path alone.
+# Transactions of one more tenant fail on the atomic path only.
 FAULTS = """
 CREATE FUNCTION governance.refuse() RETURNS trigger LANGUAGE plpgsql AS
   $$ BEGIN RAISE EXCEPTION 'atomic writes are refused'; END $$;
@@ -88,7 +88,7 @@ class Monitored:
     def is_at_rest(self) -> bool:
         """Query the two workers as of some seconds ago; if both were scraped and at rest, all tests query that time.
 
-        A scrape of a second that fails on a busy machine makes every series vanish until the next.
+        If a scrape fails on a busy machine, every series is absent until the next one.
         """
         self.at = time.time() - SCRAPED_SECONDS
         both = {self.worker: 0.0, self.idle: 0.0}

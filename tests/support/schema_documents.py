@@ -17,10 +17,10 @@ _KNOWN_KEYWORDS = {
 
 
 def documents(schema: dict[str, Any], root: dict[str, Any] | None = None) -> Documents:
-    """Return a strategy for documents that *schema* accepts; raise ``ValueError`` for a keyword that is not known."""
+    """Return a strategy for documents that *schema* accepts; raise ``ValueError`` for an unsupported keyword."""
     root = schema if root is None else root
     if unknown := schema.keys() - _KNOWN_KEYWORDS:
-        raise ValueError(f"keywords that this module does not know: {sorted(unknown)}")
+        raise ValueError(f"keywords that this module does not support: {sorted(unknown)}")
     if "$ref" in schema:
         target: Any = root
         for name in schema["$ref"].removeprefix("#/").split("/"):

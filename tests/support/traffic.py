@@ -25,7 +25,7 @@ from tests.support.waiting import PATIENCE, until
 async def worker(
     database_url: str, amqp_url: str, spans: Spans | None = None, /, **environ: str
 ) -> AsyncIterator[Service]:
-    """Run a worker; URLs of an administrator are replaced by those of the worker's role and user."""
+    """Run a worker; URLs of an administrator are replaced with those of the worker's role and user."""
     settings = load_settings(
         {
             "DATABASE_URL": as_role(database_url, WORKER),
@@ -126,7 +126,7 @@ async def has_length(broker: BrokerConnection, queue: str, number: int) -> bool:
 
 
 async def length_without_consumers(broker: BrokerConnection, queue: str) -> int:
-    """Wait until *queue* has no consumer, when it holds again what was not acked, and return its length."""
+    """Wait until *queue* has no consumer, when it contains all unacked messages again, and return its length."""
     channel = await broker.channel(confirms=False)
 
     async def left() -> bool:

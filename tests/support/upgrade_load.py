@@ -3,7 +3,7 @@
 from tests.support.faults.running_worker import RunningWorker
 from tests.support.faults.scenario import Scenario
 
-# So few that neither of two workers receives everything.
+# Small, so that neither of two workers receives all messages.
 FEW = {"PREFETCH_COUNT": "5", "BATCH_MAX_RUNS": "5"}
 COMMITTED = 'closeout_deliveries_total{result="committed"}'
 

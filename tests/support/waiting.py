@@ -46,7 +46,7 @@ async def until(
 ) -> Any:
     """Poll *check*, a function or a coroutine function, until its result is true, and return the result.
 
-    An *ignoring* error counts as not yet. Raises AssertionError after *within* seconds.
+    An error of a class in *ignoring* counts as false. Raises AssertionError after *within* seconds.
     """
     deadline = time.monotonic() + within
     while True:

@@ -67,7 +67,7 @@ def test_a_new_worker_reports_that_it_is_paused(metrics):
     assert metrics.registry.get_sample_value("closeout_consumer_paused") == 1
     health.consuming()
     assert metrics.registry.get_sample_value("closeout_consumer_paused") == 0
-    health.paused("PostgreSQL is away")
+    health.paused("PostgreSQL is unavailable")
     assert metrics.registry.get_sample_value("closeout_consumer_paused") == 1
 
 

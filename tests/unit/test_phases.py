@@ -32,7 +32,7 @@ def test_the_phases_are_those_of_the_contract():
 
 @pytest.mark.parametrize("target", P)
 @pytest.mark.parametrize("start", P)
-def test_a_move_is_legal_exactly_where_the_contract_has_it(start: TransactionPhase, target: TransactionPhase):
+def test_the_legal_moves_are_those_of_the_contract(start: TransactionPhase, target: TransactionPhase):
     machine = PhaseMachine(start)
     if (start, target) in LEGAL:
         assert machine.advance(target) is target

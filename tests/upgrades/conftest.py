@@ -12,8 +12,8 @@ from consumer.postgres.engine import create_engine
 from tests.support.faults.scenario import Scenario
 from tests.support.schemas import bring_to
 
-# Code that knows schema 0001 only: `git archive` of consumer, domains and config at commit 9cf7bbd, the last one before
-# 0002. Kept as a file, for a clone without history, or with another one, must not have to leave these tests out.
+# Code for schema 0001 only: `git archive` of consumer, domains and config at commit 9cf7bbd, the last one before
+# 0002. Kept as a file, so that these tests also run in a clone without that history.
 OLDER_VERSION = Path(__file__).with_name("workers-of-0001.tar.xz")
 # Without the checkout, which an editable installation and the working directory would put first.
 RUN_OLDER = (sys.executable, "-P", "-c", "import consumer.cli; consumer.cli.main()")

@@ -25,8 +25,8 @@ NOT_ASKED = (
     "ban-uncommitted-transaction",  # an autocommit block is written as COMMIT and BEGIN
     "transaction-nesting",
 )
-# What a version of the worker that still runs may rely on. A migration that removes it states
-# `step = "contract"`, and comes a version after the last worker that does.
+# Objects that a running older worker may rely on. A migration that removes it states
+# `step = "contract"`, and ships one version after the last worker that uses it.
 TAKES_AWAY = {"ban-drop-column", "ban-drop-table", "ban-drop-constraint", "ban-drop-not-null"}
 # Accepted by squawk: the complete table is rewritten or locked for the duration.
 WHOLE_TABLE = re.compile(
@@ -71,7 +71,7 @@ def faults(sql: str, *, contract: bool = False) -> set[str]:
 
 
 @pytest.mark.parametrize("migration", migrations(), ids=lambda migration: migration.revision)
-def test_no_migration_blocks_workers_or_breaks_those_of_the_version_before(migration: Script):
+def test_no_migration_blocks_workers_or_breaks_those_of_the_previous_version(migration: Script):
     contract = getattr(migration.module, "step", "expand") == "contract"
     assert faults(sql_of(migration), contract=contract) == ACCEPTED.get(migration.revision, set())
 

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.timeout(90)
 
 DEPLOY = Path(__file__).parents[2] / "deploy/pgbouncer"
 ROLE_SQL = DEPLOY / "worker-role.sql"
-# Settings of one place only; the private server has its own.
+# Settings that depend on the installation; the private server has others.
 LOCAL = {"listen_addr", "listen_port", "auth_type", "auth_file"}
 FEW: dict[str, Any] = {"PREFETCH_COUNT": "10", "BATCH_MAX_RUNS": "10"}
 
@@ -153,7 +153,7 @@ def test_the_shipped_pgbouncer_configuration_covers_workers_and_consoles():
 
 
 async def test_prepared_statement_names_are_unique_across_sessions(engine: AsyncEngine):
-    """The driver names its own statements by a counter that starts again in each process."""
+    """By default the driver numbers its statements, and the numbers restart in each process."""
     await create_transaction_coordinator(engine=engine).execute(runs.run())
     prepared = text("SELECT name FROM pg_prepared_statements")
     async with engine.connect() as one, engine.connect() as other:

@@ -1,4 +1,4 @@
-"""A PostgreSQL primary dies under load and its streaming standby takes over; the worker knows both by one URL."""
+"""A PostgreSQL primary dies under load and its streaming standby takes over; one URL names both."""
 
 import pytest
 from servers.postgres_standby import PostgresStandby

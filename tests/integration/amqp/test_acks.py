@@ -35,7 +35,7 @@ class Consumer:
 
 
 async def left_after(amqp_url, broker, number, steps, *, single_acks: int = 0) -> list[int]:
-    """Run *steps* on the acks of a channel with *number* deliveries, close it, and return what the queue then holds.
+    """Run *steps* on the acks of a channel with *number* deliveries, close it, and return the messages left.
 
     A channel that closes right after *single_acks* loses some of them. As many more deliveries arrive only once the
     queue has them all.
@@ -113,7 +113,7 @@ async def test_an_unfinished_batch_holds_back_only_a_part_of_the_prefetch_count(
     assert await left_after(amqp_url, broker, 102, steps, single_acks=101) == [1]
 
 
-async def test_concurrent_flushes_ack_no_tag_twice(amqp_url, broker):
+async def test_concurrent_flushes_ack_each_tag_once(amqp_url, broker):
     """The broker closes the channel on an unknown delivery tag."""
 
     async def steps(acks: Acks) -> None:

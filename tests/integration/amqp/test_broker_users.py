@@ -1,4 +1,4 @@
-"""RabbitMQ's users of ``deploy/rabbitmq/definitions.json``, on both majors: exactly their permissions."""
+"""RabbitMQ's users of ``deploy/rabbitmq/definitions.json``, on both major versions: exactly their permissions."""
 
 import asyncio
 import itertools
@@ -29,7 +29,7 @@ from consumer.parked.copies import headers_of
 from tests.support import roles, traffic
 from tests.support import run_messages as runs
 
-Ask = Callable[[AmqpChannel], Awaitable[object]]
+Operation = Callable[[AmqpChannel], Awaitable[object]]
 QUEUES = [RUN_COMPLETED_QUEUE, PARKED_QUEUE, RETRY_QUEUE]
 EXCHANGES = [RUNS_EXCHANGE, EVENTS_EXCHANGE, INTERNAL_EXCHANGE, "", "amq.direct", "amq.topic", "amq.fanout", "others"]
 _names = itertools.count()
@@ -39,7 +39,7 @@ async def never(_message: object) -> None:
     """A callback of a consumer that is never started."""
 
 
-def of_queue(queue: str) -> dict[str, Ask]:
+def of_queue(queue: str) -> dict[str, Operation]:
     """Return every operation of a client on *queue*."""
     return {
         f"consume {queue}": lambda channel: channel.basic_consume(queue, never),
@@ -52,9 +52,9 @@ def of_queue(queue: str) -> dict[str, Ask]:
     }
 
 
-def of_exchange(exchange: str) -> dict[str, Ask]:
+def of_exchange(exchange: str) -> dict[str, Operation]:
     """Return every operation of a client on *exchange*; the default one can be neither deleted nor bound."""
-    requests: dict[str, Ask] = {}
+    requests: dict[str, Operation] = {}
     if exchange:
         requests[f"delete {exchange}"] = lambda channel: channel.exchange_delete(exchange)
         requests[f"bind {exchange}"] = lambda channel: channel.exchange_bind(exchange, "amq.fanout", routing_key="#")
@@ -64,15 +64,15 @@ def of_exchange(exchange: str) -> dict[str, Ask]:
     }
 
 
-def publishing(exchange: str, key: str) -> Ask:
+def publishing(exchange: str, key: str) -> Operation:
     return lambda channel: channel.basic_publish(b"{}", exchange=exchange, routing_key=key)
 
 
-def everything() -> dict[str, Ask]:
+def everything() -> dict[str, Operation]:
     """Return, by name, every operation of a client on every queue and exchange here."""
-    requests: dict[str, Ask] = {
+    requests: dict[str, Operation] = {
         "declare a queue": lambda channel: channel.queue_declare("mine"),
-        "declare a queue of no name": lambda channel: channel.queue_declare("", exclusive=True),
+        "declare a queue without a name": lambda channel: channel.queue_declare("", exclusive=True),
         "declare an exchange": lambda channel: channel.exchange_declare("mine", exchange_type="fanout"),
     }
     for queue in [*QUEUES, "subscriber.theirs"]:
@@ -138,7 +138,7 @@ class Place:
     def url_of(self, user: str) -> str:
         return roles.as_user(self.url, user)
 
-    def stands(self) -> list[str]:
+    def existing(self) -> list[str]:
         """Return the existing exchanges, queues and bindings with all properties, except the tests' own."""
         names = "name, durable, auto_delete, arguments"
         output = self.server.eval(
@@ -152,12 +152,12 @@ class Place:
         lines = output.replace(self.vhost, "VHOST").strip('"').split("|")
         return [line for line in lines if "subscriber." not in line and "others" not in line]
 
-    async def may(self, user: str, ask: Ask) -> bool:
+    async def may(self, user: str, operation: Operation) -> bool:
         """Return whether *user* is permitted; the broker checks permissions before anything else."""
         connection = BrokerConnection(self.url_of(user), name="tests")
         channel = await connection.channel(confirms=True)
         try:
-            await ask(channel)
+            await operation(channel)
         except AMQPChannelError as error:
             return "ACCESS_REFUSED" not in str(error)
         except asyncio.CancelledError:
@@ -200,13 +200,13 @@ async def test_an_imported_user_can_log_in_only_after_a_password_is_set(any_rabb
 
 async def test_closeout_topology_accepts_the_imported_definitions(place):
     connection = BrokerConnection(place.url_of(roles.TOPOLOGY_USER), name="tests")
-    before = place.stands()
+    before = place.existing()
 
     declared = await declare(connection)
     await connection.close()
 
     assert len(declared) == len(TOPOLOGY.exchanges) + len(TOPOLOGY.queues) + len(TOPOLOGY.bindings)
-    assert place.stands() == before
+    assert place.existing() == before
 
 
 async def test_the_topology_user_declares_the_imported_definitions_in_an_empty_vhost(place):
@@ -218,13 +218,13 @@ async def test_the_topology_user_declares_the_imported_definitions_in_an_empty_v
     await declare(connection)
     await connection.close()
 
-    assert bare.stands() == place.stands()
+    assert bare.existing() == place.existing()
     place.server.delete_vhost(bare.vhost)
 
 
 @pytest.mark.parametrize("user", MAY)
 async def test_each_user_has_exactly_its_permissions(place, user):
-    allowed = [what for what, ask in everything().items() if await place.may(user, ask)]
+    allowed = [what for what, operation in everything().items() if await place.may(user, operation)]
 
     assert sorted(allowed) == sorted(MAY[user])
 

@@ -165,8 +165,8 @@ async def test_concurrent_copies_with_one_message_id_each_report_whether_they_we
         same = spec.Basic.Properties(message_id="1")
         await channel.send(exchange=EVENTS_EXCHANGE, routing_key="not.taken", body=b"x", properties=same)
 
-    answers = await asyncio.gather(*(send() for _ in range(3)), return_exceptions=True)
-    assert [type(answer) for answer in answers] == [UnavailableError] * 3
+    responses = await asyncio.gather(*(send() for _ in range(3)), return_exceptions=True)
+    assert [type(response) for response in responses] == [UnavailableError] * 3
 
 
 async def test_concurrently_published_events_stay_in_the_outbox_where_unroutable(broker):

@@ -1,4 +1,4 @@
-"""The database's schema and the broker's topology, which a worker needs."""
+"""The schema and the topology that a worker needs."""
 
 import asyncio
 import re
@@ -72,7 +72,7 @@ async def test_each_difference_between_schema_and_tables_is_described_with_its_f
     assert await differences(engine) == []
 
 
-async def test_a_schema_of_another_version_is_named_with_the_command_that_upgrades_it(engine):
+async def test_a_schema_of_another_version_is_reported_with_the_upgrade_command(engine):
     messages = {}
     async with engine.begin() as conn:
         await conn.execute(text("ALTER TABLE governance.incidents ADD COLUMN note text"))

@@ -76,7 +76,7 @@ async def test_a_legacy_failure_keeps_the_rows_written_and_a_redelivery_complete
     assert await count(engine, "outbox_events") == 3
 
 
-async def test_a_half_done_legacy_run_is_completed_by_the_coordinator(legacy, engine):
+async def test_an_unfinished_legacy_run_is_completed_by_the_coordinator(legacy, engine):
     arrival = Arrival.of(runs.run())
     await break_writes_to(engine, "traces")
     with pytest.raises(TransactionFailed):
@@ -215,7 +215,7 @@ async def test_a_suppressing_policy_takes_effect_on_both_paths(legacy, engine):
     assert keys == ["incident.suppressed.high"] * 2
 
 
-async def test_a_half_done_legacy_run_is_reported_as_unfinished(legacy, engine):
+async def test_a_crash_between_legacy_writes_is_reported_as_unfinished(legacy, engine):
     arrival = Arrival.of(runs.run())
     await legacy.execute(arrival)
     async with engine.begin() as conn:

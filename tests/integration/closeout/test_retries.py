@@ -19,7 +19,7 @@ from tests.support.traffic import eventually, parked, publish, published_runs, w
 async def test_a_failing_run_returns_from_the_retry_queue_and_is_parked_after_the_last_attempt(
     database_url, amqp_url, engine, broker
 ):
-    await break_writes_to(engine, "traces", "the trace store is full of bees")
+    await break_writes_to(engine, "traces", "the trace store is out of order")
     body = runs.body()
     before = datetime.now(UTC)
     async with worker(database_url, amqp_url, DELIVERY_MAX_ATTEMPTS="2"):
@@ -28,7 +28,7 @@ async def test_a_failing_run_returns_from_the_retry_queue_and_is_parked_after_th
     headers = headers_of(message)
     assert message.body == body
     assert (headers["x-closeout-reason"], headers["x-closeout-attempts"]) == ("attempts_exhausted", 2)
-    assert "full of bees" in str(headers["x-closeout-error"])
+    assert "out of order" in str(headers["x-closeout-error"])
     assert (headers["traceparent"], message.header.properties.message_id) == ("00-x", "m-1")
     assert (headers["x-closeout-exchange"], headers["x-closeout-routing-key"]) == ("runs", "run.completed")
     first_seen, parked_at = (

@@ -185,7 +185,7 @@ class CloseOut(RuleBasedStateMachine):
         for key, (row,) in inbox.items():
             left = [event.sequence for event in sorted(rows["outbox_events"][key], key=lambda event: event.sequence)]
             if row.committed_at is None:
-                assert (row.mode, left) == ("legacy", [])  # half done and reported
+                assert (row.mode, left) == ("legacy", [])  # unfinished and reported
                 continue
             assert len(rows["incidents"][key]) == len(rows["policy_evaluations"][key]) == 1
             assert left == [1, 2, 3][3 - len(left) :]

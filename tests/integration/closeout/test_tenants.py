@@ -1,6 +1,6 @@
 """A tenant cannot access another's run: the same ids in two tenants are two runs everywhere.
 
-acme and globex each publish a run with the same run id and trace id, and with text of their own.
+acme and globex each publish a run with the same run id and trace id, and with different text.
 """
 
 import json

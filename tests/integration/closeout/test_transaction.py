@@ -234,7 +234,7 @@ async def test_a_complete_trace_is_never_changed(coordinator, engine):
 
 
 @pytest.mark.parametrize("status", ["running", "completed"])
-async def test_a_trace_of_another_run_is_left_alone_whatever_trace_the_run_names(coordinator, engine, status):
+async def test_a_trace_of_another_run_is_never_changed(coordinator, engine, status):
     run, other = runs.run(), uuid4()
     await _insert_trace(engine, run, status=status, run_id=other)
     before = await only_row(engine, "traces")

@@ -180,15 +180,15 @@ async def test_stopping_under_load_loses_nothing(database_url, amqp_url, engine,
     assert done & left == set()  # no committed run is redelivered
 
 
-async def test_a_worker_started_before_migration_and_topology_reports_what_it_waits_for(
+async def test_a_worker_started_before_migration_and_topology_reports_what_is_missing(
     empty_database_url, bare_amqp_url
 ):
     async with worker(empty_database_url, bare_amqp_url) as service:
 
         async def named() -> bool:
-            answer = await request(service.http.port, "/readyz")
-            assert answer.status == 503
-            return "run closeout migrate" in answer.body
+            response = await request(service.http.port, "/readyz")
+            assert response.status == 503
+            return "run closeout migrate" in response.body
 
         await until(named)
         assert (await request(service.http.port, "/livez")).status == 200

@@ -1,4 +1,4 @@
-"""``closeout doctor`` on the broker: every check, with real servers of both majors in that state."""
+"""``closeout doctor`` on the broker: every check, on real servers of both major versions in the matching state."""
 
 import asyncio
 import itertools
@@ -124,7 +124,7 @@ async def test_every_missing_queue_exchange_and_binding_is_named(place):
     assert "parked" not in checks
 
 
-async def test_a_missing_topology_does_not_end_the_other_checks(place):
+async def test_a_missing_topology_does_not_stop_the_other_checks(place):
     vhost = Place(place.server, f"doctor{next(_names)}")
 
     checks = await examined(vhost.url)

@@ -1,4 +1,4 @@
-"""``closeout doctor`` on the database: every check, with a real server in that state."""
+"""``closeout doctor`` on the database: every check, on a real server in the matching state."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -181,7 +181,7 @@ async def test_a_schema_of_a_newer_closeout_is_a_warning(engine, worker_url):
 
 
 async def test_a_schema_behind_this_version_is_a_problem(engine, worker_url, monkeypatch):
-    """The package's newest version is raised, whatever it is."""
+    """Raises the package's newest version instead of lowering the database's."""
     monkeypatch.setattr("consumer.diagnosis.database.newest", lambda: "9999")
 
     checks = await examined(worker_url)
@@ -255,19 +255,21 @@ async def test_unpublished_events_are_judged_by_their_age(engine, worker_url, ag
     assert checks["outbox"].found.startswith("1 run has unpublished events")
 
 
-async def test_an_old_half_done_legacy_close_out_is_a_problem(engine, worker_url):
+async def test_an_old_unfinished_legacy_close_out_is_a_problem(engine, worker_url):
     await create_transaction_coordinator(engine=engine).execute(runs.run())
-    half_done = "UPDATE governance.run_completions SET mode = 'legacy', committed_at = NULL, phase = 'INCIDENT_CREATED'"
-    async with _changed(engine, "DELETE FROM governance.outbox_events", f"{half_done}, received_at = now()"):
+    unfinished = (
+        "UPDATE governance.run_completions SET mode = 'legacy', committed_at = NULL, phase = 'INCIDENT_CREATED'"
+    )
+    async with _changed(engine, "DELETE FROM governance.outbox_events", f"{unfinished}, received_at = now()"):
         assert troubled(await examined(worker_url)) == {}
-    async with _changed(engine, f"{half_done}, received_at = now() - interval '6 min'"):
+    async with _changed(engine, f"{unfinished}, received_at = now() - interval '6 min'"):
         checks = await examined(worker_url)
 
     assert troubled(checks) == {"unfinished": "problem"}
     assert checks["unfinished"].found.startswith("1 legacy close-out is unfinished, the first since 20")
 
 
-async def test_unreadable_tables_do_not_end_the_other_checks(engine, worker_url, role):
+async def test_unreadable_tables_do_not_stop_the_other_checks(engine, worker_url, role):
     async with _changed(engine, f"REVOKE ALL ON governance.outbox_events, governance.run_completions FROM {role}"):
         checks = await examined(worker_url)
 
@@ -276,7 +278,7 @@ async def test_unreadable_tables_do_not_end_the_other_checks(engine, worker_url,
 
 
 async def _work_of_a_worker(engine: AsyncEngine, url: str, broker: BrokerConnection) -> None:
-    """Execute every statement of a worker on both paths; raises what is refused."""
+    """Execute every statement of a worker on both paths; raises the first refusal."""
     theirs = create_engine(url, pool_size=3, by_key=True)
     metrics = Metrics()
     try:

@@ -1,4 +1,4 @@
-"""TLS to real servers with a private authority: what is trusted, what is refused, and the messages."""
+"""TLS to real servers with a private authority: trusted and refused certificates, and the messages."""
 
 import asyncio
 import ssl

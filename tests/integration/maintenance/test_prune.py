@@ -32,7 +32,7 @@ DONE = {"status": "succeeded", "error_code": None}
 async def close_out(
     engine: AsyncEngine, number: int, *, days: int = 100, published: bool = True, **changes: Any
 ) -> Any:
-    """Close out runs as of so many *days* ago; their events are published if *published*. Return them."""
+    """Close out runs as of *days* days ago; their events are published if *published*. Return them."""
     made = [runs.run(**{**DONE, **changes}) for _ in range(number)]
     await create_transaction_coordinator(engine=engine).execute_many(made)
     ids = {"ids": [str(run.run_id) for run in made], "days": days}
@@ -114,9 +114,9 @@ async def test_runs_that_must_be_kept_are_counted_by_reason(engine, database_url
     waiting = await close_out(engine, 2, published=False)
     is_open = await close_out(engine, 3, status="failed", error_code="AGENT_CRASH")
     await break_writes_to(engine, "traces")
-    half_done = runs.run()
+    unfinished = runs.run()
     with pytest.raises(TransactionFailed):
-        await LegacyCloseOut(engine=engine, policies=PolicyBook()).execute(Arrival.of(half_done))
+        await LegacyCloseOut(engine=engine, policies=PolicyBook()).execute(Arrival.of(unfinished))
     await repair_writes(engine)
     async with engine.begin() as conn:
         await conn.execute(
@@ -129,7 +129,7 @@ async def test_runs_that_must_be_kept_are_counted_by_reason(engine, database_url
     document = json.loads(done.stdout)
     assert (document["runs"], document["complete"], document["failure"]) == (5, True, None)
     assert document["kept"] == {"open_incident": 3, "events_waiting": 2, "unfinished": 1, "in_use": 0}
-    assert await stored(engine) == ids_of([*waiting, *is_open, half_done])
+    assert await stored(engine) == ids_of([*waiting, *is_open, unfinished])
     assert await count(engine, "outbox_events") == 6
     assert (await reconcile_counts(engine)).keys() <= {"outbox-stale", "legacy-stale"}
 

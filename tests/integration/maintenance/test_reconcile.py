@@ -32,7 +32,7 @@ PREVENTION = (
 )
 UNFINISH = "UPDATE governance.run_completions SET mode = 'legacy', committed_at = NULL"
 LATER = "created_at = created_at - interval '10 minutes'"
-# What is done to one healthy, committed run, the only invariant that may report it, and a part of the report.
+# A change to one healthy, committed run, the only invariant that may report it, and a part of the report.
 PUBLISHED = f"UPDATE governance.run_completions SET phase = 'EVENTS_PUBLISHED', events_published_at = now() {OF_VICTIM}"
 BREAKS: dict[str, tuple[str, str, list[str]]] = {
     "incident gone": ("one-finding", "neither", [f"DELETE FROM governance.incidents {OF_VICTIM}"]),
@@ -194,7 +194,7 @@ async def test_legitimate_states_are_not_reported(engine):
         await close_out(engine, 1)
     await repair_writes(engine)
     await break_writes_to(engine, "policy_evaluations")
-    with pytest.raises(TransactionFailed):  # half done, and recent
+    with pytest.raises(TransactionFailed):  # unfinished, and recent
         await LegacyCloseOut(engine=engine, policies=PolicyBook()).execute(Arrival.of(runs.run()))
 
     assert broken(await checked(engine)) == {}

@@ -117,7 +117,7 @@ async def test_the_backtest_compares_with_the_enforced_policy_of_the_same_name_a
     assert [example.run_id for example in cost.examples["again"]] == [middle.run_id]
     assert counted(quiet) == {"acme": (4, 0, 0, 1, 0, 0)}
     assert (cost.has_history, quiet.has_history) == (True, True)
-    # What was only ever in shadow decided nothing.
+    # A policy that was only ever in shadow has no history.
     assert (watched.has_history, watched.total.newly) == (False, 4)
 
 

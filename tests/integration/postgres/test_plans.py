@@ -1,4 +1,4 @@
-"""The query plans of a batch: only lookups by key, whatever the size of the tables."""
+"""The query plans of a batch: only lookups by key, regardless of table size."""
 
 from sqlalchemy import text
 

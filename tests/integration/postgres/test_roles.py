@@ -15,7 +15,7 @@ from tests.support.roles import DEPLOY, OPERATOR, OWNER, READER, WORKER, WORKER_
 TABLES = [*sorted(table.name for table in metadata.tables.values()), "schema_version"]
 PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER", "MAINTAIN")
 BY_COLUMN = ("INSERT", "UPDATE", "REFERENCES")
-# What a worker reads in addition to its tables: the schema's version, for closeout doctor.
+# A worker also reads the schema's version, for closeout doctor.
 OF_WORKER = {**WORKER_PRIVILEGES, "schema_version": "SELECT"}
 ALL_READ = dict.fromkeys(TABLES, "SELECT")
 OF_OPERATOR = ALL_READ | {
@@ -42,8 +42,8 @@ REFUSED = {
     "alter a table": "ALTER TABLE governance.incidents ADD COLUMN mine int",
     "add an index": "CREATE INDEX ON governance.incidents (title)",
     "add a trigger": "CREATE TRIGGER t BEFORE INSERT ON governance.traces EXECUTE FUNCTION tsvector_update_trigger()",
-    "lock a table against all": "LOCK TABLE governance.policies IN ACCESS EXCLUSIVE MODE",
-    "rewrite what a run was": "UPDATE governance.run_completions SET status = 'succeeded'",
+    "lock a table exclusively": "LOCK TABLE governance.policies IN ACCESS EXCLUSIVE MODE",
+    "rewrite a run": "UPDATE governance.run_completions SET status = 'succeeded'",
     "rewrite an incident": "UPDATE governance.incidents SET severity = 'LOW'",
     "rewrite an event": "UPDATE governance.outbox_events SET body = '{}'",
     "write the schema's version": "UPDATE governance.schema_version SET version_num = '9999'",
@@ -52,15 +52,15 @@ REFUSED = {
     "write a file": "COPY governance.incidents TO '/tmp/incidents'",
     "read a file": "SELECT pg_read_file('PG_VERSION')",
     "read passwords": "SELECT rolpassword FROM pg_authid",
-    "keep a large object": "SELECT lo_create(0)",
-    "be the owner": "SET ROLE closeout_owner",
-    "be the superuser": "SET SESSION AUTHORIZATION postgres",
-    "make a role": "CREATE ROLE mine",
+    "create a large object": "SELECT lo_create(0)",
+    "become the owner": "SET ROLE closeout_owner",
+    "become the superuser": "SET SESSION AUTHORIZATION postgres",
+    "create a role": "CREATE ROLE mine",
     "make itself a superuser": "ALTER ROLE CURRENT_USER SUPERUSER",
-    "make a database": "CREATE DATABASE mine",
+    "create a database": "CREATE DATABASE mine",
     "change the server": "ALTER SYSTEM SET work_mem = '1GB'",
-    "write past the disk's rules": "SET session_replication_role = replica",
-    "end another's session": "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'postgres'",
+    "bypass triggers and foreign keys": "SET session_replication_role = replica",
+    "end another session": "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'postgres'",
 }  # fmt: skip
 # Only for the worker; the operator prunes and applies policies.
 REFUSED_TO_THE_WORKER = {
@@ -131,7 +131,7 @@ def test_operators_change_policies_and_history_and_workers_cannot(postgres, plac
 def test_the_owner_can_migrate_and_only_within_its_schema(postgres, place):
     of_the_owner = {what: sql for what, sql in REFUSED.items() if "governance." not in sql or "COPY" in sql}
 
-    assert not_refused(postgres, place, OWNER, of_the_owner) == ["be the owner"]
+    assert not_refused(postgres, place, OWNER, of_the_owner) == ["become the owner"]
 
 
 def test_a_reader_cannot_grant_its_privileges(postgres, place):

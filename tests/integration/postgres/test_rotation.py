@@ -109,7 +109,7 @@ class Rotation:
         try:
             await running.find_port()
             yield running
-            assert running.alive, "the worker ended by itself"
+            assert running.alive, "the worker exited unexpectedly"
             self.output += await asyncio.to_thread(_seen_from_outside, process.pid)
             assert await running.stop() == 0
         finally:

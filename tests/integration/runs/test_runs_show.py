@@ -24,11 +24,11 @@ from tests.support.command_line import closeout, on_a_terminal, plain
 from tests.support.traffic import worker
 
 POLICIES = """
-- {name: dear, effect: flag, severity: MEDIUM, condition: run.usage.cost_usd > 0.01}
+- {name: expensive, effect: flag, severity: MEDIUM, condition: run.usage.cost_usd > 0.01}
 - {name: divides, effect: flag, severity: LOW, condition: 1 / (run.usage.input_tokens - 1200) > 0}
 - {name: night shift, effect: suppress_incident, severity: LOW, condition: 'run.error_code == "EXECUTION_TIMEOUT"',
    tenant_id: quiet}
-- {name: on trial, effect: flag, severity: LOW, condition: "true", mode: shadow, tenant_id: loud}
+- {name: candidate, effect: flag, severity: LOW, condition: "true", mode: shadow, tenant_id: loud}
 """
 
 
@@ -76,8 +76,8 @@ async def test_a_completed_run_is_shown_from_its_start_to_its_last_confirm(engin
         "incident HIGH, EXECUTION_FAILURE, OPEN: ",
         "error message: no answer within 30 s",
         "policies 2 checked: some failed to evaluate",
-        "violated: dear (version 1), MEDIUM",
-        "in shadow, without effect: on trial (version 1), result flag",
+        "violated: expensive (version 1), MEDIUM",
+        "in shadow, without effect: candidate (version 1), result flag",
         "evaluation failed: divides (version 1): ",
         f"trace failed, 2 steps, id {run.trace_id}",
         "0 search succeeded 120",
@@ -110,7 +110,7 @@ async def test_a_suppressed_incident_names_the_policy_version_that_suppressed_it
     assert json.loads((await closeout("runs", "show", str(run.run_id), "--json", DATABASE_URL=database_url)).stdout)
 
 
-async def test_a_half_done_legacy_run_shows_where_it_stopped(engine, database_url):
+async def test_an_unfinished_legacy_run_shows_where_it_stopped(engine, database_url):
     run = runs.run()
     await break_writes_to(engine, "policy_evaluations")
     with pytest.raises(TransactionFailed):
@@ -158,7 +158,7 @@ async def test_an_unknown_run_with_a_parked_message_is_reported_as_parked(databa
     assert [message["reason"] for message in found["parked"]] == ["schema_violation"]
 
 
-async def test_a_parked_valid_message_is_advised_to_be_replayed(database_url, broker, amqp_url):
+async def test_a_replay_is_suggested_for_a_valid_parked_message(database_url, broker, amqp_url):
     run = runs.run()
     await parked(broker, run, "attempts_exhausted", "a constraint")
 

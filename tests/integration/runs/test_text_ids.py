@@ -1,4 +1,4 @@
-"""Runs whose runner calls them by a text, their parents and children, and what was adjusted in their messages."""
+"""Runs with text ids, their parents and children, and the adjustments of their messages."""
 
 import json
 from datetime import UTC, datetime
@@ -31,7 +31,7 @@ async def stored(engine):
 
 
 @pytest.mark.parametrize("name", [("acme/flow/17",), ("acme", "flow/17"), ("flow/17", "--tenant", "acme")])
-async def test_a_run_is_shown_by_the_text_that_its_runner_calls_it(stored, database_url, name):
+async def test_a_run_is_shown_by_its_text_id(stored, database_url, name):
     shown = await closeout("runs", "show", *name, DATABASE_URL=database_url)
     assert shown.returncode == 0, shown.stderr
     assert "Run acme/flow/17" in shown.stdout
@@ -92,7 +92,7 @@ async def test_the_uuid_of_a_text_id_names_the_same_run(stored, database_url):
     ]
 
 
-async def test_a_text_that_several_tenants_use_names_them_all(stored, engine, database_url):
+async def test_a_text_id_of_several_tenants_lists_them(stored, engine, database_url):
     async with engine.connect() as conn:
         assert {key.tenant_id for key in await owners(conn, "flow-17")} == set()
         assert {key.tenant_id for key in await owners(conn, "flow/17")} == {"acme", "globex"}
@@ -110,7 +110,7 @@ async def test_a_policy_reads_the_new_fields(stored, database_url, tmp_path):
     assert "true" in tried.stdout
 
 
-async def test_events_name_the_runners_text(database_url, amqp_url, broker):
+async def test_events_contain_the_text_id(database_url, amqp_url, broker):
     events = await listen(broker)
     async with worker(database_url, amqp_url):
         await publish(broker, runs.body(run_id="flow/18"))
@@ -138,9 +138,7 @@ OTHER_MEANING: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-async def test_a_message_of_the_same_meaning_is_a_duplicate_and_another_names_the_difference(
-    database_url, amqp_url, broker
-):
+async def test_the_same_meaning_is_a_duplicate_and_a_conflict_names_the_difference(database_url, amqp_url, broker):
     fields = runs.message()
     async with worker(database_url, amqp_url) as service:
         settled = service.worker._settler._metrics.registry.get_sample_value
@@ -160,7 +158,7 @@ async def test_a_message_of_the_same_meaning_is_a_duplicate_and_another_names_th
     assert differences == {difference for _, difference in OTHER_MEANING}
 
 
-async def test_publish_check_says_of_each_line_what_a_worker_would_make_of_it(tmp_path):
+async def test_publish_check_reports_how_a_worker_would_treat_each_line(tmp_path):
     file = tmp_path / "runs.jsonl"
     lines = [runs.body(), runs.body(error_code="x.y"), runs.body(status="odd"), b"{"]
     file.write_bytes(b"\n".join(lines))

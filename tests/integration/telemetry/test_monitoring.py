@@ -148,7 +148,7 @@ def test_every_rule_is_evaluated_without_an_error(seen):
     # A worker that was paused a moment ago is pending at the next evaluation.
     until_blocking(lambda: _states(seen)["CloseoutWorkerPaused"] != "inactive", what="the alert of a paused worker")
     states = _states(seen)
-    # Only the alerts of what has just happened: a false alert would page a person.
+    # Only the alerts of the recent events: a false alert would page a person.
     assert {name for name, state in states.items() if state == "firing"} == {
         "CloseoutMessagesParked",
         "CloseoutLegacyFallbacks",

@@ -27,7 +27,7 @@ TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
 PHASES = ["INCIDENT_CREATED", "POLICY_EVALUATED", "TRACE_COMPLETED", "COMMITTED"]
 RUNS = 120
-# The first spans are being sent when the last are made: those in between do not fit.
+# While the first spans are being sent, the next ones do not fit into the queue.
 SMALL_QUEUE = {"OTEL_BSP_SCHEDULE_DELAY": "10", "OTEL_BSP_MAX_QUEUE_SIZE": "20", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "20"}
 WORK = "import sys; sys.argv[1:] = ['worker']; from consumer.cli import main; main()"
 WITHOUT_OPENTELEMETRY = "import sys; sys.modules['opentelemetry'] = None; " + WORK
@@ -114,7 +114,7 @@ async def test_an_unresponsive_collector_loses_no_run_and_delays_shutdown_only_b
             listener.listen()
         endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
         await publish(broker, *[runs.body() for _ in range(RUNS)], headers={"traceparent": TRACEPARENT})
-        # Left alone, the exporter would try for two minutes.
+        # By default the exporter would retry for two minutes.
         environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_TIMEOUT": "120", **SMALL_QUEUE}
         async with process(database_url, amqp_url, **environ) as (made, log):
             await eventually(engine, published_runs(), RUNS)

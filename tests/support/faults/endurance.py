@@ -30,7 +30,7 @@ async def endure(
     lasting: float = 0.0,
     commit_within: float = RESUME_SECONDS,
 ) -> str:
-    """Run a worker under load through an outage of at least *lasting* seconds; return what was measured, on one line.
+    """Run a worker under load through an outage of at least *lasting* seconds; return the measurements on one line.
 
     *pauses* is text that the reason on /readyz must contain, or None for an outage that need not pause the worker.
     """

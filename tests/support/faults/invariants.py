@@ -1,4 +1,4 @@
-"""What must hold after every fault."""
+"""The invariants after every fault."""
 
 from collections import defaultdict
 
@@ -15,7 +15,7 @@ TYPES = ["incident.created", "policy.evaluated", "run.finalized"]
 
 
 async def assert_invariants(scenario: Scenario, worker: RunningWorker | None = None) -> int:
-    """Assert that each run is once in every domain, its events have one id each, and no queue holds anything.
+    """Assert that each run is stored once in every domain, each event has one id, and all queues are empty.
 
     Returns the number of events that were published more than once.
     """

@@ -70,7 +70,7 @@ async def ended_between_statements(engine: AsyncEngine, scenario: Scenario) -> N
 
 
 async def ended_before_the_connection_is_seen_to_end(engine: AsyncEngine, scenario: Scenario) -> None:
-    """A state of microseconds: the driver has read that its session ended, and not yet that the connection did."""
+    """A state that lasts microseconds: the driver has read the end of its session, not yet that of the connection."""
     async with engine.connect() as conn:
         driver = (await conn.get_raw_connection()).driver_connection
         assert driver is not None

@@ -13,10 +13,11 @@ class ProxiedConnection:
 
     def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
         self.client, self.server = client, server
-        # As the server knows it: pg_stat_activity.client_port.
+        # The client's port at the server: pg_stat_activity.client_port.
         self.port: int = server.get_extra_info("sockname")[1]
         self.flowing = asyncio.Event()
-        # The server's next response is lost with the connection: the server has acted, and the client cannot know.
+        # The server's next response is lost with the connection: the server has executed the request, and the client
+        # receives no result.
         self.drop_next_response = False
         self.responses_left, self.reset = -1, True
         # Whether the client does not see that the server closed the connection; set once it has.
@@ -27,7 +28,7 @@ class ProxiedConnection:
         with contextlib.suppress(OSError):
             while data := await source.read(65_536):
                 await self.flowing.wait()
-                if sink is self.client:  # what is written is sent before the next chunk is read
+                if sink is self.client:  # each chunk is sent before the next one is read
                     if self.drop_next_response or self.responses_left == 0:
                         break
                     self.responses_left -= 1
@@ -58,7 +59,7 @@ class Proxy:
         self._listener: asyncio.Server | None = None
 
     async def accept(self) -> "Proxy":
-        """Take connections, from the start or again after :meth:`refuse`."""
+        """Accept connections, from the start or again after :meth:`refuse`."""
         if self._listener is not None:
             return self
         # A small limit, so that a stalled connection stops being read.
@@ -92,7 +93,7 @@ class Proxy:
             connection.flowing.clear()
 
     def flow(self) -> None:
-        """End a stall: what was written meanwhile arrives."""
+        """End a stall: bytes written meanwhile arrive."""
         self._stalled = False
         for connection in self.connections:
             connection.flowing.set()
@@ -103,7 +104,7 @@ class Proxy:
             connection.cut()
 
     def refuse(self) -> None:
-        """Take no new connections."""
+        """Accept no new connections."""
         if self._listener is not None:
             self._listener.close()
             self._listener = None

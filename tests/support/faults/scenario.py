@@ -101,11 +101,11 @@ class Scenario:
             return
         running = await self.start(**environ)
         yield running
-        assert running.alive, "the worker ended by itself"
+        assert running.alive, "the worker exited unexpectedly"
         assert await running.stop() == 0
 
     async def start(self, *, command: Sequence[str] = (CLOSEOUT,), **environ: str) -> RunningWorker:
-        """Start a worker process by *command*; it is killed when the scenario ends at the latest."""
+        """Start a worker process by *command*; it is killed at the end of the scenario at the latest."""
         log = self._folder / f"worker-{len(self._workers)}.log"
         with log.open("wb") as errors:
             process = await asyncio.create_subprocess_exec(
@@ -168,14 +168,14 @@ class Scenario:
 
     async def unacked(self) -> int:
         """Return the number of unacked deliveries of the main queue, as the queue counts them."""
-        answer = await self.in_thread(
+        response = await self.in_thread(
             self.rabbit.eval,
             f'Name = rabbit_misc:r(<<"{self.vhost}">>, queue, <<"{RUN_COMPLETED_QUEUE}">>),'
             "{ok, Q} = rabbit_amqqueue:lookup(Name),"
             "{ok, {_, Held}, _} = ra:local_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_checked_out/1),"
             "Held",
         )
-        return int(answer)
+        return int(response)
 
     @staticmethod
     async def until(condition: Any, *, within: float = PATIENCE, what: str = "the condition") -> float:

@@ -28,7 +28,7 @@ def test_tenants_with_a_common_prefix_are_shown_with_full_names(monkeypatch, eff
 
 
 @pytest.mark.parametrize("width", [40, 79])
-def test_a_narrow_screen_truncates_no_number_and_no_word(monkeypatch, width):
+def test_a_narrow_screen_does_not_truncate_numbers_or_words(monkeypatch, width):
     printed = StringIO()
     monkeypatch.setattr(screen, "out", Console(file=printed, width=width, highlight=False))
     draft = PolicyDraft(tenant_id=None, name="dear", effect="suppress_incident", severity="LOW", condition="true")

@@ -286,7 +286,7 @@ ODD_VALUES = [
 
 @pytest.fixture(scope="module")
 def odd_lines() -> list[str]:
-    """What is written when every odd value is logged, through both doors, in one process."""
+    """The output when every odd value is logged, through both logging APIs, in one process."""
     program = "".join(
         f'log.info("ours", number={number}, value={value})\n'
         f'logging.getLogger("library").info("theirs", extra={{"number": {number}, "value": {value}}})\n'

@@ -319,7 +319,7 @@ def test_a_misspelled_variable_is_a_warning_that_names_the_setting(variable: str
 @pytest.mark.parametrize(
     "variable", ["PATH", "HOME", "LOG_LEVE", "HTTP_PROXY", "http_proxy", "PGHOST", "WARNINGS", "AMQP_URL_OF_X"]
 )
-def test_variables_of_other_programs_are_no_warning(variable: str):
+def test_variables_of_other_programs_cause_no_warning(variable: str):
     assert load(**{variable: "x"}).warnings == ()
 
 

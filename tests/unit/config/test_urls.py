@@ -1,4 +1,4 @@
-"""What the URLs name for TLS is looked at when the worker starts, and a fault names the parameter."""
+"""The TLS files that the URLs name are checked at startup, and an error names the parameter."""
 
 from pathlib import Path
 
@@ -137,7 +137,7 @@ def test_parameters_of_the_amqp_client_are_accepted(files, parameters):
                 f"no_verify_ssl={value}",
                 "no_verify_ssl disables certificate verification and is not allowed; set cafile=CA",
             )
-            for value in ("1", "true", "false", "no")  # the client takes each of them for yes
+            for value in ("1", "true", "false", "no")  # the client treats each of them as true
         ),
     ],
 )

@@ -256,7 +256,7 @@ def test_the_time_from_run_end_to_last_event_is_split_into_three_parts():
     assert found[0].width == pytest.approx(2 * found[1].width, abs=0.2)
 
 
-def test_clock_skew_makes_no_negative_duration_and_missing_times_have_none():
+def test_clock_skew_causes_no_negative_duration_and_missing_times_have_none():
     found = one_run.stretches(run_file(received_at=NOW - timedelta(seconds=1), events_published_at=None))
     assert [(s.kind, s.seconds) for s in found] == [("waited", 0.0), ("closed-out", 2.5)]
 

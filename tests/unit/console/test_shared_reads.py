@@ -11,7 +11,7 @@ from consumer.errors import UnavailableError
 
 
 class Clock:
-    """Seconds that pass when a test sets them."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -71,7 +71,11 @@ async def test_a_slow_read_is_repeated_less_often_up_to_a_limit(clock):
 @pytest.mark.parametrize(
     ("error", "is_slow", "pause"),
     [
-        (UnavailableError("away"), False, 1.0),  # queried again at once: the silence of a server costs it nothing
+        (
+            UnavailableError("away"),
+            False,
+            1.0,
+        ),  # queried again soon: an unavailable server has no load
         (BusyError("busy"), True, 1.0),
         (GivenUpError("given up"), True, 20.0),
         (KeyError("a bug"), False, 1.0),
@@ -102,13 +106,13 @@ async def test_requests_do_not_wait_for_an_unresponsive_server_and_share_one_que
         return "at last"
 
     shared = SharedRead("it", read)
-    async with asyncio.timeout(10):  # 0.6, and what a busy machine adds
+    async with asyncio.timeout(10):  # 0.6, plus the delay of a busy machine
         reading = await shared.latest()
     assert reading.value is None
     assert (reading.fault or "").startswith("it has not responded for 0.")
     assert reading.is_slow
     clock.now += PATIENCE_SECONDS
-    async with asyncio.timeout(PATIENCE_SECONDS - 0.1):  # the wait for it has already happened
+    async with asyncio.timeout(PATIENCE_SECONDS - 0.1):  # the patience for this read is already used up
         assert (await shared.latest()).fault == "it has not responded for 0.6 s"
     silence.set()
     await shared.settle(1)

@@ -47,14 +47,14 @@ def structured(data: object, **attributes: object) -> bytes:
 
 
 @pytest.mark.parametrize("encoding", [None, "", "identity", "UTF-8", " utf8 "])
-def test_a_plain_body_may_declare_that_it_is_plain(encoding):
+def test_a_plain_body_may_declare_an_encoding_that_means_plain(encoding):
     body = runs.body()
     assert read(body, content_encoding=encoding) == read(body)
 
 
 @pytest.mark.parametrize("encoding", sorted(ENCODERS))
 @pytest.mark.parametrize("spelling", [str.lower, str.upper])
-def test_a_compressed_body_means_the_same_as_the_plain_one(encoding, spelling):
+def test_a_compressed_body_has_the_same_meaning_as_the_plain_one(encoding, spelling):
     body = runs.body()
     assert read(ENCODERS[encoding](body), content_encoding=spelling(encoding)) == read(body)
 
@@ -68,7 +68,7 @@ def test_deflate_may_be_a_raw_stream_and_gzip_and_zstd_may_have_several_parts():
 
 
 @pytest.mark.parametrize("encoding", sorted(ENCODERS))
-def test_a_body_that_is_not_compressed_although_it_is_declared_to_be_is_read_as_it_is(encoding):
+def test_an_uncompressed_body_declared_as_compressed_is_read_unmodified(encoding):
     body = b"\n " + runs.body()
     assert read(body, content_encoding=encoding).run == read(body).run
 
@@ -90,7 +90,7 @@ def test_another_encoding_is_refused(encoding):
 
 
 @pytest.mark.parametrize("encoding", sorted(ENCODERS))
-def test_a_compression_bomb_costs_no_more_memory_than_the_limit_of_a_message(encoding):
+def test_a_compression_bomb_takes_no_more_memory_than_the_message_limit(encoding):
     bomb = ENCODERS[encoding](b" " * 200_000_000)
     tracemalloc.start()
     try:
@@ -153,7 +153,7 @@ def test_the_id_of_a_binary_cloud_event_is_kept(name):
 @pytest.mark.parametrize(
     "headers", [{}, {"cloudEvents:id": 7}, {"cloudEvents:id": ""}, {"id": "e"}, {"cloudEvents:ids": "e"}]
 )
-def test_other_headers_name_no_event(headers):
+def test_other_headers_are_not_an_event_id(headers):
     assert read(runs.body(), headers=headers).event_id is None
 
 

@@ -1,4 +1,4 @@
-"""A run is read in any spelling; what has to be changed, cut or dropped is recorded."""
+"""A value is accepted in any spelling; each value that is changed, cut or dropped is recorded."""
 
 import json
 from datetime import UTC, datetime
@@ -160,7 +160,7 @@ def test_a_value_with_another_meaning_is_changed_and_recorded(
     assert field in ADJUSTABLE_FIELDS
 
 
-def test_a_fault_in_an_optional_field_leaves_all_others_as_they_were_sent():
+def test_an_invalid_optional_field_leaves_all_others_unchanged():
     fields = runs.message(model=[1])
     assert take(json.dumps(fields).encode()).run == take(json.dumps({**fields, "model": None}).encode()).run
 
@@ -214,12 +214,12 @@ def test_any_depth_of_nesting_is_read_and_costs_no_more_than_its_bytes(field: st
     assert [a.field for a in decoded.adjustments] == (["metadata"] if field == "metadata" else [])
 
 
-def test_half_a_surrogate_pair_is_replaced_wherever_it_is():
+def test_an_unpaired_surrogate_is_replaced_everywhere():
     decoded = take(runs.body(agent_id="\ud800", metadata={"\udc00": "\ud800\udc00\ud800"}))
     assert (decoded.run.agent_id, decoded.run.metadata) == ("\ufffd", {"\ufffd": "\U00010000\ufffd"})
 
 
-def test_a_hostile_message_makes_no_long_list_of_adjustments():
+def test_the_list_of_adjustments_is_bounded():
     steps = [step(index=-1, status="?", cost_usd="x") for _ in range(10_000)]
     started = process_time()
     decoded = take(runs.body(steps=steps))

@@ -419,7 +419,7 @@ def _assert_settles(body: bytes) -> None:
         assert len(decoded.digest) == 32
         assert len({step.index for step in decoded.run.steps}) == len(decoded.run.steps)
         assert all(len(adjustment.found) <= 200 for adjustment in decoded.adjustments)
-        # What is stored is text and JSON that PostgreSQL accepts.
+        # The stored values are text and JSON that PostgreSQL accepts.
         stored = msgspec.json.encode(decoded.run) + msgspec.json.encode(decoded.adjustments)
         assert b"\\u0000" not in stored.replace(b"\\\\u0000", b"")
         return

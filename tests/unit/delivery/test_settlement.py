@@ -156,7 +156,7 @@ def test_an_error_of_the_sender_is_parked_immediately_with_its_reason(reason: Pa
 
 
 def test_a_refusal_inside_a_failed_transaction_keeps_its_reason():
-    parked = settled(failed(MessageRefusedError("conflicting_duplicate", "another content")))
+    parked = settled(failed(MessageRefusedError("conflicting_duplicate", "different content")))
     assert isinstance(parked, Park)
     assert parked.reason == "conflicting_duplicate"
 

@@ -1,4 +1,4 @@
-"""The contract's guide names what the code has: fields, reasons, headers, events, queues, rules."""
+"""The contract's guide lists everything that the code defines: fields, reasons, headers, events, queues, rules."""
 
 import ast
 import json
@@ -20,7 +20,7 @@ GUIDE = "consumer/contract/README.md"
 
 
 def rows(heading: str) -> list[list[str]]:
-    """Return the cells of the tables below *heading*, without heads."""
+    """Return the cells of the tables below *heading*, without header rows."""
     lines = [line for line in section(GUIDE, heading).splitlines() if line.startswith(("| `", "| any"))]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 

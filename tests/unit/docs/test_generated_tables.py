@@ -13,7 +13,7 @@ from tests.unit.commands.test_command_line import ALL
 
 
 @pytest.mark.parametrize("guide", WITH_TABLES)
-def test_every_generated_table_is_what_the_code_describes(guide):
+def test_every_generated_table_matches_the_code(guide):
     assert read(guide) == filled(read(guide)), "run scripts/guide-tables"
 
 
@@ -29,7 +29,7 @@ def test_every_setting_metric_and_command_is_in_its_table():
     assert all(f"\n| `closeout {name}" in read("README.md") for name in ALL)
 
 
-def test_a_stale_table_is_noticed():
+def test_a_stale_table_is_detected():
     guide = read("config/README.md")
     stale = guide.replace("`PREFETCH_COUNT` | `600`", "`PREFETCH_COUNT` | `601`")
     assert stale != guide

@@ -1,4 +1,4 @@
-"""What the guides say about the code: fault tests, policies, phases."""
+"""The guides agree with the code on fault tests, policies and phases."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every link, picture and path of the guides leads somewhere."""
+"""Every link, picture and path of the guides resolves."""
 
 import re
 import subprocess
@@ -41,13 +41,13 @@ def test_every_path_that_a_guide_names_exists(guide):
     folder = (ROOT / guide).parent
     for name in _PATH.findall(prose(guide)):
         assert (ROOT / name).exists(), name
-    # The guide of a room names its modules from there.
+    # A package's guide names modules relative to the package.
     for name in re.findall(r"`([\w/]+\.py)`", prose(guide)):
         places = [ROOT / name, folder / name, *(path for top in _TOP for path in (ROOT / top).glob(f"**/{name}"))]
         assert any(place.exists() for place in places), name
 
 
-def test_no_two_headings_of_a_guide_have_one_anchor():
+def test_the_headings_of_a_guide_have_unique_anchors():
     for guide in GUIDES:
         if guide != "CHANGELOG.md":
             assert len(headings(guide)) == len(anchors(guide)), guide
@@ -71,7 +71,7 @@ def test_the_readme_fits_250_lines():
     assert len(read("README.md").splitlines()) <= 250
 
 
-def test_nothing_in_the_repository_points_to_a_document_that_it_does_not_hold():
+def test_no_file_refers_to_a_document_outside_the_repository():
     names = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
     found = {
         f"{name}: {pointer[0]}"

@@ -1,4 +1,4 @@
-"""What the person on call reads: a section for each alert, with commands that exist."""
+"""The on-call guide has a section for each alert, with commands that exist."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Which incident a run deserves: the contract's table."""
+"""The incident of each run, by the contract's table."""
 
 from datetime import UTC, datetime
 from typing import Any

@@ -16,10 +16,10 @@ from domains.policies.cel.visible import VISIBLE_MAX, Visible, visible_fields
 from domains.run import VISIBLE_STEPS, CompletedRun, Usage
 from tests.support import run_messages as runs
 
-# Seconds of a CPU that the worst condition may take over the worst run: not of the clock, which runs for others too.
+# CPU seconds that the worst condition may take on the worst run; other programs on the machine do not count.
 WORST_SECONDS = 2.0
-# Seconds of the clock: beyond them it has gone astray.
-ASTRAY_SECONDS = 30.0
+# Wall-clock seconds after which an evaluation counts as hung.
+HUNG_SECONDS = 30.0
 
 
 def holds(text: str, **changes: Any) -> bool:
@@ -294,14 +294,14 @@ PARTLY_SEEN = [
 
 
 @pytest.mark.parametrize(("text", "changes", "unseen"), PARTLY_SEEN, ids=lambda value: str(value)[:40])
-def test_a_condition_that_is_not_true_of_the_part_it_sees_is_an_evaluation_error(text, changes, unseen):
+def test_a_condition_that_is_not_true_of_the_visible_part_is_an_evaluation_error(text, changes, unseen):
     with pytest.raises(
         EvaluationError, match=f"not true of what conditions see, but {unseen} were not seen|{unseen} were seen"
     ):
         Condition(text).holds(Visible(runs.run(**changes)))
 
 
-def test_a_condition_that_is_true_of_the_part_it_sees_or_reads_nothing_that_is_cut_has_its_result():
+def test_a_condition_that_is_true_of_the_visible_part_or_reads_no_truncated_value_has_its_result():
     run = Visible(runs.run(error_message=LONG, steps=MANY, metadata={"note": LONG, "region": "eu"}))
     assert Condition("run.error_message.startsWith('x')").holds(run)
     assert Condition("run.steps.exists(s, s.skill == 's999')").holds(run)
@@ -349,7 +349,7 @@ def test_an_expensive_condition_on_the_largest_run_ends_in_time(text: str):
     ],
 )
 def test_a_pattern_that_is_expensive_to_compile_ends_in_time(text: str):
-    # In a process of its own: an evaluation cannot be interrupted, and this one may take a minute.
+    # In a separate process: an evaluation cannot be interrupted, and this one may take a minute.
     program = f"""
 from time import process_time
 from domains.policies.cel.conditions import Condition, EvaluationError, ConditionError
@@ -365,5 +365,5 @@ except (ConditionError, EvaluationError):
     pass
 print(process_time() - started)
 """
-    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True, timeout=ASTRAY_SECONDS)
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True, timeout=HUNG_SECONDS)
     assert float(done.stdout) < WORST_SECONDS

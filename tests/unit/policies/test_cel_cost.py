@@ -17,7 +17,7 @@ from domains.policies.cel.visible import VISIBLE_MAX, Visible
 from domains.run import CompletedRun
 from tests.support import run_messages as runs
 
-# CPU seconds: ten times what the most expensive condition took, for slow machines.
+# CPU seconds: ten times the measured maximum, for slow machines.
 SLOW = 0.6
 
 

@@ -1,4 +1,4 @@
-"""``closeout policies test``: which policies hold over a run, what would come of it, and what CI can ask of it."""
+"""``closeout policies test``: which policies hold on a run, the outcome, and the expectations of CI."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The book of policies: one reading for many transactions, each condition compiled once, the loop kept turning."""
+"""The policy book: one query for many transactions, each condition compiled once, no blocked event loop."""
 
 import asyncio
 from typing import Any, cast
@@ -13,18 +13,18 @@ from domains.policies.rules import PolicySet
 
 
 class Rows:
-    """A connection on which the policies in force are *conditions*, and which counts its statements."""
+    """A connection on which *conditions* are the current policies, and which counts its statements."""
 
     def __init__(self, *conditions: str) -> None:
         self.conditions = list(conditions)
         self.statements = 0
-        self.may_answer = asyncio.Event()
-        self.may_answer.set()
+        self.may_respond = asyncio.Event()
+        self.may_respond.set()
         self.failure: Exception | None = None
 
     async def execute(self, _: object) -> "Rows":
         self.statements += 1
-        await self.may_answer.wait()
+        await self.may_respond.wait()
         if self.failure:
             raise self.failure
         return self
@@ -70,7 +70,7 @@ async def test_a_condition_is_compiled_once_for_all_policies_and_reloads(compile
     assert sorted(compiled) == ["((", "run.is_synthetic", "true"]
 
 
-async def test_concurrent_first_transactions_share_the_compiling_and_all_see_policies(compiled: list[str]):
+async def test_concurrent_first_transactions_share_one_compilation_and_all_see_policies(compiled: list[str]):
     rows, book = Rows(*(f"run.duration_ms > {n}" for n in range(50))), PolicyBook()
     found = await asyncio.gather(*(read(book, rows) for _ in range(5)))
     assert [len(policies.of("acme")) for policies in found] == [50] * 5
@@ -79,16 +79,16 @@ async def test_concurrent_first_transactions_share_the_compiling_and_all_see_pol
 
 async def test_during_a_reload_other_transactions_use_the_known_policies(monkeypatch: pytest.MonkeyPatch):
     now = 1_000.0
-    monkeypatch.setattr(module, "monotonic", lambda: now)  # or a busy machine makes the reading old again meanwhile
+    monkeypatch.setattr(module, "monotonic", lambda: now)  # otherwise the policies may expire on a busy machine
     rows, book = Rows("true"), PolicyBook(max_age_seconds=5)
     known = await read(book, rows)
     now += 5
-    rows.may_answer.clear()
+    rows.may_respond.clear()
     reader = asyncio.create_task(read(book, rows))
     while rows.statements < 2:
         await asyncio.sleep(0)
     assert await read(book, rows) is known
-    rows.may_answer.set()
+    rows.may_respond.set()
     assert await reader is not known
 
 

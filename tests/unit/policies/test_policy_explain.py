@@ -1,4 +1,4 @@
-"""Why a condition holds or does not: its parts, what it read, and what is unknown of a run without some fields."""
+"""The explanation of a result: the condition's parts, the values that it read, and unknown fields."""
 
 from typing import Any
 
