@@ -4,10 +4,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-_NOT_OURS = {".venv", ".venv-bench", ".git", "node_modules", ".pytest_cache", ".hypothesis"}
-GUIDES = sorted(
-    str(path.relative_to(ROOT)) for path in ROOT.rglob("*.md") if not _NOT_OURS & set(path.relative_to(ROOT).parts)
-)
+_NOT_OURS = re.compile(r"(^|/)(\.venv[^/]*|\.git|node_modules|\.pytest_cache|\.hypothesis)/")
+GUIDES = sorted(name for path in ROOT.rglob("*.md") if not _NOT_OURS.search(name := path.relative_to(ROOT).as_posix()))
 CODE_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
