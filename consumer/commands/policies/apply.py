@@ -1,5 +1,6 @@
 """Applies policies from a file, and lists the stored ones."""
 
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from consumer.commands.output import out, print_json, printable
 from consumer.commands.policies.backtest_view import owner
 from consumer.commands.policies.files import drafts_in
 from consumer.commands.session import with_database
-from consumer.policy_analysis.failures import WouldFail, failures_of_the_last_day, would_fail
+from consumer.errors import one_line
+from consumer.policy_analysis.failures import failures_of_the_last_day, would_fail
+from consumer.postgres.engine import DATABASE_ERRORS
 from consumer.runs.lookup import has_runs
 from consumer.wording import counted
 from domains.policies.apply import AppliedChange, apply_policies, list_policies
+from domains.policies.files import PolicyDraft
 
 # Terminal columns from which a policy fits on one line; below it takes two.
 _WIDE = 130
@@ -25,20 +29,17 @@ def apply_file(file: Path, *, as_json: bool) -> None:
     """Apply the policies in *file*, all or none, and print what changed."""
     drafts = drafts_in(file)
 
-    async def work(engine: AsyncEngine) -> tuple[list[AppliedChange], list[str], list[WouldFail]]:
+    async def work(engine: AsyncEngine) -> tuple[list[AppliedChange], list[str]]:
         async with engine.begin() as conn:
             changes = await apply_policies(conn, drafts)
-        async with engine.connect() as conn:
-            named = sorted({draft.tenant_id for draft in drafts if draft.tenant_id})
-            unknown = [tenant_id for tenant_id in named if not await has_runs(conn, tenant_id)]
-        return changes, unknown, await would_fail(engine, drafts)
+        try:
+            return changes, [warning async for warning in _warnings(engine, drafts)]
+        except DATABASE_ERRORS as error:  # the policies are applied
+            return changes, [f"stored runs could not be read: {one_line(error)}"]
 
-    changes, unknown, failing = with_database(work)
-    for tenant_id in unknown:
-        typer.echo(f"warning: tenant {tenant_id} has no runs; if it is not new, check its spelling", err=True)
-    for one in failing:
-        share = f"{one.failures:,} of the last {counted(one.runs, 'run')}"
-        typer.echo(printable(f"warning: the condition of {one.name} fails on {share}: {one.error}"), err=True)
+    changes, warnings = with_database(work)
+    for warning in warnings:
+        typer.echo(printable(f"warning: {warning}"), err=True)
     if as_json:
         print_json(changes)
         return
@@ -47,6 +48,16 @@ def apply_file(file: Path, *, as_json: bool) -> None:
         typer.echo(f"{change.name}{owner}: {change.change}, version {change.version}{_mode_of(change)}")
     if not changes:
         typer.echo("the file contains no policy")
+
+
+async def _warnings(engine: AsyncEngine, drafts: Sequence[PolicyDraft]) -> AsyncIterator[str]:
+    async with engine.connect() as conn:
+        for tenant_id in sorted({draft.tenant_id for draft in drafts if draft.tenant_id}):
+            if not await has_runs(conn, tenant_id):
+                yield f"tenant {tenant_id} has no runs; if it is not new, check its spelling"
+    for one in await would_fail(engine, drafts):
+        share = f"{one.failures:,} of the last {counted(one.runs, 'run')}"
+        yield f"the condition of {one.name} fails on {share}: {one.error}"
 
 
 def _mode_of(change: AppliedChange) -> str:
