@@ -205,7 +205,7 @@ def _warnings(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]
     if given.get("sslrootcert") and mode not in CHECKING_MODES:
         found.append(f"DATABASE_URL: sslrootcert has no effect with sslmode={mode}; use sslmode=verify-full")
     found += [
-        f"{name.upper()} is set but empty: that means all"
+        f"{name.upper()} is set but empty: an empty list means all"
         for name in ("transaction_coordinator_tenants", "trusted_publishers")
         if environ.get(name.upper()) and not getattr(settings, name)
     ]

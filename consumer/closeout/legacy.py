@@ -131,7 +131,7 @@ class LegacyCloseOut:
                 if found is None:
                     raise UnavailableError("the incident of a partly closed-out run was deleted; retrying")
                 kept = await record_evaluation_once(conn, evaluation)
-                trace_id = (await complete(conn, [run]))[run.key].record_id  # it is complete: this reads the stored id
+                trace_id = (await complete(conn, [run]))[run.key].record_id  # the trace is complete: reads its id
                 events = events_for(run, found, kept, trace_id=trace_id, now=now, trace=arrival.trace)
                 await outbox.stage(conn, events)
                 return []

@@ -66,7 +66,7 @@ class Settler:
         return pause_reason
 
     async def ready(self) -> None:
-        """Return if copies can be published; raise ``UnavailableError`` if the last one failed and still would.
+        """Return if copies can be published; raise ``UnavailableError`` if the last one failed and the next would, too.
 
         Without this check a message that must be parked would be redelivered every second during an alarm.
         """

@@ -331,7 +331,7 @@ def test_a_batch_size_that_is_never_reached_is_a_warning():
 
 @pytest.mark.parametrize("variable", ["TRUSTED_PUBLISHERS", "TRANSACTION_COORDINATOR_TENANTS"])
 def test_a_list_that_is_set_and_empty_is_a_warning(variable: str):
-    assert load(**{variable: " , "}).warnings == (f"{variable} is set but empty: that means all",)
+    assert load(**{variable: " , "}).warnings == (f"{variable} is set but empty: an empty list means all",)
 
 
 @examples(deadline=None, database=None)
