@@ -23,7 +23,7 @@ def describe_fault(name: str, fault: Mapping[str, Any], *, secret: bool) -> str:
 _EXPECTED = {
     "database_url": "postgresql://user:password@host/database, with libpq's parameters such as ?sslmode=require",
     "amqp_url": "amqp://user:password@host:5672/vhost, or amqps:// for TLS",
-    "transaction_coordinator_tenants": "tenant ids of A-Z a-z 0-9 . _ - separated by commas",
+    "transaction_coordinator_tenants": "tenant ids of A-Z a-z 0-9 . _ - : @ + ~ = separated by commas",
 }
 # The usual mistake in a URL that looks valid.
 _ENCODED = "; encode / ? # @ in a password as %2F %3F %23 %40"

@@ -22,7 +22,7 @@ _UNSET = {"database_url": "postgresql://unset", "amqp_url": "amqp://unset"}
 
 # The pattern of a message's tenant_id, as in domains/run.py, which config does not import. A list with other separators
 # would name no tenant, and silently leave every run on the legacy path.
-_TENANT = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_TENANT = re.compile(r"[A-Za-z0-9._:@+~=-]{1,128}")
 
 
 class SettingsError(Exception):

@@ -335,7 +335,7 @@ def test_a_list_that_is_set_and_empty_is_a_warning(variable: str):
 
 
 @examples(deadline=None, database=None)
-@given(st.text(max_size=130) | st.from_regex(r"[A-Za-z0-9._-]{1,129}", fullmatch=True))
+@given(st.text(max_size=130) | st.from_regex(r"[A-Za-z0-9._:@+~=-]{1,129}", fullmatch=True))
 def test_the_setting_accepts_exactly_the_tenant_ids_that_messages_may_have(tenant: str):
     def fits(name: str) -> bool:
         try:
