@@ -142,7 +142,7 @@ def test_an_amqp_url_is_kept(url: str):
         (
             "TRANSACTION_COORDINATOR_TENANTS",
             "acme;globex",
-            "found 'acme;globex'; expected tenant ids of A-Z a-z 0-9 . _ - separated by commas",
+            "found 'acme;globex'; expected tenant ids of A-Z a-z 0-9 . _ - : @ + ~ = separated by commas",
         ),
         ("LOG_FORMAT", "xml", "found 'xml'; expected one of 'json' or 'console'"),
         ("DATABASE_URL", "mysql://u:hunter2@h/d", f"found a secret value; {DATABASE_RIGHT}{ENCODED}"),
