@@ -106,7 +106,7 @@ class Metrics:
             "closeout_message_adjustments_total",
             "Closed-out runs whose message had a value of this field changed, cut or dropped.",
             rise="A runner sends values that are not in the strict form; its runs are closed out all the same.",
-            to_do="`closeout runs show` prints what was changed; `closeout publish --check` prints it before.",
+            to_do="`closeout runs show` prints what was changed, `closeout publish --check` what would be.",
             field=ADJUSTABLE_FIELDS,
         )
         self.policy_evaluations = self._counter(

@@ -29,7 +29,8 @@ def publish(
     ],
     *,
     check: Annotated[
-        bool, typer.Option("--check", metavar="", help="Publish nothing; print what a worker would make of each line.")
+        bool,
+        typer.Option("--check", metavar="", help="Publish nothing; print whether a worker would accept each line."),
     ] = False,
     raw: Annotated[bool, typer.Option("--raw", metavar="", help="Publish every line unchecked.")] = False,
     traceparent: Annotated[

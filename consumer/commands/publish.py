@@ -51,7 +51,7 @@ def publish_file(file: Path, *, raw: bool, traceparent: str | None, as_json: boo
 
 
 def check_file(file: Path, *, as_json: bool) -> None:
-    """Print what a worker would make of each line of *file*; end with status 1 if it would park one."""
+    """Print for each line of *file* whether a worker would accept it; end with status 1 if it would park one."""
     max_bytes = settings_for(need_amqp=False, need_database=False).message_max_bytes
     counts = {"accepted": 0, "adjusted": 0, "refused": 0}
     checked: list[dict[str, Any]] = []

@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 from collections import Counter
+from copy import deepcopy
 
 import pytest
 from sqlalchemy import func, select
@@ -56,14 +57,16 @@ def mutated(source: random.Random) -> bytes:
             case 0:
                 fields.pop(name, None)
             case 1:
-                fields[name] = source.choice(VALUES)
+                fields[name] = deepcopy(source.choice(VALUES))
             case 2 if isinstance(fields.get("usage"), dict):
-                fields["usage"][source.choice(["cost_usd", "input_tokens", "output_tokens"])] = source.choice(VALUES)
+                fields["usage"][source.choice(["cost_usd", "input_tokens", "output_tokens"])] = deepcopy(
+                    source.choice(VALUES)
+                )
             case _ if (
                 isinstance(fields.get("steps"), list) and fields["steps"] and isinstance(fields["steps"][0], dict)
             ):
-                fields["steps"][0][source.choice(["index", "status", "duration_ms", "cost_usd"])] = source.choice(
-                    VALUES
+                fields["steps"][0][source.choice(["index", "status", "duration_ms", "cost_usd"])] = deepcopy(
+                    source.choice(VALUES)
                 )
     body = bytearray(json.dumps(fields).encode())
     for _ in range(source.choice([0, 0, 0, 1, 2, 8])):
