@@ -23,6 +23,7 @@ from consumer.closeout.legacy import LegacyCloseOut
 from consumer.closeout.transaction import RunCompletionTransaction
 from consumer.console.app import Console
 from consumer.console.recently_parked import ParkedLately, RememberingChannel
+from consumer.contract.metadata import clean_text
 from consumer.contract.run_message import decode
 from consumer.contract.trace_context import context_in
 from consumer.delivery.intake import Delivery, Intake
@@ -38,6 +39,7 @@ from consumer.postgres.engine import SPARE_CONNECTIONS, create_engine
 from consumer.postgres.readiness import probe_privileges
 from consumer.version import installed_version
 from domains.policies.book import PolicyBook
+from domains.run import TEXT_MAX
 
 if TYPE_CHECKING:
     from consumer.tracing.spans import Spans
@@ -187,11 +189,12 @@ def decode_delivery(delivery: Delivery, *, settings: Settings, publishing: Broke
         user_id=properties.user_id,
         trusted_publishers=trusted | {own_user} if trusted and own_user else trusted,
     )
+    message_id = properties.message_id or decoded.event_id
     return Arrival(
         decoded.run,
         decoded.digest,
         delivery.received_at,
-        properties.message_id or decoded.event_id,
+        clean_text(message_id)[:TEXT_MAX] if message_id else message_id,
         context_in(properties.headers),
         decoded.adjustments,
     )

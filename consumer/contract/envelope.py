@@ -3,6 +3,7 @@
 Neither the content type nor an envelope decides whether a run is accepted: a body that is one JSON object is.
 """
 
+import json
 import zlib
 from base64 import b64decode
 from collections.abc import Callable, Mapping
@@ -139,10 +140,9 @@ _DECOMPRESSORS: Mapping[str, Callable[[bytes, int], bytes]] = {
 
 def _unwrapped(body: bytes, max_bytes: int) -> Opened:
     """Return the run in a structured CloudEvent; *body* itself if it is none, or not readable as one."""
-    try:
-        event = _cloud_event.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return Opened(body)  # the decoder says what is wrong with it
+    event = _event_in(body)
+    if event is None:
+        return Opened(body)  # the decoder reports the error
     if event.specversion is None or event.schema_version is not msgspec.UNSET:
         return Opened(body)  # a run that has a field of that name
     event_id = event.id if isinstance(event.id, str) and event.id else None
@@ -159,6 +159,27 @@ def _unwrapped(body: bytes, max_bytes: int) -> Opened:
         raise MessageRefusedError("schema_violation", "data: missing; expected the run in the CloudEvent's data")
     _check_size(len(data), max_bytes)
     return Opened(data.removeprefix(_BYTE_ORDER_MARK), event_id)
+
+
+def _event_in(body: bytes) -> _CloudEvent | None:
+    try:
+        return _cloud_event.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    # A text of the run may hold half of a surrogate pair, which only this decoder reads.
+    try:
+        found = json.loads(body.decode(), parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    data = msgspec.Raw(json.dumps(found["data"]).encode()) if "data" in found else msgspec.UNSET
+    named = {name: found[name] for name in ("id", "specversion", "schema_version", "data_base64") if name in found}
+    return _CloudEvent(**named, data=data)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _binary_event_id(headers: Mapping[str, Any]) -> str | None:

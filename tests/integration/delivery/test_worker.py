@@ -1,6 +1,7 @@
 """A complete worker on both real servers, in the test's event loop."""
 
 import gc
+import json
 
 import pytest
 from sqlalchemy import func, select, text
@@ -113,6 +114,19 @@ async def test_a_conflicting_duplicate_is_parked(database_url, amqp_url, engine,
         await publish(broker, runs.body({**fields, "model": "another"}))
         (message,) = await parked(broker, 1)
     assert headers_of(message)["x-closeout-reason"] == "conflicting_duplicate"
+
+
+async def test_a_message_id_that_postgresql_cannot_store_does_not_keep_a_run_from_being_closed_out(
+    database_url, amqp_url, engine, broker
+):
+    event = {"specversion": "1.0", "id": "a\x00\ud800", "data": runs.message()}
+    async with worker(database_url, amqp_url):
+        await publish(broker, runs.body(), message_id="a\x00b")
+        await publish(broker, json.dumps(event).encode())
+        await eventually(engine, select(func.count()).select_from(tables.run_completions), 2)
+    async with engine.connect() as conn:
+        stored = (await conn.execute(select(tables.run_completions.c.message_id))).scalars().all()
+    assert (len(stored), "ab" in stored) == (2, True)  # the client gives the other message an id
 
 
 async def test_an_unknown_content_encoding_is_parked(database_url, amqp_url, broker):

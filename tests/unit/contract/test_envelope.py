@@ -134,6 +134,13 @@ def test_a_structured_cloud_event_is_unwrapped_and_its_id_is_kept():
         assert read(event) == read(body)._replace(event_id="e-1")
 
 
+def test_half_a_surrogate_pair_in_an_event_is_read_as_without_the_envelope():
+    run = runs.message(error_message="a\ud800b")
+    decoded = read(json.dumps({"specversion": "1.0", "id": "e", "data": run}).encode())
+    assert (decoded.run.error_message, [a.field for a in decoded.adjustments]) == ("a\ufffdb", ["error_message"])
+    assert read(structured(runs.message(), id="\ud800")).event_id == "\ud800"
+
+
 def test_the_digest_of_a_run_does_not_depend_on_its_envelope():
     body = runs.body()
     digests = {
