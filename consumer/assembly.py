@@ -27,6 +27,7 @@ from consumer.contract.metadata import clean_text
 from consumer.contract.run_message import decode
 from consumer.contract.trace_context import context_in
 from consumer.delivery.intake import Delivery, Intake
+from consumer.delivery.parking import Parking
 from consumer.delivery.settler import Settler
 from consumer.delivery.worker import Worker
 from consumer.health import Health
@@ -36,7 +37,7 @@ from consumer.outbox.backlog import watch_pending
 from consumer.outbox.publisher import EventPublisher
 from consumer.outbox.relay import Relay
 from consumer.postgres.engine import SPARE_CONNECTIONS, create_engine
-from consumer.postgres.readiness import probe_privileges
+from consumer.postgres.readiness import ping, probe_privileges
 from consumer.version import installed_version
 from domains.policies.book import PolicyBook
 from domains.run import TEXT_MAX
@@ -125,6 +126,7 @@ def build_service(settings: Settings, *, spans: "Spans | None" = None) -> Servic
     policies = PolicyBook()
     leaving = asyncio.Event()
     parked = ParkedLately()
+    copies = RememberingChannel(publishing, parked)
     events = publisher(ConfirmedChannel(publishing))
     dispatcher = Dispatcher(
         coordinator=RunCompletionTransaction(
@@ -146,11 +148,14 @@ def build_service(settings: Settings, *, spans: "Spans | None" = None) -> Servic
         decode=decode_one if spans is None else spans.decoding(decode_one),
         close_out=close_out if spans is None else spans.closing_out(close_out),
         settler=Settler(
-            channel=RememberingChannel(publishing, parked),
+            channel=copies,
+            parking=Parking(channel=copies, metrics=metrics, health=health),
             metrics=metrics,
             max_attempts=settings.delivery_max_attempts,
+            held_max=settings.prefetch_count // 2,
         ),
         probe=partial(probe_privileges, engine),
+        ping=partial(ping, engine),
         intake=Intake(metrics),
         health=health,
         prefetch_count=settings.prefetch_count,

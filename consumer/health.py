@@ -15,6 +15,8 @@ class Health:
     clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
     reason: str | None = "starting"
     since: datetime = field(default_factory=lambda: datetime.now(UTC))
+    # Why the parked queue refuses messages; the worker consumes all the same.
+    parking_refused: str | None = None
 
     def __post_init__(self) -> None:
         # A worker that crashes repeatedly before it consumes must not look like one that consumes.

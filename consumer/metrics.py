@@ -185,6 +185,13 @@ class Metrics:
             to_do="As for closeout_outbox_pending; `closeout reconcile --repair` once RabbitMQ confirms again.",
         )
 
+        self.outbox_set_aside = self._gauge(
+            "closeout_outbox_set_aside",
+            "Runs whose events are set aside, because RabbitMQ refuses one or no message can hold it.",
+            rise="A topic permission lacks a routing key, an event exceeds the broker's limit, or a row was edited.",
+            to_do="`closeout outbox status` names the reasons. The relay tries again every minute.",
+        )
+
     def _show_the_worker(self) -> None:
         self.inflight = self._gauge(
             "closeout_inflight_deliveries",
@@ -197,6 +204,12 @@ class Metrics:
             "1 while this worker does not consume: it is starting, or a server is unavailable.",
             rise="PostgreSQL or RabbitMQ is unavailable, or migration or topology is missing.",
             to_do="`/readyz` names the server, and since when.",
+        )
+        self.parking_refused = self._gauge(
+            "closeout_parking_refused",
+            "1 while the parked queue refuses this worker's messages, and they are delayed.",
+            rise="The queue is at its limit or missing, or the worker lacks the permission to write to it.",
+            to_do="`/readyz` has the reason. Replay or discard parked messages, or raise the limit.",
         )
         self.coordinator_enabled = self._gauge(
             "closeout_coordinator_enabled",

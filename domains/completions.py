@@ -24,6 +24,8 @@ _UTC = DateTime(timezone=True)
 
 # Events per run: incident (or prevention record), evaluation, and run.finalized.
 EVENTS_PER_RUN = 3
+# Bytes of one event. RabbitMQ 4 refuses a message above 16 MiB by default; an event has a few hundred.
+EVENT_MAX_BYTES = 16 * 1024 * 1024
 
 run_completions = Table(
     "run_completions",
@@ -118,6 +120,18 @@ outbox_events = Table(
     Column("routing_key", Text, nullable=False),
     Column("body", Text, nullable=False, comment="the CloudEvent as it goes out; text, so that no byte moves"),
     Column("created_at", _UTC, nullable=False, server_default=text("clock_timestamp()")),
+    Column(
+        "set_aside_until",
+        _UTC,
+        comment="on a run's last event: it could not be published, and is tried again then; null: not set aside",
+    ),
+    Column("set_aside_reason", Text, comment="why it could not be published"),
+    # What a message on RabbitMQ can hold; a row that cannot become a message would wait for ever.
+    CheckConstraint(
+        f"octet_length(routing_key) <= 255 AND octet_length(type) <= 255"
+        f" AND octet_length(body) <= {EVENT_MAX_BYTES} AND body LIKE '{{%}}'",
+        name="publishable",
+    ),
     comment="Events that are committed and not yet confirmed by the broker; empty when all is well",
 )
 
@@ -128,6 +142,13 @@ Index(
     info={
         "purpose": "The relay's way in, one entry a run: events leave in order, so a run's last one is there to the end"
     },
+)
+
+Index(
+    "outbox_events_set_aside",
+    outbox_events.c.set_aside_until,
+    postgresql_where=outbox_events.c.set_aside_until.is_not(None),
+    info={"purpose": "Counts the runs whose events are set aside; empty when all is well"},
 )
 
 rollbacks = Table(

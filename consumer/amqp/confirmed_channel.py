@@ -1,13 +1,14 @@
 """One AMQP channel in confirm mode, reopened after the broker closes it. Messages count only once confirmed."""
 
 import asyncio
+from contextlib import suppress
 from weakref import WeakValueDictionary
 
 import structlog
 from aiormq import spec
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel as AmqpChannel
-from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
+from aiormq.exceptions import AMQPChannelError, ChannelAccessRefused, ChannelNotFoundEntity, DeliveryError
 
 from consumer.amqp.batch_publish import why_closed
 from consumer.amqp.channel import ChannelLostError, not_cancelled
@@ -25,6 +26,10 @@ CONFIRM_TIMEOUT_SECONDS = 10.0
 REASON_SECONDS = 5.0
 
 
+class RefusedError(UnavailableError):
+    """The broker is available and refuses this message: its queue is full or missing, or a permission is."""
+
+
 class ConfirmedChannel:
     """A channel in confirm mode, reopened after the broker closes it."""
 
@@ -34,6 +39,7 @@ class ConfirmedChannel:
         self._lock = asyncio.Lock()
         self._to_queues = INTERNAL_EXCHANGE
         self._one_by_one: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._closing: set[asyncio.Task[None]] = set()
 
     @property
     def user(self) -> str | None:
@@ -53,10 +59,22 @@ class ConfirmedChannel:
                 self._channel = await self._connection.channel(confirms=True)
             return self._channel
 
+    def replace(self, channel: AmqpChannel) -> None:
+        """Use a new channel from now on; close *channel* once its last confirms have had their time.
+
+        After a nack of a full queue RabbitMQ nacks all later messages for it on that channel, even once there is room
+        (rabbitmq-server #12206).
+        """
+        if self._channel is channel:
+            self._channel = None
+            closing = asyncio.get_running_loop().create_task(_close_later(channel))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
     async def send(self, *, exchange: str, routing_key: str, body: bytes, properties: spec.Basic.Properties) -> None:
         """Publish one message and wait for its confirm; raise :class:`UnavailableError` without one.
 
-        An unroutable message counts as unconfirmed.
+        It is a :class:`RefusedError` if the broker nacks or returns the message, or closes the channel because of it.
         """
         # aiormq matches a returned message by its id, which the sender chose. With two messages of one id in
         # flight, the return of the first would be matched to the second; the first would count as confirmed, be acked,
@@ -75,11 +93,14 @@ class ConfirmedChannel:
                 )  # fmt: skip
         except ChannelLostError as error:
             reason = await why_closed(channel, within=REASON_SECONDS) or error
-            raise UnavailableError(f"not confirmed by RabbitMQ: {one_line(reason)}") from reason
+            raise _unconfirmed(reason) from reason
+        except DeliveryError as error:
+            self.replace(channel)
+            raise RefusedError(f"{routing_key} is full, or its leader is unavailable: RabbitMQ sent a nack") from error
         except BROKER_ERRORS as error:
-            raise UnavailableError(f"not confirmed by RabbitMQ: {one_line(error)}") from error
+            raise _unconfirmed(error) from error
         if isinstance(result, DeliveredMessage):
-            raise UnavailableError(f"no queue accepted a message for {exchange or 'queue'} {routing_key}")
+            raise RefusedError(f"no queue accepted a message for {exchange or 'queue'} {routing_key}")
 
     async def send_to_queue(self, queue: str, *, body: bytes, properties: spec.Basic.Properties) -> None:
         """Publish one message to *queue*, a queue of the worker; raises as :meth:`send` does.
@@ -103,7 +124,18 @@ class ConfirmedChannel:
                         "messages are parked through the other exchange", why=one_line(refusals[0]), now=exchange
                     )
                 return
-        raise UnavailableError("; ".join(map(one_line, refusals))) from refusals[0].__cause__
+        raise RefusedError("; ".join(map(one_line, refusals))) from refusals[0].__cause__
+
+
+async def _close_later(channel: AmqpChannel) -> None:
+    await asyncio.sleep(CONFIRM_TIMEOUT_SECONDS)
+    with suppress(*BROKER_ERRORS):
+        await channel.close()
+
+
+def _unconfirmed(error: Exception) -> UnavailableError:
+    kind = RefusedError if isinstance(error, AMQPChannelError) else UnavailableError
+    return kind(f"not confirmed by RabbitMQ: {one_line(error)}")
 
 
 def _other(exchange: str) -> str:

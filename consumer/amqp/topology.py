@@ -4,7 +4,7 @@
 a user with configure permission; the worker has none and declares nothing.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -72,7 +72,9 @@ TOPOLOGY = Topology(
         Exchange(INTERNAL_EXCHANGE, "direct"),
     ),
     queues=(
-        _quorum(PARKED_QUEUE),
+        # At its limit, if it has one, it refuses messages: the default would drop the oldest. An argument takes
+        # precedence over a policy.
+        _quorum(PARKED_QUEUE, overflow="reject-publish"),
         _quorum(
             RUN_COMPLETED_QUEUE,
             dead_letter_exchange="",
@@ -98,6 +100,13 @@ TOPOLOGY = Topology(
 )
 
 
+# What is said of a parked queue that an earlier version declared.
+PARKED_BEFORE = (
+    "without x-overflow: a max-length policy could drop messages, unless the policy closeout of "
+    "deploy/rabbitmq/definitions.json is set"
+)
+
+
 class TopologyMismatchError(Exception):
     """An exchange or queue exists with other properties; the text names it and what to do."""
 
@@ -113,7 +122,7 @@ async def declare(connection: BrokerConnection, topology: Topology = TOPOLOGY) -
     for exchange in topology.exchanges:
         await _declare_one(connection, f"exchange {exchange.name}", done, faults, _exchange(exchange))
     for queue in topology.queues:
-        await _declare_one(connection, f"queue {queue.name}", done, faults, _queue(queue))
+        await _declare_queue(connection, queue, done, faults)
     if faults:
         raise TopologyMismatchError("\n".join(faults))
     for binding in topology.bindings:
@@ -132,6 +141,24 @@ def _exchange(exchange: Exchange) -> _Declare:
 
 def _queue(queue: Queue) -> _Declare:
     return lambda channel: channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
+
+
+def without_overflow(arguments: Mapping[str, Any]) -> MappingProxyType[str, Any]:
+    """Return the arguments of the parked queue as earlier versions declared it."""
+    return MappingProxyType({name: value for name, value in arguments.items() if name != "x-overflow"})
+
+
+async def _declare_queue(connection: BrokerConnection, queue: Queue, done: list[str], faults: list[str]) -> None:
+    mismatches: list[str] = []
+    await _declare_one(connection, f"queue {queue.name}", done, mismatches, _queue(queue))
+    if mismatches and queue.name == PARKED_QUEUE and "'x-overflow'" in mismatches[0]:
+        # Declared by an earlier version. An argument cannot be changed; a policy does the same.
+        earlier = Queue(queue.name, without_overflow(queue.arguments))
+        mismatches.clear()
+        await _declare_one(connection, f"queue {queue.name}", done, mismatches, _queue(earlier))
+        if not mismatches:
+            done[-1] += f" ({PARKED_BEFORE})"
+    faults += mismatches
 
 
 def _binding(queue: str, exchange: str, key: str) -> _Declare:

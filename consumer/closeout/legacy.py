@@ -141,7 +141,7 @@ class LegacyCloseOut:
             return phase
         try:
             async with self._engine.connect() as conn:
-                events = await outbox.unpublished(conn, [key])
+                events = (await outbox.unpublished(conn, [key])).events
             outcome = await self._publisher.publish(events)
             if outcome.confirmed:
                 async with self._engine.begin() as conn:

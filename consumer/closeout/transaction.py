@@ -121,7 +121,7 @@ class RunCompletionTransaction:
         waiting = [key for key, claim in attempt.claims.items() if claim.phase is TransactionPhase.COMMITTED]
         if waiting:
             # Committed earlier: events that a crash or another worker left unpublished.
-            attempt.events += await outbox.unpublished(conn, waiting)
+            attempt.events += (await outbox.unpublished(conn, waiting)).events
 
     async def _write_new(
         self, conn: AsyncConnection, attempt: Attempt, runs: Sequence[CompletedRun], now: datetime

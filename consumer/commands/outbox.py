@@ -15,7 +15,7 @@ from consumer.commands.durations import parse_duration
 from consumer.commands.output import fail, out, print_hanging, print_json, print_line, progress_bar
 from consumer.commands.session import run_to_end, settings_for, with_database
 from consumer.metrics import Metrics
-from consumer.outbox.backlog import Backlog, BacklogState, Share, describe_backlog, read_backlog
+from consumer.outbox.backlog import Backlog, BacklogState, Share, describe_backlog, describe_set_aside, read_backlog
 from consumer.outbox.drain import Drained, drain
 from consumer.outbox.publisher import EventPublisher
 from consumer.postgres.engine import create_engine
@@ -26,7 +26,7 @@ _LISTED = 20
 
 
 def print_status(*, older_than: str, as_json: bool) -> None:
-    """Print the outbox backlog; end with status 1 if events are stale."""
+    """Print the outbox backlog; end with status 1 if events are stale or set aside."""
     seconds = parse_duration("--older-than", older_than).total_seconds()
 
     async def read(engine: AsyncEngine) -> Backlog:
@@ -40,7 +40,7 @@ def print_status(*, older_than: str, as_json: bool) -> None:
         print_json({"state": state, **asdict(found), "meaning": meaning, "remedy": remedy or None})
     else:
         _print(found, state)
-    if state is BacklogState.STALE:
+    if state is BacklogState.STALE or found.set_aside:
         raise typer.Exit(1)
 
 
@@ -107,6 +107,10 @@ def _print(found: Backlog, state: BacklogState) -> None:
     )
     if remedy:
         print_hanging("to do: ", remedy)
+    for reason, number in found.set_aside.items():
+        print_hanging(Text(f"set aside: {counted(number, 'run')}: ", style="red"), reason)
+    if found.set_aside:
+        print_hanging("to do: ", describe_set_aside())
 
 
 def _table(title: str, shares: dict[str, Share]) -> None:

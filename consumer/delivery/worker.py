@@ -7,6 +7,7 @@ until both servers are available, and builds new ones.
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import structlog
 from aiormq.abc import DeliveredMessage
@@ -21,6 +22,7 @@ from consumer.contract.names import RUN_COMPLETED_QUEUE
 from consumer.contract.refusals import MessageRefusedError
 from consumer.delivery.intake import Delivery, Intake
 from consumer.delivery.settler import Settler
+from consumer.delivery.watch import Probes, watch_servers
 from consumer.errors import UnavailableError, one_line
 from consumer.health import Health
 
@@ -47,6 +49,7 @@ class Worker:
         close_out: CloseOut,
         settler: Settler,
         probe: Callable[[], Awaitable[None]],
+        ping: Callable[[], Awaitable[None]],
         intake: Intake,
         health: Health,
         prefetch_count: int,
@@ -60,6 +63,7 @@ class Worker:
         self._close_out = close_out
         self._settler = settler
         self._probe = probe
+        self._ping = ping
         self._intake = intake
         self._health = health
         self._prefetch_count = prefetch_count
@@ -111,7 +115,8 @@ class Worker:
             tag = await self._start(channel, acks)
             self._health.consuming()
             log.info("consuming", queue=RUN_COMPLETED_QUEUE, prefetch=self._prefetch_count)
-            await self._leaving.wait()
+            if why := await watch_servers(self._leaving, self._probes(await self._connection.channel(confirms=False))):
+                self._break(why)
             if not self.stopping.is_set():
                 self._pause(self._why)  # before the batches in progress end: they may block for seconds
             await self._drain(channel, tag, acks)
@@ -120,6 +125,10 @@ class Worker:
             await self._connection.close()
         if not self.stopping.is_set():
             raise UnavailableError(self._why)
+
+    def _probes(self, channel: AmqpChannel) -> Probes:
+        # A separate channel: it can be lost in the middle of a request. Without a consumer, the count has no effect.
+        return {"PostgreSQL": self._ping, "RabbitMQ": partial(channel.basic_qos, prefetch_count=1)}
 
     async def _start(self, channel: AmqpChannel, acks: Acks) -> str:
         async def on_delivery(message: DeliveredMessage) -> None:

@@ -16,7 +16,7 @@ from aiormq.channel import Channel as AmqpChannel
 from consumer.amqp.batch_publish import why_closed
 from consumer.amqp.channel import ChannelLostError, not_cancelled
 from consumer.amqp.connection import BROKER_ERRORS, BrokerConnection
-from consumer.amqp.topology import TOPOLOGY, Exchange
+from consumer.amqp.topology import PARKED_BEFORE, TOPOLOGY, Exchange, without_overflow
 from consumer.contract.names import EVENTS_EXCHANGE, INTERNAL_EXCHANGE, PARKED_QUEUE, RETRY_QUEUE, RUN_COMPLETED_QUEUE
 from consumer.diagnosis.check import Check, ok, problem, unreachable, warning
 from consumer.errors import UnavailableError, one_line
@@ -31,6 +31,7 @@ _RESPONSE_SECONDS = 10.0
 # Replaces a refusal if the broker did not respond.
 _SILENCE = "no response"
 
+_POLICY = "import the policy; where it is set, nothing is to be done"
 _TOPOLOGY = "run closeout topology as a user with configure permission"
 
 
@@ -46,7 +47,7 @@ async def examine_broker(connection: BrokerConnection) -> list[Check]:
         channel = await connection.channel(confirms=False)
         checks.append(version_check(str(_properties_of(channel).get("version", "unknown"))))
         topology, depths = await _topology(connection)
-        checks += [topology, *_queues(depths)]
+        checks += [*topology, *_queues(depths)]
         if RUN_COMPLETED_QUEUE in depths:
             checks.append(await _right_to_consume(connection))
         # Last: in an alarm the broker blocks this connection at the first publish.
@@ -68,24 +69,31 @@ def _properties_of(channel: AmqpChannel) -> dict[str, Any]:
     return dict(getattr(channel.connection, "server_properties", None) or {})
 
 
-async def _topology(connection: BrokerConnection) -> tuple[Check, dict[str, _Depth]]:
+async def _topology(connection: BrokerConnection) -> tuple[list[Check], dict[str, _Depth]]:
     """Check that exchanges and queues exist, and their properties if this user may configure."""
     faults: list[str] = []
     unseen = 0
     depths: dict[str, _Depth] = {}
+    warnings: list[Check] = []
     for exchange in TOPOLOGY.exchanges:
         fault, seen = await _compared(connection, f"exchange {exchange.name}", _exchange(exchange))
         faults += fault
         unseen += not seen
     for queue in TOPOLOGY.queues:
-        fault, seen = await _compared(connection, f"queue {queue.name}", _queue(queue.name, queue.arguments, depths))
+        what = f"queue {queue.name}"
+        fault, seen = await _compared(connection, what, _queue(queue.name, queue.arguments, depths))
+        if queue.name == PARKED_QUEUE and "'x-overflow'" in "".join(fault):
+            # An earlier version declared it so, and an argument cannot be changed. Policies cannot be read over AMQP.
+            fault, _ = await _compared(connection, what, _queue(queue.name, without_overflow(queue.arguments), depths))
+            if not fault:
+                warnings.append(warning("parked limit", f"{PARKED_QUEUE} was declared {PARKED_BEFORE}", _POLICY))
         faults += fault
         unseen += not seen
     if faults:
-        return problem("topology", "; ".join(faults), _TOPOLOGY), depths
+        return [problem("topology", "; ".join(faults), _TOPOLOGY), *warnings], depths
     message = f"{len(TOPOLOGY.exchanges)} exchanges and {len(TOPOLOGY.queues)} queues exist"
     message += "; only a user with configure permission can compare their properties" if unseen else ", as declared"
-    return ok("topology", message), depths
+    return [ok("topology", message), *warnings], depths
 
 
 _Declare = Callable[[AmqpChannel, bool], Awaitable[object]]

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from consumer.diagnosis.check import Check, ok, problem, unreachable, warning
 from consumer.errors import one_line
-from consumer.outbox.backlog import BacklogState, describe_backlog, read_backlog
+from consumer.outbox.backlog import BacklogState, describe_backlog, describe_set_aside, read_backlog
 from consumer.postgres.engine import DATABASE_ERRORS, WORKER_SETTINGS
 from consumer.postgres.privileges import REMEDY, format_privileges, missing_privileges
 from consumer.wording import counted, format_seconds
@@ -192,6 +192,9 @@ async def _readable(name: str, check: Callable[[AsyncConnection], Awaitable[Chec
 
 async def _outbox(conn: AsyncConnection) -> Check:
     found = await read_backlog(conn)
+    if found.set_aside:
+        runs = counted(sum(found.set_aside.values()), "run is", "runs are")
+        return problem("outbox", f"events of {runs} set aside: {next(iter(found.set_aside))}", describe_set_aside())
     meaning, remedy = describe_backlog(found.state())
     if not found.all.events:
         return ok("outbox", f"empty: {meaning}")

@@ -27,10 +27,14 @@ STALE_SECONDS = 60.0
 
 
 class Pending(NamedTuple):
-    """How many runs have events in the outbox, counted up to ``PENDING_RUNS_MAX``; the age of the oldest in seconds."""
+    """How many runs have events in the outbox, counted up to ``PENDING_RUNS_MAX``; the age of the oldest in seconds.
+
+    Runs that are set aside count, but not for the age.
+    """
 
     runs: int
     oldest_seconds: float
+    set_aside: int = 0
 
     @property
     def is_cut(self) -> bool:
@@ -41,32 +45,35 @@ class Pending(NamedTuple):
 async def count_pending(conn: AsyncConnection) -> Pending:
     """Return how many runs have unpublished events, and the age of the oldest."""
     last = (
-        select(outbox_events.c.created_at)
+        select(outbox_events.c.created_at, outbox_events.c.set_aside_until)
         .where(outbox_events.c.sequence == EVENTS_PER_RUN)
         .order_by(outbox_events.c.created_at)
         .limit(PENDING_RUNS_MAX)
         .subquery()
     )
-    age = func.extract("epoch", func.clock_timestamp() - func.min(last.c.created_at))
-    count, oldest = (await conn.execute(select(func.count(), func.coalesce(age, 0)).select_from(last))).one()
-    return Pending(count, max(float(oldest), 0.0))
+    oldest = func.min(last.c.created_at).filter(last.c.set_aside_until.is_(None))
+    age = func.coalesce(func.extract("epoch", func.clock_timestamp() - oldest), 0)
+    query = select(func.count(), age, func.count(last.c.set_aside_until)).select_from(last)
+    count, seconds, set_aside = (await conn.execute(query)).one()
+    return Pending(count, max(float(seconds), 0.0), set_aside)
 
 
 async def watch_pending(
     stopping: asyncio.Event, *, engine: AsyncEngine, metrics: Metrics, every: float = POLL_SECONDS
 ) -> None:
-    """Keep the two outbox gauges current until *stopping* is set; they are NaN while the database is unavailable.
+    """Keep the outbox gauges current until *stopping* is set; they are NaN while the database is unavailable.
 
     A value from before an outage would pass for a current one. The relay cannot set them: while the broker confirms
     nothing, it does not complete a sweep.
     """
     while not stopping.is_set():
-        runs, oldest = nan, nan
+        runs, oldest, set_aside = nan, nan, nan
         with suppress(*DATABASE_ERRORS):
             async with engine.connect() as conn:
-                runs, oldest = await count_pending(conn)
+                runs, oldest, set_aside = await count_pending(conn)
         metrics.outbox_pending.set(runs)
         metrics.outbox_oldest.set(oldest)
+        metrics.outbox_set_aside.set(set_aside)
         with suppress(TimeoutError):
             await asyncio.wait_for(stopping.wait(), every)
 
@@ -91,12 +98,16 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """The outbox by tenant and type. Counts stop at ``COUNTED_RUNS_MAX`` runs; ``complete`` is then false."""
+    """The outbox by tenant and type. Counts stop at ``COUNTED_RUNS_MAX`` runs; ``complete`` is then false.
+
+    ``set_aside`` has the runs that could not be published, by reason; the other counts leave them out.
+    """
 
     all: Share = Share()
     by_tenant: dict[str, Share] = field(default_factory=dict)
     by_type: dict[str, Share] = field(default_factory=dict)
     complete: bool = True
+    set_aside: dict[str, int] = field(default_factory=dict)
 
     def state(self, stale_seconds: float = STALE_SECONDS) -> BacklogState:
         """Return what the age of the oldest event means."""
@@ -112,13 +123,18 @@ class Backlog:
 _COUNT = f"""
     WITH waiting AS MATERIALIZED (
         SELECT tenant_id, run_id FROM governance.outbox_events
-         WHERE sequence = {EVENTS_PER_RUN} ORDER BY created_at LIMIT AT_MOST)
+         WHERE sequence = {EVENTS_PER_RUN} AND set_aside_until IS NULL ORDER BY created_at LIMIT AT_MOST)
     SELECT o.tenant_id, o.type, count(DISTINCT (o.tenant_id, o.run_id)) AS runs, count(*) AS events,
            greatest(extract(epoch FROM clock_timestamp() - min(o.created_at)), 0)::float8 AS oldest
       FROM waiting JOIN governance.outbox_events o USING (tenant_id, run_id)
      GROUP BY GROUPING SETS ((), (o.tenant_id), (o.type))
      ORDER BY min(o.created_at)
 """  # noqa: S608 - a constant of ours
+
+_SET_ASIDE = """
+    SELECT set_aside_reason, count(*) AS runs FROM governance.outbox_events
+     WHERE set_aside_until IS NOT NULL GROUP BY set_aside_reason ORDER BY runs DESC, set_aside_reason
+"""
 
 
 async def read_backlog(conn: AsyncConnection, *, at_most: int = COUNTED_RUNS_MAX) -> Backlog:
@@ -132,12 +148,21 @@ async def read_backlog(conn: AsyncConnection, *, at_most: int = COUNTED_RUNS_MAX
             by_type[row.type] = share
         else:
             total = share
-    return Backlog(total, by_tenant, by_type, complete=total.runs < at_most)
+    set_aside = {row.set_aside_reason: row.runs for row in await conn.execute(text(_SET_ASIDE))}
+    return Backlog(total, by_tenant, by_type, complete=total.runs < at_most, set_aside=set_aside)
 
 
 def describe_backlog(state: BacklogState) -> tuple[str, str]:
     """Return what *state* means, and what to do about it; an empty string if nothing is to be done."""
     return _DESCRIPTIONS[state]
+
+
+def describe_set_aside() -> str:
+    """Return what to do about events that are set aside."""
+    return (
+        "fix the cause. The relay tries these events again every minute; closeout outbox drain tries them now. Other "
+        "runs' events are published meanwhile"
+    )
 
 
 _DESCRIPTIONS = {

@@ -95,7 +95,7 @@ async def _batch(
     engine: AsyncEngine, publisher: EventPublisher, age: float, after: datetime | None
 ) -> tuple[int, datetime | None, Published]:
     async with engine.begin() as conn:
-        found = list(await conn.execute(outbox.stale_runs(age, RUNS_A_SWEEP, after=after)))
+        found = list(await conn.execute(outbox.stale_runs(age, RUNS_A_SWEEP, after=after, set_aside_too=True)))
         if not found:
             return 0, after, Published()
         keys = [RunKey(row.tenant_id, row.run_id) for row in found]

@@ -35,10 +35,18 @@ async def publish_stale(
 ) -> tuple[Published, set[RunKey]]:
     """Publish and mark the events of *keys*, locked by *conn*'s transaction; return the outcome and the finished runs.
 
+    Runs with an event that cannot be published are set aside, so that they do not delay the others.
     The lock is held while waiting for confirms, which their timeout bounds; never over a pause.
     """
-    outcome = await publisher.publish(await outbox.unpublished(conn, keys))
-    return outcome, await outbox.mark(conn, outcome.confirmed) if outcome.confirmed else set()
+    found = await outbox.unpublished(conn, keys)
+    outcome = await publisher.publish(found.events)
+    outcome.refused |= found.unreadable
+    outcome.failure = outcome.failure or next(iter(found.unreadable.values()), None)
+    done = await outbox.mark(conn, outcome.confirmed) if outcome.confirmed else set()
+    if outcome.refused:
+        await outbox.set_aside(conn, outcome.refused)
+        log.warning("events set aside", runs=len(outcome.refused), error=outcome.failure)
+    return outcome, done
 
 
 class Relay:
@@ -92,6 +100,6 @@ class Relay:
             "relay published stale events",
             runs=len(done), of=len(keys), seconds=round(monotonic() - started, 3), error=outcome.failure,
         )  # fmt: skip
-        if outcome.failure and not outcome.confirmed:
+        if outcome.failure and not outcome.confirmed and not outcome.refused:
             raise UnavailableError(outcome.failure)
         return len(keys)

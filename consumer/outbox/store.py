@@ -1,17 +1,18 @@
 """The outbox table: a row exists from the commit of an event until RabbitMQ confirms it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Select, delete, func, select, update
+import msgspec
+from sqlalchemy import Select, case, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import INTERVAL
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from consumer.contract.events import OutboxEvent, trace_in
 from consumer.phases import TransactionPhase
-from domains.completions import EVENTS_PER_RUN, outbox_events, run_completions
+from domains.completions import EVENT_MAX_BYTES, EVENTS_PER_RUN, outbox_events, run_completions
 from domains.database.statements import Compiled, columns_of, insert_many, unnest
 from domains.run import RunKey
 
@@ -22,8 +23,38 @@ _event_row = attrgetter(*_EVENT)
 _KEYS = ("tenant_id", "run_id")
 _runs = unnest(outbox_events, _KEYS)
 _of_these_runs = (outbox_events.c.tenant_id == _runs.c.tenant_id) & (outbox_events.c.run_id == _runs.c.run_id)
-_columns = [outbox_events.c[name] for name in _EVENT]
-_UNPUBLISHED = Compiled(select(*_columns).join(_runs, _of_these_runs).order_by(*_columns[:3]))
+# Bytes of bodies that are read at once. The rest of the runs is read by the next sweep.
+_READ_MAX_BYTES = 4 * EVENT_MAX_BYTES
+# Bytes of a routing key or type: AMQP's short string.
+_SHORT_MAX_BYTES = 255
+# Seconds until an event that was set aside is tried again.
+SET_ASIDE_SECONDS = 60.0
+
+
+def _unpublished_statement() -> Select[Any]:
+    """Read no body above the limit, and not more than the limit together: PostgreSQL knows a text's size unread."""
+    size = func.octet_length(outbox_events.c.body)
+    order = [outbox_events.c[name] for name in (*_KEYS, "sequence")]
+    read = case((size <= EVENT_MAX_BYTES, size), else_=0)
+    columns = [outbox_events.c[name] for name in _EVENT if name != "body"]
+    body = case((size <= EVENT_MAX_BYTES, outbox_events.c.body)).label("body")
+    sized = (
+        select(*columns, body, size.label("size"), func.sum(read).over(order_by=order).label("upto"))
+        .join(_runs, _of_these_runs)
+        .subquery()
+    )
+    found = [sized.c[name] for name in (*_EVENT, "size")]
+    return select(*found).where(sized.c.upto <= _READ_MAX_BYTES).order_by(*(sized.c[c.name] for c in order))
+
+
+_UNPUBLISHED = Compiled(_unpublished_statement())
+
+
+class Unpublished(NamedTuple):
+    """Events to publish, and the runs with an event that no message can hold, each with the reason."""
+
+    events: list[OutboxEvent]
+    unreadable: dict[RunKey, str]
 
 
 def _mark_statement() -> Any:  # noqa: ANN401 - an UPDATE with a DELETE in its WITH
@@ -64,11 +95,48 @@ async def stage(conn: AsyncConnection, events: Sequence[OutboxEvent]) -> None:
     await _INSERT.execute(conn, columns_of(_EVENT, map(_event_row, events)))
 
 
-async def unpublished(conn: AsyncConnection, keys: Iterable[RunKey]) -> list[OutboxEvent]:
-    """Return the events of *keys* that are still in the outbox, in order within each run."""
-    rows = await _UNPUBLISHED.execute(conn, columns_of(_KEYS, keys))
-    named = (dict(zip(_EVENT, row, strict=True)) for row in rows)
-    return [OutboxEvent(**row, trace=trace_in(row["body"])) for row in named]
+async def unpublished(conn: AsyncConnection, keys: Iterable[RunKey]) -> Unpublished:
+    """Return the events of *keys* that are still in the outbox, in order within each run.
+
+    At most 64 MiB of bodies: a later call returns the rest. None of a run's events is returned if one is unreadable.
+    """
+    events: list[OutboxEvent] = []
+    unreadable: dict[RunKey, str] = {}
+    for row in await _UNPUBLISHED.execute(conn, columns_of(_KEYS, keys)):
+        named = dict(zip((*_EVENT, "size"), row, strict=True))
+        try:
+            events.append(_event_in(named, size=named.pop("size")))
+        except ValueError as error:
+            key = RunKey(named["tenant_id"], named["run_id"])
+            unreadable.setdefault(key, f"event {named['sequence']}: {error}")
+    if unreadable:
+        events = [event for event in events if event.key not in unreadable]
+    return Unpublished(events, unreadable)
+
+
+def _event_in(row: dict[str, Any], *, size: int) -> OutboxEvent:
+    """Return the event in *row*; raise ``ValueError`` if no message can hold it."""
+    for name in ("type", "routing_key"):
+        if (bytes_of := len(row[name].encode())) > _SHORT_MAX_BYTES:
+            raise ValueError(f"{name} has {bytes_of:,} bytes; AMQP allows {_SHORT_MAX_BYTES}")
+    if row["body"] is None:
+        raise ValueError(f"body has {size:,} bytes; at most {EVENT_MAX_BYTES:,} are published")
+    try:
+        return OutboxEvent(**row, trace=trace_in(row["body"]))
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"body is not a CloudEvent in JSON: {error}") from error
+
+
+async def set_aside(conn: AsyncConnection, reasons: Mapping[RunKey, str]) -> None:
+    """Keep the relay from the events of these runs for ``SET_ASIDE_SECONDS``, and store why."""
+    until = func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, SET_ASIDE_SECONDS, type_=INTERVAL)
+    last = outbox_events.c.sequence == EVENTS_PER_RUN
+    for (tenant_id, run_id), reason in reasons.items():
+        await conn.execute(
+            update(outbox_events)
+            .where(outbox_events.c.tenant_id == tenant_id, outbox_events.c.run_id == run_id, last)
+            .values(set_aside_until=until, set_aside_reason=reason)
+        )
 
 
 async def mark(conn: AsyncConnection, confirmed: Sequence[OutboxEvent]) -> set[RunKey]:
@@ -83,11 +151,14 @@ async def mark(conn: AsyncConnection, confirmed: Sequence[OutboxEvent]) -> set[R
     return {RunKey(*row) for row in done}
 
 
-def stale_runs(older_than_seconds: float, limit: int, *, after: datetime | None = None) -> Select[Any]:
+def stale_runs(
+    older_than_seconds: float, limit: int, *, after: datetime | None = None, set_aside_too: bool = False
+) -> Select[Any]:
     """Select and lock the runs whose events are older than *older_than_seconds*, oldest first.
 
-    Rows are tenant, run and the time they were staged, later than *after*. A run is locked through its last event's
-    row, which exists until all are published; runs locked by another relay are skipped.
+    Runs that are set aside are left out until their time, unless *set_aside_too*. Rows are tenant, run and the time
+    they were staged, later than *after*. A run is locked through its last event's row, which exists until all are
+    published; runs locked by another relay are skipped.
     """
     waited = func.make_interval(0, 0, 0, 0, 0, 0, older_than_seconds, type_=INTERVAL)
     created_at = outbox_events.c.created_at
@@ -99,4 +170,7 @@ def stale_runs(older_than_seconds: float, limit: int, *, after: datetime | None 
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
+    if not set_aside_too:
+        until = outbox_events.c.set_aside_until
+        query = query.where(or_(until.is_(None), until < func.now()))
     return query if after is None else query.where(created_at > after)

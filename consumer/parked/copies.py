@@ -62,8 +62,13 @@ async def park(
     await _copy(channel, message, PARKED_QUEUE, headers)
 
 
-async def retry_later(channel: ConfirmedChannel, message: DeliveredMessage, *, attempts: int, error: str) -> None:
-    """Publish a copy of *message* to the retry queue, which returns it after a delay; raises as :func:`park`."""
+async def retry_later(
+    channel: ConfirmedChannel, message: DeliveredMessage, *, attempts: int, error: str, trusted: bool = True
+) -> None:
+    """Publish a copy of *message* to the retry queue, which returns it after a delay; raises as :func:`park`.
+
+    The copy comes back as a trusted publisher's message unless it is not *trusted*.
+    """
     first_seen = headers_of(message).get(FIRST_SEEN_HEADER, datetime.now(UTC).isoformat())
     headers: dict[str, str | int] = {
         ATTEMPTS_HEADER: attempts,
@@ -71,7 +76,7 @@ async def retry_later(channel: ConfirmedChannel, message: DeliveredMessage, *, a
         ERROR_HEADER: error.replace("\x00", "\\u0000"),
     }
     # Makes the copy a trusted publisher's message: the broker verifies user_id.
-    await _copy(channel, message, RETRY_QUEUE, headers, user_id=channel.user)
+    await _copy(channel, message, RETRY_QUEUE, headers, user_id=channel.user if trusted else None)
 
 
 async def _copy(

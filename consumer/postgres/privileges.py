@@ -1,7 +1,7 @@
 """The privileges that a worker's role needs on each table, and no others.
 
 ``deploy/postgresql/rights.sql`` grants them, the worker and ``closeout doctor`` check them, and the tests revoke them
-one by one. FOR UPDATE needs UPDATE on some column, hence the one on the outbox.
+one by one. FOR UPDATE needs UPDATE on some column; workers before schema 0009 check that of the outbox's created_at.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ WORKER_PRIVILEGES = MappingProxyType(
         "policies": "SELECT",
         "policy_evaluations": "SELECT INSERT",
         "traces": "SELECT INSERT UPDATE(status,started_at,completed_at,steps)",
-        "outbox_events": "SELECT INSERT UPDATE(created_at) DELETE",
+        "outbox_events": "SELECT INSERT UPDATE(created_at,set_aside_until,set_aside_reason) DELETE",
         "rollbacks": "SELECT INSERT",
     }
 )

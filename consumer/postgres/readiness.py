@@ -48,6 +48,19 @@ async def probe(engine: AsyncEngine) -> None:
         raise UnavailableError(behind)
 
 
+async def ping(engine: AsyncEngine) -> None:
+    """Return if the database responds; raise :class:`UnavailableError` if not. One statement, nothing is read."""
+    for last in (False, True):
+        try:
+            async with engine.connect() as conn:
+                await conn.execute(text("SELECT 1"))
+        except DATABASE_ERRORS as error:
+            if last:
+                raise unavailable(error) from error
+            continue  # one idle connection was closed: the next is new
+        return
+
+
 async def probe_privileges(engine: AsyncEngine) -> None:
     """Return if the database accepts close-outs from this role; raise :class:`UnavailableError` if not.
 

@@ -29,19 +29,20 @@ GRANT USAGE ON SCHEMA governance TO closeout_worker, closeout_operator, closeout
 GRANT SELECT ON ALL TABLES IN SCHEMA governance TO closeout_worker, closeout_operator, closeout_reader;
 
 -- The worker claims, writes and marks. SELECT FOR UPDATE needs UPDATE on some column: on outbox_events it is created_at,
--- which only an alert reads.
+-- which only an alert reads, and which workers before schema 0009 check.
 GRANT INSERT, UPDATE (phase, committed_at, events_published_at) ON governance.run_completions TO closeout_worker;
 GRANT INSERT ON
     governance.incidents, governance.prevention_records, governance.policy_evaluations, governance.rollbacks
     TO closeout_worker;
 GRANT INSERT, UPDATE (status, started_at, completed_at, steps) ON governance.traces TO closeout_worker;
-GRANT INSERT, UPDATE (created_at), DELETE ON governance.outbox_events TO closeout_worker;
+GRANT INSERT, UPDATE (created_at, set_aside_until, set_aside_reason), DELETE ON governance.outbox_events
+    TO closeout_worker;
 
 -- The operator. `policies apply`:
 GRANT INSERT, UPDATE (enabled, shadow) ON governance.policies TO closeout_operator;
 -- `outbox drain`, `reconcile --repair`: the privileges of a worker's relay.
 GRANT UPDATE (phase, events_published_at) ON governance.run_completions TO closeout_operator;
-GRANT UPDATE (created_at), DELETE ON governance.outbox_events TO closeout_operator;
+GRANT UPDATE (created_at, set_aside_until, set_aside_reason), DELETE ON governance.outbox_events TO closeout_operator;
 -- `prune` locks incidents, so that none is reopened meanwhile; no decision depends on a title.
 GRANT UPDATE (title) ON governance.incidents TO closeout_operator;
 GRANT DELETE ON

@@ -8,7 +8,7 @@ from domains.database.schema import SCHEMA
 from domains.tables import metadata
 
 # The oldest schema that this version's workers support; a migration that adds nothing they use does not raise it.
-OLDEST_SCHEMA = "0007"
+OLDEST_SCHEMA = "0009"
 
 # Every role can read the catalog, but perhaps not the version table.
 _COLUMNS = text(

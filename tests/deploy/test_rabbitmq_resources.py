@@ -60,7 +60,7 @@ def test_the_definitions_equal_the_topology_that_is_declared():
 def test_every_queue_and_the_policy_have_the_same_delivery_limit():
     assert [queue["arguments"]["x-delivery-limit"] for queue in defined("queues")] == [UNREACHABLE_DELIVERY_LIMIT] * 3
     (policy,) = defined("policies")
-    assert policy["definition"] == {"delivery-limit": UNREACHABLE_DELIVERY_LIMIT}
+    assert policy["definition"] == {"delivery-limit": UNREACHABLE_DELIVERY_LIMIT, "overflow": "reject-publish"}
 
 
 def test_no_user_has_a_password_or_a_tag():

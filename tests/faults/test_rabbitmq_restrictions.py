@@ -5,11 +5,13 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 import pytest
+from aiormq import spec
 
-from consumer.amqp.confirmed_channel import CONFIRM_TIMEOUT_SECONDS
+from consumer.amqp.confirmed_channel import CONFIRM_TIMEOUT_SECONDS, ConfirmedChannel
 from consumer.amqp.topology import declare
-from consumer.contract.names import EVENTS_EXCHANGE, RUN_COMPLETED_QUEUE
+from consumer.contract.names import EVENTS_EXCHANGE, PARKED_QUEUE, RUN_COMPLETED_KEY, RUN_COMPLETED_QUEUE, RUNS_EXCHANGE
 from tests.support import run_messages as runs
+from tests.support.command_line import closeout
 from tests.support.faults.endurance import RESUME_SECONDS, endure
 from tests.support.faults.invariants import assert_invariants
 from tests.support.faults.running_worker import RunningWorker
@@ -87,6 +89,116 @@ async def test_a_revoked_publish_permission_keeps_events_in_the_outbox_until_it_
         await _events_stay_in_the_outbox_until(
             scenario, worker, lambda: changed(revoke), lambda: changed(give_back), report
         )
+
+
+async def test_a_refused_routing_key_delays_only_the_runs_with_that_event(scenario: Scenario, report):
+    async def permitted(keys: str) -> None:
+        topics = [(EVENTS_EXCHANGE, keys, "^$")]
+        own = ("^$", r"^(governance\.events|closeout\.internal)$", ".*")
+        await scenario.in_thread(partial(scenario.rabbit.permit, scenario.user, scenario.vhost, *own, topics=topics))
+        scenario.broker_proxy.cut()  # a channel caches its permissions for a while
+
+    def bodies() -> list[bytes]:
+        failed = [runs.body(status="failed", error_code=f"SECURITY_{n}") for n in range(3)]
+        return [runs.body(status="succeeded", error_code=None) for _ in range(100)] + failed
+
+    async with scenario.worker() as worker:
+        await permitted(r"^(policy|run)\..*|^incident\.created\.none$")
+        for body in bodies():
+            await scenario.publish_body(body)
+        took = await scenario.until(lambda: _is(scenario.phase_count(), 100), what="the other runs' events")
+        aside = await scenario.until(
+            lambda: _is(scenario.count("outbox_events", "set_aside_reason LIKE '%access to topic%'"), 3),
+            what="the refused runs set aside",
+        )
+        assert await worker.ready()
+        assert await scenario.phase_count("COMMITTED") == 3
+        await permitted(".*")
+        # The relay tries again after a minute; the operator need not wait for it.
+        drained = await closeout(
+            "outbox",
+            "drain",
+            DATABASE_URL=scenario.postgres.url(scenario.database),
+            AMQP_URL=scenario.rabbit.url(scenario.vhost),
+        )
+        assert drained.returncode == 0, drained.stderr
+        await scenario.all_closed_out()
+        report(f"100 runs published after {took:.1f} s, 3 set aside {aside:.1f} s later")
+        await assert_invariants(scenario, worker)
+
+
+@pytest.mark.parametrize("refusal", ["full", "deleted"])
+async def test_messages_that_cannot_be_parked_are_delayed_and_all_others_are_closed_out(
+    scenario: Scenario, report, refusal
+):
+    vhost = f'<<"{scenario.vhost}">>'
+    limit = (
+        f'rabbit_policy:set({vhost}, <<"full">>, <<"parked">>, [{{<<"max-length">>, 1}}], 50, <<"queues">>, <<"x">>)'
+    )
+
+    async def refuse() -> None:
+        if refusal == "full":
+            await scenario.in_thread(scenario.rabbit.eval, limit)
+        else:
+            channel = await scenario.broker.channel(confirms=False)
+            await channel.queue_delete(PARKED_QUEUE)
+
+    async def accept() -> None:
+        if refusal == "full":
+            await scenario.in_thread(scenario.rabbit.eval, f'rabbit_policy:delete({vhost}, <<"full">>, <<"x">>)')
+        else:
+            await declare(scenario.broker)
+
+    async with scenario.worker() as worker:
+        await refuse()
+        await publish_invalid(scenario, 700)
+        refused = await scenario.until(lambda: _warns(worker, "cannot be parked"), what="a warning in /readyz")
+        assert await worker.metric("closeout_parking_refused") == 1
+        await scenario.publish(300)
+        took = await scenario.all_closed_out()
+        assert await worker.ready()
+        assert "the parked queue refuses messages; they are delayed" in [r["event"] for r in worker.records()]
+
+        await accept()
+        back = await scenario.until(lambda: _is(scenario.length(PARKED_QUEUE), 700), what="parked messages", within=60)
+        assert await worker.metric("closeout_parking_refused") == 0
+        assert not await _warns(worker, "cannot be parked")
+        report(f"refused after {refused:.1f} s; 300 runs in {took:.1f} s; 700 parked {back:.1f} s after the return")
+        assert await worker.metric('closeout_deliveries_total{result="parked"}') == 700
+        assert await worker.metric('closeout_deliveries_total{result="requeued"}') == 0
+
+
+async def test_a_message_that_no_queue_accepts_is_held_and_all_others_are_closed_out(scenario: Scenario):
+    async with scenario.worker() as worker:
+        forbid = partial(scenario.rabbit.permit, scenario.user, scenario.vhost, "^$", r"^governance\.events$", ".*")
+        await scenario.in_thread(forbid)
+        scenario.broker_proxy.cut()  # a channel caches its permissions for a while
+        await publish_invalid(scenario, 20)
+        await scenario.until(lambda: _warns(worker, "cannot be parked"), what="a warning in /readyz")
+
+        await scenario.publish(100)
+        await scenario.all_closed_out()
+
+        assert await worker.ready()
+        await scenario.in_thread(partial(permit, scenario.rabbit, scenario.vhost, WORKER_USER, name=scenario.user))
+        scenario.broker_proxy.cut()
+        # A connection that was cut before an ack leaves a second copy.
+        await scenario.until(lambda: _at_least(scenario.length(PARKED_QUEUE), 20), what="parked messages", within=60)
+
+
+async def publish_invalid(scenario: Scenario, number: int) -> None:
+    channel = ConfirmedChannel(scenario.broker)
+    place = {"exchange": RUNS_EXCHANGE, "routing_key": RUN_COMPLETED_KEY}
+    bodies = (b"{%d" % n for n in range(number))
+    await asyncio.gather(*(channel.send(**place, body=body, properties=spec.Basic.Properties()) for body in bodies))
+
+
+async def _at_least(number: Awaitable[int], wanted: int) -> bool:
+    return await number >= wanted
+
+
+async def _warns(worker: RunningWorker, words: str) -> bool:
+    return words in str((await worker.state()).get("warning"))
 
 
 async def test_a_memory_alarm_keeps_events_in_the_outbox_until_it_clears(scenario: Scenario, report):

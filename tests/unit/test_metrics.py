@@ -27,6 +27,8 @@ CONTRACT = {
     "closeout_outbox_oldest_seconds": (),
     "closeout_message_adjustments_total": ("field",),
     "closeout_policy_evaluations_total": ("outcome",),
+    "closeout_outbox_set_aside": (),
+    "closeout_parking_refused": (),
     "closeout_parked_total": ("reason",),
     "closeout_inflight_deliveries": (),
     "closeout_consumer_paused": (),

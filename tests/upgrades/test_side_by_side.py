@@ -55,13 +55,14 @@ async def test_an_upgrade_and_downgrade_under_load_lose_and_park_nothing(scenari
         new = await scenario.start(**FEW)
         await scenario.until(lambda: _says(new, "run closeout migrate"), what="the reason of its pause")
         assert (await new.state())["reason"] == (
-            f"PostgreSQL's schema is at 0001 and has no policies.shadow; this worker needs {OLDEST_SCHEMA}: "
-            "run closeout migrate"
+            "PostgreSQL's schema is at 0001 and has no outbox_events.set_aside_until; "
+            f"this worker needs {OLDEST_SCHEMA}: run closeout migrate"
         )
         await works(scenario, old)
         assert await new.metric(COMMITTED) == 0
 
         assert await migrated(scenario) == ("0001", newest())
+        await scenario.grant()
         await scenario.until(new.ready, what="the newer worker's work")
         await works(scenario, old, new)
         await both_know(scenario, old, new)
@@ -103,7 +104,8 @@ async def test_a_role_that_cannot_read_the_version_gets_the_missing_column(scena
     with pytest.raises(UnavailableError) as refused:
         await probe(engine)
     assert str(refused.value) == (
-        f"PostgreSQL has no governance.policies.shadow; this worker needs {OLDEST_SCHEMA}: run closeout migrate"
+        "PostgreSQL has no governance.outbox_events.set_aside_until; "
+        f"this worker needs {OLDEST_SCHEMA}: run closeout migrate"
     )
     await engine.dispose()
 

@@ -6,12 +6,11 @@ from uuid import uuid4
 import pytest
 from aiormq import spec
 
-from consumer.amqp.confirmed_channel import ConfirmedChannel
+from consumer.amqp.confirmed_channel import ConfirmedChannel, RefusedError
 from consumer.amqp.connection import BrokerConnection
 from consumer.amqp.topology import declare
 from consumer.contract.events import OutboxEvent
 from consumer.contract.names import EVENTS_EXCHANGE
-from consumer.errors import UnavailableError
 from consumer.metrics import Metrics
 from consumer.outbox.publisher import EventPublisher
 from tests.support.faults.proxy import Proxy
@@ -166,7 +165,7 @@ async def test_concurrent_copies_with_one_message_id_each_report_whether_they_we
         await channel.send(exchange=EVENTS_EXCHANGE, routing_key="not.taken", body=b"x", properties=same)
 
     responses = await asyncio.gather(*(send() for _ in range(3)), return_exceptions=True)
-    assert [type(response) for response in responses] == [UnavailableError] * 3
+    assert [type(response) for response in responses] == [RefusedError] * 3
 
 
 async def test_concurrently_published_events_stay_in_the_outbox_where_unroutable(broker):

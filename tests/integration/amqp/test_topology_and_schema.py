@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 
 from consumer.amqp.connection import BrokerConnection
-from consumer.amqp.topology import TOPOLOGY, TopologyMismatchError, declare
+from consumer.amqp.topology import TOPOLOGY, TopologyMismatchError, declare, without_overflow
 from consumer.postgres.engine import create_engine
 from domains.migrations.upgrade import differences, migrate, newest
 from domains.tables import metadata
@@ -122,6 +122,19 @@ async def test_declaring_the_topology_is_idempotent(bare_amqp_url, rabbit):
     queues = rabbit.ctl("-q", "list_queues", "-p", vhost, "name", "type", "durable")
     rows = {tuple(line.split()) for line in queues.splitlines()}
     assert rows >= {(queue.name, "quorum", "true") for queue in TOPOLOGY.queues}
+
+
+async def test_a_parked_queue_of_an_earlier_version_is_kept_and_named(bare_amqp_url):
+    connection = BrokerConnection(bare_amqp_url, name="test")
+    channel = await connection.channel(confirms=False)
+    arguments = dict(without_overflow(TOPOLOGY.queues[0].arguments))
+    await channel.queue_declare("closeout.parked", durable=True, arguments=arguments)
+
+    lines = await declare(connection)
+
+    assert "queue closeout.parked (without x-overflow: a max-length policy could drop messages" in "\n".join(lines)
+    assert "binding closeout.internal --closeout.parked--> closeout.parked" in lines
+    await connection.close()
 
 
 async def test_every_queue_or_exchange_with_other_properties_is_described(bare_amqp_url):

@@ -142,7 +142,8 @@ class CloseOut(RuleBasedStateMachine):
             from consumer.outbox.store import unpublished
 
             async with self.engine.connect() as conn:
-                await self.publisher.publish(await unpublished(conn, list(self.known) or [RunKey("x", UUID(int=0))]))
+                found = await unpublished(conn, list(self.known) or [RunKey("x", UUID(int=0))])
+                await self.publisher.publish(found.events)
 
         self.do(publish())
 

@@ -12,7 +12,7 @@ from servers import RabbitServer
 
 from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
-from consumer.amqp.topology import declare
+from consumer.amqp.topology import TOPOLOGY, declare, without_overflow
 from consumer.diagnosis.broker import examine_broker, version_check
 from consumer.diagnosis.check import Check
 from tests.support import run_messages as runs
@@ -151,6 +151,20 @@ async def test_a_user_with_configure_permission_reports_queues_with_other_proper
     assert "exchange governance.events exists with other properties: 'type'" in checks["topology"].found
     assert "queue closeout.parked exists with other properties: 'x-" in checks["topology"].found
     assert (await examined(place.user()))["topology"].state == "ok"
+
+
+async def test_a_parked_queue_that_may_drop_messages_is_a_warning(place):
+    await consume(place)
+    channel = await place.broker.channel(confirms=False)
+    await channel.queue_delete("closeout.parked")
+    arguments = dict(without_overflow(TOPOLOGY.queues[0].arguments))
+    await channel.queue_declare("closeout.parked", durable=True, arguments=arguments)
+    await channel.queue_bind("closeout.parked", "closeout.internal", routing_key="closeout.parked")
+
+    checks = await examined(place.url)
+
+    assert troubled(checks) == {"parked limit": "warning"}
+    assert "max-length policy could drop messages" in checks["parked limit"].found
 
 
 async def test_no_consumer_is_a_warning_and_a_problem_with_messages_waiting(place):

