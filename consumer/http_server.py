@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from consumer.console.app import Console
 from consumer.console.responses import SecurityHeaders
 from consumer.health import Health
+from consumer.http_limits import BACKLOG, IDLE_SECONDS, BoundedProtocol
 from consumer.metrics import Metrics
 
 
@@ -71,7 +72,17 @@ class HttpService:
             raise OSError(f"HTTP_HOST, HTTP_PORT: cannot listen on {host}:{port}: {why}") from None
         self.port: int = self._socket.getsockname()[1]
         self._server = _Server(
-            uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1)
+            uvicorn.Config(
+                app,
+                http=BoundedProtocol,
+                ws="none",
+                backlog=BACKLOG,
+                timeout_keep_alive=IDLE_SECONDS,
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=1,
+            )
         )
 
     async def run(self) -> None:
