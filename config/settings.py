@@ -60,7 +60,9 @@ class Settings(BaseModel):
         frozenset(), description="gradual rollout: these tenants are atomic, the rest legacy; empty: all"
     )
     legacy_fallback_enabled: bool = Field(
-        False, description="after a failed transaction, fall back to legacy, non-atomic writes"
+        False,
+        description="after a failed transaction, fall back to legacy, non-atomic writes; a run whose write is refused "
+        "is then parked and partly stored",
     )
     # AMQP has 16 bits for it, and 0 means no limit. At worst each delivery has MESSAGE_MAX_BYTES.
     prefetch_count: int = Field(600, ge=1, le=65_535, description="deliveries that a worker holds at once")

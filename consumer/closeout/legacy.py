@@ -15,8 +15,9 @@ from consumer.closeout import inbox
 from consumer.closeout.attempt import ObserveAttempt, unobserved
 from consumer.closeout.inbox import Arrival, ClaimState
 from consumer.closeout.outcome import TransactionFailed, TransactionResult
+from consumer.closeout.rollbacks import try_to_record_rollbacks
 from consumer.contract.events import events_for
-from consumer.errors import UnavailableError, one_line
+from consumer.errors import Fault, UnavailableError, fault_of, one_line
 from consumer.metrics import Metrics
 from consumer.outbox import store as outbox
 from consumer.outbox.publisher import EventPublisher
@@ -107,8 +108,11 @@ class LegacyCloseOut:
             self._metrics.rollbacks.labels(phase.value).inc()
             self._metrics.transactions.labels(self.mode, "rolled_back").inc()
             log.warning("write failed; a redelivery resumes from this phase", phase=phase, error=one_line(error))
+            if fault_of(error) is not Fault.TRANSIENT:
+                # reconcile reports the run at once by this record.
+                await try_to_record_rollbacks(self._engine, [arrival.key], phase=phase, operations=(), error=error)
             raise TransactionFailed(
-                phase=phase, results=tuple(results), operations=(), rolled_back=True, cause=error
+                phase=phase, results=tuple(results), operations=(), rolled_back=True, cause=error, partly_stored=True
             ) from error
         self._metrics.phase_entered.labels(machine.current.value).inc()
         return machine.current

@@ -16,6 +16,7 @@ class TransactionFailed(Exception):  # noqa: N818 - the contract's name
 
     ``phase`` is the phase reached, ``results`` the domain results by then, and ``operations`` the rollback stack, last
     operation first. The error is ``__cause__``. ``rolled_back`` is false if the server did not confirm the rollback.
+    *partly_stored*: the legacy path has stored the run up to ``phase``, and the text says so.
     """
 
     def __init__(
@@ -26,8 +27,10 @@ class TransactionFailed(Exception):  # noqa: N818 - the contract's name
         operations: tuple[str, ...],
         rolled_back: bool,
         cause: BaseException,
+        partly_stored: bool = False,
     ) -> None:
-        super().__init__(f"rolled back at {phase}: {type(cause).__name__}: {one_line(cause)}")
+        stored = f"partly stored, up to {phase}: a replay of the message completes the run; " if partly_stored else ""
+        super().__init__(f"{stored}rolled back at {phase}: {type(cause).__name__}: {one_line(cause)}")
         self.phase = phase
         self.results = results
         self.operations = operations

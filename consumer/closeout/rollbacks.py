@@ -1,9 +1,11 @@
 """The durable record of each attempt that was rolled back."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import msgspec
+import structlog
 from sqlalchemy import Integer, cast, func, select
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -15,6 +17,10 @@ from domains.completions import rollbacks
 from domains.database.statements import columns_of, unnest
 from domains.run import RunKey
 
+log = structlog.get_logger(__name__)
+
+# Seconds to write the record. In an outage it is abandoned: the first error matters more.
+_RECORD_TIMEOUT_SECONDS = 10.0
 _OF_ANOTHER = "another run of this batch could not be written; see that run's own record"
 _COLUMNS = (
     "tenant_id", "rollback_id", "run_id", "phase_reached", "operations", "error_type", "error", "occurred_at",
@@ -58,3 +64,19 @@ async def record_rollbacks(
     rows = [(key.tenant_id, uuid7(), key.run_id, phase.value, done, kind, words, now) for key in keys]
     async with engine.begin() as conn:
         await conn.execute(_INSERT, columns_of(_COLUMNS, rows))
+
+
+async def try_to_record_rollbacks(
+    engine: AsyncEngine,
+    keys: Sequence[RunKey],
+    *,
+    phase: TransactionPhase,
+    operations: Sequence[str],
+    error: BaseException,
+) -> None:
+    """Do what :func:`record_rollbacks` does, but log its failure: it must not hide the first error."""
+    try:
+        async with asyncio.timeout(_RECORD_TIMEOUT_SECONDS):
+            await record_rollbacks(engine, keys, phase=phase, operations=operations, error=error)
+    except Exception as secondary:  # noqa: BLE001 - whatever it is
+        log.warning("rollback not recorded", phase=phase, error=one_line(secondary))

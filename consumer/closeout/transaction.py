@@ -16,7 +16,7 @@ from consumer.closeout import inbox
 from consumer.closeout.attempt import Attempt, ObserveAttempt, unobserved
 from consumer.closeout.inbox import Arrival, ClaimState
 from consumer.closeout.outcome import TransactionFailed, TransactionResult
-from consumer.closeout.rollbacks import record_rollbacks
+from consumer.closeout.rollbacks import try_to_record_rollbacks
 from consumer.closeout.yielding import each
 from consumer.contract.events import events_for
 from consumer.errors import one_line
@@ -34,9 +34,6 @@ from domains.run import CompletedRun, RunKey
 from domains.traces.writes import complete as complete_traces
 
 log = structlog.get_logger(__name__)
-
-# Seconds to write the rollback record. In an outage it is abandoned: the first error matters more.
-_RECORD_TIMEOUT_SECONDS = 10.0
 
 
 class RunCompletionTransaction:
@@ -153,11 +150,7 @@ class RunCompletionTransaction:
         self._metrics.transactions.labels(self.mode, "rolled_back" if confirmed else "failed").inc(len(keys))
         self._metrics.phase_entered.labels(attempt.machine.current.value).inc(len(keys))
         log.warning("rolled back", phase=reached, confirmed=confirmed, error=one_line(error))
-        try:
-            async with asyncio.timeout(_RECORD_TIMEOUT_SECONDS):
-                await record_rollbacks(self._engine, keys, phase=reached, operations=operations, error=error)
-        except Exception as secondary:  # noqa: BLE001 - whatever it is, it must not hide the first error
-            log.warning("rollback not recorded", phase=reached, error=one_line(secondary))
+        await try_to_record_rollbacks(self._engine, keys, phase=reached, operations=operations, error=error)
         return self._failed(attempt, error, rolled_back=confirmed, phase=reached)
 
     def _failed(

@@ -177,12 +177,14 @@ INVARIANTS = (
     ),
     Invariant(
         "legacy-stale",
-        "no legacy run is unfinished longer than --older-than",
+        "no legacy run is unfinished after a failed write, or longer than --older-than",
         """
         SELECT r.tenant_id, r.run_id, 'stopped at ' || r.phase AS detail
           FROM governance.run_completions r
          WHERE SLICE(r) AND r.mode = 'legacy' AND r.committed_at IS NULL
-           AND r.received_at < now() - make_interval(secs => :older_than)
+           AND (r.received_at < now() - make_interval(secs => :older_than)
+                OR EXISTS (SELECT FROM governance.rollbacks b
+                            WHERE b.tenant_id = r.tenant_id AND b.run_id = r.run_id))
         """,
         "a legacy close-out is unfinished, and its message was not redelivered",
         "only the message can finish it: if it is in closeout.parked, replay it (closeout parked replay); otherwise "

@@ -15,6 +15,8 @@ from consumer.closeout.inbox import Arrival
 from consumer.closeout.legacy import LegacyCloseOut
 from consumer.closeout.outcome import Failed, TransactionResult
 from consumer.closeout.retries import GIVE_UP_AFTER_SECONDS, retry_transient
+from consumer.delivery.settlement import Park, settle
+from consumer.maintenance.reconcile import reconcile
 from consumer.metrics import Metrics
 from consumer.phases import TransactionPhase
 from consumer.postgres.engine import create_engine
@@ -34,6 +36,11 @@ STEPS = {
 @pytest.fixture
 def legacy(engine: AsyncEngine) -> LegacyCloseOut:
     return LegacyCloseOut(engine=engine, policies=PolicyBook())
+
+
+async def violated(engine: AsyncEngine) -> dict[str, int]:
+    found = await reconcile(engine, older_than_seconds=300)
+    return {finding.invariant.name: finding.count for finding in found if finding.count}
 
 
 def dispatcher(engine: AsyncEngine, rollout: Rollout, **more: Callable[[], bool]) -> Dispatcher:
@@ -161,6 +168,27 @@ async def test_a_failed_transaction_falls_back_to_the_legacy_path_only_when_enab
     assert isinstance(refused, Failed)
     assert isinstance(fallen_back, TransactionResult)
     assert (await only_row(engine, "run_completions"))["mode"] == "legacy"
+
+
+@pytest.mark.parametrize("rollout", [Rollout(enabled=True, fallback=True), Rollout(enabled=False)], ids=str)
+async def test_a_partly_stored_run_is_reported_at_once_and_completed_by_its_message(engine, rollout):
+    arrival = Arrival.of(runs.run())
+    await break_writes_to(engine, "traces")
+
+    (outcome,) = await dispatcher(engine, rollout).close_out([arrival])
+
+    settlement = settle(outcome, attempts=4, max_attempts=5)
+    assert isinstance(settlement, Park)
+    assert "partly stored, up to POLICY_EVALUATED: a replay of the message completes the run" in settlement.error
+    assert "injected" in settlement.error
+    assert await violated(engine) == {"legacy-stale": 1}
+
+    await repair_writes(engine)
+    (completed,) = await dispatcher(engine, rollout).close_out([arrival])
+
+    assert isinstance(completed, TransactionResult)
+    assert completed.state == "committed"
+    assert await violated(engine) == {}
 
 
 @pytest.mark.parametrize("enabled", [False, True])

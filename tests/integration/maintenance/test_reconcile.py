@@ -194,8 +194,11 @@ async def test_legitimate_states_are_not_reported(engine):
         await close_out(engine, 1)
     await repair_writes(engine)
     await break_writes_to(engine, "policy_evaluations")
-    with pytest.raises(TransactionFailed):  # unfinished, and recent
-        await LegacyCloseOut(engine=engine, policies=PolicyBook()).execute(Arrival.of(runs.run()))
+    unfinished = runs.run()
+    with pytest.raises(TransactionFailed):
+        await LegacyCloseOut(engine=engine, policies=PolicyBook()).execute(Arrival.of(unfinished))
+    assert broken(await checked(engine)) == {"legacy-stale": 1}  # at once, because a write failed
+    await apply(engine, unfinished, f"DELETE FROM governance.rollbacks {OF_VICTIM}")  # in progress, as far as is known
 
     assert broken(await checked(engine)) == {}
 
