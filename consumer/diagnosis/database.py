@@ -61,7 +61,7 @@ async def examine_database(
             about = (await conn.execute(_ABOUT)).one()
             checks = [version_check(about.version_num, about.version), _writable(about), _role(about)]
             checks += [_clock(about.now, before, clock()), _connections(about, connections_needed)]
-            checks += await _pooler(conn)
+            checks += [await _durability(conn), *await _pooler(conn)]
             schema, applied = await _schema(conn)
             if applied:
                 schema += await _rights(conn)
@@ -126,6 +126,36 @@ def _connections(about: Row[Any], needed: int) -> Check:
             "this is enough only if all workers are already running; raise the limit, or run fewer workers",
         )
     return ok("connections", message)
+
+
+# reset_val is the session's default: of the server, the database or the role.
+_DURABILITY = text(
+    """
+    SELECT (SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit') AS synchronous_commit,
+           current_setting('fsync') AS fsync, current_setting('full_page_writes') AS full_page_writes,
+           count(pid) AS standbys, count(*) FILTER (WHERE sync_state IN ('sync', 'quorum')) AS awaited,
+           count(sync_state) AS seen
+      FROM pg_stat_replication
+    """
+)
+
+
+async def _durability(conn: AsyncConnection) -> Check:
+    """Check the settings with which a crash or a failover can forget committed runs."""
+    found = (await conn.execute(_DURABILITY)).one()
+    if off := [name for name in ("fsync", "full_page_writes") if getattr(found, name) == "off"]:
+        message = f"{' and '.join(off)} off: a crash of the server can lose or damage committed runs"
+        return problem("durability", message, "set it to on, in postgresql.conf")
+    if found.synchronous_commit == "off":
+        message = "synchronous_commit is off for the server, the database or the role; workers raise it to local"
+        return warning("durability", message, "reset it; behind a pooler workers cannot raise it")
+    waits = found.synchronous_commit != "local" and found.awaited
+    if found.standbys and found.seen and not waits:
+        standbys = counted(found.standbys, "standby is", "standbys are")
+        message = f"{standbys} connected, and a commit waits for none: a failover can forget acknowledged runs"
+        return warning("durability", message, "set synchronous_standby_names, and synchronous_commit to on")
+    waited = ", and for a standby" if waits else ""
+    return ok("durability", f"a commit waits for the disk{waited} (synchronous_commit = {found.synchronous_commit})")
 
 
 async def _pooler(conn: AsyncConnection) -> list[Check]:

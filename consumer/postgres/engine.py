@@ -39,6 +39,11 @@ _SERVER_SETTINGS = {
     "jit": "off",
 }
 
+# An acknowledged run must survive a crash of the server, whatever its, the database's or the role's default is. Values
+# that wait for more are kept.
+_DURABLE = """
+    SELECT set_config('synchronous_commit', 'local', false) WHERE current_setting('synchronous_commit') = 'off'
+"""
 # A close-out reads and writes by complete keys only. A generic plan made while the tables are empty would scan them,
 # and keep scanning them until they are analyzed, a minute later: until then each batch would read every trace.
 _BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
@@ -79,15 +84,21 @@ def create_engine(
     by_key: bool = False,
     command_timeout: float | None = COMMAND_TIMEOUT_SECONDS,
 ) -> AsyncEngine:
-    """Return an engine for *url*; connects to nothing yet. *by_key* disables scans, for close-outs."""
+    """Return an engine for *url*; connects to nothing yet.
+
+    *by_key* is for close-outs: scans are disabled, and a COMMIT waits at least for this server's disk.
+    """
 
     async def connect(**_ignored: Any) -> asyncpg.Connection:  # noqa: ANN401 - SQLAlchemy's own arguments
-        return await open_session(
+        session = await open_session(
             url,
             connect_seconds=CONNECT_TIMEOUT_SECONDS,
             command_seconds=command_timeout,
             server_settings=WORKER_SETTINGS if by_key else _SERVER_SETTINGS,
         )
+        if by_key:
+            await session.execute(_DURABLE)
+        return session
 
     return create_async_engine(
         "postgresql+asyncpg://",

@@ -176,7 +176,7 @@ def test_doctor_accepts_a_workers_role_and_user_next_to_a_live_worker(installati
     process = installation.worker()
     try:
         until_blocking(installation.ready)
-        assert "0 problems, 0 warnings, 21 ok" in installation.run("doctor")
+        assert "0 problems, 0 warnings, 22 ok" in installation.run("doctor")
     finally:
         process.terminate()
         process.communicate(timeout=PATIENCE)

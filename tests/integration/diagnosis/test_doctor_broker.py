@@ -265,12 +265,12 @@ async def test_the_command_prints_one_line_per_check_and_exits_0_next_to_a_live_
     assert [tuple(line[:2]) for line in lines[:-1]] == [
         ("ok", "settings"), ("ok", "encryption"), ("ok", "encryption"), ("ok", "coordinator"),
         ("ok", "postgresql"), ("ok", "writable"), ("warning", "role"), ("ok", "clock"), ("ok", "connections"),
-        ("ok", "schema"), ("ok", "rights"), ("ok", "outbox"), ("ok", "unfinished"),
+        ("ok", "durability"), ("ok", "schema"), ("ok", "rights"), ("ok", "outbox"), ("ok", "unfinished"),
         *(("ok", name) for name in ALL),
     ]  # fmt: skip
-    assert output.stdout.splitlines()[-1] == "0 problems, 1 warning, 20 ok"
+    assert output.stdout.splitlines()[-1] == "0 problems, 1 warning, 21 ok"
     found = json.loads(plainly.stdout)
-    assert (found["problems"], found["warnings"], found["ok"]) == (0, 1, 20)
+    assert (found["problems"], found["warnings"], found["ok"]) == (0, 1, 21)
     assert found["checks"][0] == {"name": "settings", "state": "ok", "found": "valid", "remedy": ""}
 
 

@@ -1,5 +1,6 @@
 """``closeout doctor`` on the database: every check, on a real server in the matching state."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -33,8 +34,20 @@ from domains.run import RunKey
 from tests.support import run_messages as runs
 from tests.support.command_line import closeout
 from tests.support.traffic import listen
+from tests.support.waiting import until
 
-ALL = ["postgresql", "writable", "role", "clock", "connections", "schema", "rights", "outbox", "unfinished"]
+ALL = [
+    "postgresql",
+    "writable",
+    "role",
+    "clock",
+    "connections",
+    "durability",
+    "schema",
+    "rights",
+    "outbox",
+    "unfinished",
+]
 
 
 async def examined(url: str, *, off: timedelta = timedelta(0), needed: int = 5) -> dict[str, Check]:
@@ -245,6 +258,47 @@ async def test_a_worker_needs_exactly_the_privileges_that_are_checked(engine, wo
                 await _work_of_a_worker(engine, worker_url, broker)
         async with _changed(engine, f"GRANT {right} ON governance.{right.table} TO {role}"):
             pass
+
+
+async def test_asynchronous_commits_are_a_warning_and_a_worker_waits_for_the_disk_all_the_same(
+    engine, worker_url, role
+):
+    async with _changed(engine, f"ALTER ROLE {role} SET synchronous_commit = off"):
+        checks = await examined(worker_url)
+        theirs = create_engine(worker_url, pool_size=1, by_key=True)
+        async with theirs.connect() as conn:
+            used = (await conn.execute(text("SHOW synchronous_commit"))).scalar_one()
+        await theirs.dispose()
+    async with _changed(engine, f"ALTER ROLE {role} SET synchronous_commit = remote_apply"):
+        theirs = create_engine(worker_url, pool_size=1, by_key=True)
+        async with theirs.connect() as conn:
+            kept = (await conn.execute(text("SHOW synchronous_commit"))).scalar_one()
+        await theirs.dispose()
+        assert troubled(await examined(worker_url)) == {}
+    async with _changed(engine, f"ALTER ROLE {role} RESET synchronous_commit"):
+        assert troubled(await examined(worker_url)) == {}
+
+    assert troubled(checks) == {"durability": "warning"}
+    assert "workers raise it to local" in checks["durability"].found
+    assert (used, kept) == ("local", "remote_apply")
+
+
+@pytest.mark.parametrize("setting", ["fsync", "full_page_writes"])
+async def test_a_server_that_does_not_write_through_is_a_problem(engine, worker_url, postgres, setting):
+    async def judged(state: str) -> bool:
+        return (await examined(worker_url))["durability"].state == state
+
+    async def set_to(value: str) -> None:
+        await asyncio.to_thread(postgres.psql, f"ALTER SYSTEM SET {setting} = {value}")
+        await asyncio.to_thread(postgres.psql, "SELECT pg_reload_conf()")
+
+    await set_to("off")
+    try:
+        await until(lambda: judged("problem"), what=f"a problem with {setting} off")
+        assert f"{setting} off" in (await examined(worker_url))["durability"].found
+    finally:
+        await set_to("on")
+    await until(lambda: judged("ok"), what=f"no problem with {setting} on")
 
 
 @pytest.mark.parametrize(("age", "state"), [("1 s", None), ("20 s", "warning"), ("2 min", "problem")])
