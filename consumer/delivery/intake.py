@@ -34,6 +34,8 @@ class Intake:
         self._waiting: deque[Delivery] = deque()
         self._arrived = asyncio.Event()
         self._taken = 0
+        # Deliveries received and settled; rises while both servers respond.
+        self.progress = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = False
@@ -44,6 +46,7 @@ class Intake:
         """Add one delivery."""
         self._waiting.append(Delivery(message, datetime.now(UTC), acks))
         self._arrived.set()
+        self.progress += 1
         self._changed()
 
     async def take(self, at_most: int) -> list[Delivery]:
@@ -71,6 +74,7 @@ class Intake:
     def settled(self, batch: list[Delivery]) -> None:
         """Record that every delivery of a taken *batch* is settled."""
         self._taken -= len(batch)
+        self.progress += 1
         self._changed()
 
     def give_back(self) -> list[Delivery]:

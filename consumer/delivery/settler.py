@@ -109,6 +109,11 @@ class Settler:
     ) -> list[tuple[str, str | None]]:
         # The first alone: a refusal may close the channel, and what others write to it then closes the connection.
         results = [await self._copy(*copies[0])]
+        if unavailable := results[0][1]:
+            # Each would wait for its confirm in vain.
+            for delivery, _, _ in copies[1:]:
+                await delivery.acks.requeue(delivery.tag)
+            return results + [("requeued", unavailable)] * (len(copies) - 1)
         if results[0][0] == "requeued":
             return results + [await self._copy(*copy) for copy in copies[1:]]
         return results + await asyncio.gather(*(self._copy(*copy) for copy in copies[1:]))

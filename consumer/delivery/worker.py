@@ -115,7 +115,8 @@ class Worker:
             tag = await self._start(channel, acks)
             self._health.consuming()
             log.info("consuming", queue=RUN_COMPLETED_QUEUE, prefetch=self._prefetch_count)
-            if why := await watch_servers(self._leaving, self._probes(await self._connection.channel(confirms=False))):
+            probes = self._probes(await self._connection.channel(confirms=False))
+            if why := await watch_servers(self._leaving, probes, progress=lambda: self._intake.progress):
                 self._break(why)
             if not self.stopping.is_set():
                 self._pause(self._why)  # before the batches in progress end: they may block for seconds
