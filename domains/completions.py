@@ -129,7 +129,7 @@ outbox_events = Table(
     # What a message on RabbitMQ can hold; a row that cannot become a message would wait for ever.
     CheckConstraint(
         f"octet_length(routing_key) <= 255 AND octet_length(type) <= 255"
-        f" AND octet_length(body) <= {EVENT_MAX_BYTES} AND body LIKE '{{%}}'",
+        f" AND octet_length(body) <= {EVENT_MAX_BYTES} AND left(body, 1) = '{{'",
         name="publishable",
     ),
     comment="Events that are committed and not yet confirmed by the broker; empty when all is well",

@@ -128,12 +128,14 @@ class EventPublisher:
             channel, messages, confirm_seconds=CONFIRM_TIMEOUT_SECONDS, is_blocked=self._channel.is_blocked
         )
         self._metrics.publish_duration.observe(perf_counter() - started)
-        if any(isinstance(result, DeliveryError) for result in results):
+        failed = [result for result in results if type(result) is not spec.Basic.Ack]
+        if any(isinstance(result, DeliveryError) for result in failed):
             self._channel.replace(channel)
-        if lost := next((result for result in results if isinstance(result, ChannelLostError)), None):
+        if lost := next((result for result in failed if isinstance(result, ChannelLostError)), None):
             reason = await why_closed(channel, within=REASON_SECONDS) or lost
             results = [reason if isinstance(result, ChannelLostError) else result for result in results]
-        if refusal := next(filter(_is_about_one_event, results), None):
+            failed.append(reason)
+        if refusal := next(filter(_is_about_one_event, failed), None):
             return await self._without_the_refused(events, results, one_line(refusal), refusal)
         return self._count(events, results)
 
