@@ -143,6 +143,8 @@ async def test_the_same_meaning_is_a_duplicate_and_a_conflict_names_the_differen
     async with worker(database_url, amqp_url) as service:
         settled = service.worker._settler._metrics.registry.get_sample_value
         await publish(broker, runs.body(fields))
+        # Two transactions run at once: without this wait, a later message could be the one that is stored.
+        await until(lambda: settled("closeout_deliveries_total", {"result": "committed"}))
         for changes in SAME_MEANING:
             await publish(broker, json.dumps({**fields, **changes}, indent=1).encode())
         for changes, _ in OTHER_MEANING:
