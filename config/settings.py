@@ -67,7 +67,7 @@ class Settings(BaseModel):
     # AMQP has 16 bits for it, and 0 means no limit. At worst each delivery has MESSAGE_MAX_BYTES.
     prefetch_count: int = Field(600, ge=1, le=65_535, description="deliveries that a worker holds at once")
     # One bad run rolls back its batch, and the batch is retried in halves.
-    batch_max_runs: int = Field(200, ge=1, le=5_000, description="runs per transaction, at most")
+    batch_max_runs: int = Field(200, ge=1, le=5_000, description="maximum number of runs per transaction")
     # Each holds a connection, and PostgreSQL has 100 by default.
     max_concurrent_transactions: int = Field(2, ge=1, le=100, description="concurrent transactions")
     # Ten seconds apart (consumer/amqp/topology.py): 1,000 attempts take three hours.
@@ -75,7 +75,9 @@ class Settings(BaseModel):
         5, ge=1, le=1_000, description="attempts at a run that fails repeatedly, before its message is parked"
     )
     # RabbitMQ itself refuses more than 128 MiB (4.x: 16 MiB unless raised).
-    message_max_bytes: int = Field(1_048_576, ge=1_024, le=134_217_728, description="bytes of a message body, at most")
+    message_max_bytes: int = Field(
+        1_048_576, ge=1_024, le=134_217_728, description="maximum size of a message body, in bytes"
+    )
     trusted_publishers: Names = Field(
         frozenset(), description="broker users whose verified user_id is accepted; empty: any"
     )

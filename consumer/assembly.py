@@ -1,4 +1,4 @@
-"""Builds the worker from settings: the only module that knows every part."""
+"""Builds the worker from settings, runs it, and stops it on SIGTERM: the only module that knows every part."""
 
 import asyncio
 import os

@@ -21,9 +21,9 @@ class UnavailableError(Exception):
 class Fault(Enum):
     """The class of an error; it decides how the delivery is settled."""
 
-    MESSAGE = "message"
-    TRANSIENT = "transient"
-    UNKNOWN = "unknown"
+    MESSAGE = "message"  # parked at once
+    TRANSIENT = "transient"  # an outage: requeued, not counted
+    UNKNOWN = "unknown"  # counts against the run
 
 
 # Transient SQLSTATE classes and codes (PostgreSQL 18, appendix A).

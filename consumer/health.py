@@ -15,7 +15,7 @@ class Health:
     clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
     reason: str | None = "starting"
     since: datetime = field(default_factory=lambda: datetime.now(UTC))
-    # Why the parked queue refuses messages; the worker consumes all the same.
+    # The reason why the parked queue refuses messages. The worker continues to consume.
     parking_refused: str | None = None
 
     def __post_init__(self) -> None:

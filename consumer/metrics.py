@@ -79,7 +79,7 @@ class Metrics:
             "closeout_phase_entered_total",
             "Runs that entered each phase; phases before COMMITTED are counted at the commit.",
             rise="ROLLED_BACK, FAILED: attempts fail, see closeout_rollbacks_total. All others rise together.",
-            to_do="If two phases differ, runs stop between them: run `closeout reconcile`.",
+            to_do="If the counts of two consecutive phases differ, runs stop between them: run `closeout reconcile`.",
             phase=_ENTERED,
         )
         self.rollbacks = self._counter(
@@ -104,8 +104,8 @@ class Metrics:
         )
         self.message_adjustments = self._counter(
             "closeout_message_adjustments_total",
-            "Closed-out runs whose message had a value of this field changed, cut or dropped.",
-            rise="A runner sends values that are not in the strict form; its runs are closed out all the same.",
+            "Closed-out runs for which a value of this field was changed, truncated or dropped.",
+            rise="A runner sends values that are not in the strict form; its runs are still closed out.",
             to_do="`closeout runs show` prints what was changed, `closeout publish --check` what would be.",
             field=ADJUSTABLE_FIELDS,
         )

@@ -11,7 +11,7 @@ import asyncpg
 from config.urls import SYSTEM_ROOTS
 from consumer.errors import links
 
-# How a connection ends that the server closes without a reason.
+# Errors of a connection that the server closed without giving a reason.
 CUT_SHORT = (ConnectionResetError, BrokenPipeError, asyncio.IncompleteReadError, asyncpg.ConnectionDoesNotExistError)
 
 
@@ -65,7 +65,7 @@ def _not_verified(failure: ssl.SSLCertVerificationError, server: Server) -> Hand
     file = server.given.get(authority, SYSTEM_ROOTS)
     trusted = "any authority that this machine trusts" if file == SYSTEM_ROOTS else f"{authority}={file}"
     renew = "renew the server's certificate and reload it; a worker then reconnects"
-    host = f"is not for {server.host}", "use a host that the certificate names, or issue one that names this host"
+    host = f"is not valid for {server.host}", "use a host that the certificate names, or issue one that names this host"
     unknown = f"is not signed by {trusted}", f"add the certificate of the server's authority to {authority}"
     causes = {  # by OpenSSL's reasons (x509_vfy.h)
         9: ("is not valid yet", "check this machine's clock, then the server's certificate"),
@@ -97,7 +97,7 @@ def refused(reason: str, server: Server) -> HandshakeError:
             f"renew the file; it is read again at each connection ({cert}, {key})",
         ),
     }
-    if not file:  # TLS 1.2 has no alert of its own
+    if not file:  # TLS 1.2 has no specific alert for this
         causes |= dict.fromkeys(("SSLV3_ALERT_HANDSHAKE_FAILURE", "SSLV3_ALERT_BAD_CERTIFICATE"), wanted)
     described = reason.replace("_", " ").lower() or "no reason given"
     other = f"failed the TLS handshake: {described}", "compare the TLS versions of both sides"

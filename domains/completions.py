@@ -126,7 +126,7 @@ outbox_events = Table(
         comment="on a run's last event: it could not be published, and is tried again then; null: not set aside",
     ),
     Column("set_aside_reason", Text, comment="why it could not be published"),
-    # What a message on RabbitMQ can hold; a row that cannot become a message would wait for ever.
+    # Limits of a RabbitMQ message; a row that exceeds them could never be published.
     CheckConstraint(
         f"octet_length(routing_key) <= 255 AND octet_length(type) <= 255"
         f" AND octet_length(body) <= {EVENT_MAX_BYTES} AND left(body, 1) = '{{'",

@@ -51,7 +51,7 @@ class Acks:
         if self._channel.is_closed:
             return
         # One at a time: an ack of all up to a later tag, sent by another transaction while this one waits to write,
-        # covers the tags that this one acks next. To the broker they are then unknown, and it closes the channel.
+        # covers the tags that this one acks next. The broker then no longer knows these tags, and closes the channel.
         async with self._sending:
             await self._flush(everything=everything)
 

@@ -1,8 +1,8 @@
 """aiormq's channel with less work per message.
 
 aiormq creates a task per delivery, and for a ``multiple`` confirm it scans every unconfirmed message and schedules a
-call for each one confirmed. Avoiding both saves a fifth of the worker's CPU per run with a backlog. A lost connection
-also never cancels a caller. Everything else is aiormq's, unchanged.
+call for each one confirmed. Avoiding both saves a fifth of the worker's CPU per run with a backlog. In addition, a
+lost connection raises ChannelLostError in the caller instead of cancelling it. Everything else is aiormq's, unchanged.
 """
 
 import asyncio

@@ -35,7 +35,9 @@ def event_frames(
     body_max: int,
     trace: TraceContext | None = None,
 ) -> bytes:
-    """Return the frames that publish one event, mandatory and persistent; *body_max* is in bytes per body frame.
+    """Return the frames that publish one event, as a persistent message with the mandatory flag.
+
+    *body_max* is in bytes per body frame.
 
     *body_max* is below 1 if the broker does not limit frames (``frame_max = 0``). *trace* becomes the W3C headers.
     """

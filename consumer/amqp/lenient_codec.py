@@ -15,7 +15,7 @@ from pamqp import decode, encode
 _SHORT_STRING_BYTES = 255
 # The only header of an unreadable table: its raw bytes.
 UNREADABLE = "x-closeout-unreadable-headers"
-# Nested tables that are written. pamqp recurses, with two of Python's 1,000 frames per level.
+# Maximum nesting of headers that are written: pamqp uses two of Python's 1,000 frames per level.
 _DEPTH_MAX = 50
 
 _short_string = decode.METHODS["shortstr"]

@@ -1,4 +1,4 @@
-"""The exchanges, queues and bindings that must exist at the broker.
+"""The exchanges, queues and bindings that must exist at the broker, and the delay of a counted retry.
 
 ``deploy/rabbitmq/definitions.json`` has the same, with permissions, for import. ``closeout topology`` declares them as
 a user with configure permission; the worker has none and declares nothing.
@@ -100,7 +100,7 @@ TOPOLOGY = Topology(
 )
 
 
-# What is said of a parked queue that an earlier version declared.
+# The message for a parked queue that an earlier version declared.
 PARKED_BEFORE = (
     "without x-overflow: a max-length policy could drop messages, unless the policy closeout of "
     "deploy/rabbitmq/definitions.json is set"

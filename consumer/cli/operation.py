@@ -63,7 +63,7 @@ def reconcile(
     repair: Annotated[bool, typer.Option("--repair", metavar="", help="Publish stale events; needs AMQP_URL.")] = False,
     older_than: Annotated[str, typer.Option(metavar="TIME", help="Age of a stale event: 90s, 5m, 2h, 1d.")] = "5m",
     tenant: Tenant = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Runs to list per invariant, at most.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number of runs listed per invariant.")] = 20,
     as_json: Json = False,
 ) -> None:
     """Check the invariants of every run and list the runs that violate one. Exit 1 if any does.
@@ -86,7 +86,7 @@ def prune(
         bool, typer.Option("--open-incidents", metavar="", help="Also remove runs whose incident is OPEN.")
     ] = False,
     dry_run: DryRun = False,
-    batch: Annotated[int, typer.Option(min=1, max=5_000, help="Runs per transaction, at most.")] = BATCH_RUNS,
+    batch: Annotated[int, typer.Option(min=1, max=5_000, help="Maximum number of runs per transaction.")] = BATCH_RUNS,
     force: Annotated[
         bool,
         typer.Option(

@@ -61,10 +61,11 @@ def dry_run(
         ),
     ],
     expect: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Exit 1 unless this policy holds; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Exit 1 unless this policy's condition holds; may be repeated."),
     ] = None,
     expect_not: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Exit 1 if this policy holds; may be repeated.")
+        list[str] | None, typer.Option(metavar="NAME", help="Exit 1 if this policy's condition holds; may be repeated.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -72,7 +73,7 @@ def dry_run(
 
     Changes nothing, and needs a server only for a stored run. For each condition
     it shows the clauses joined by && and || with their results, and the values
-    that were read. Exit 0 whether policies hold or not, unless --expect or
+    that were read. Exit 0 whether or not conditions hold, unless --expect or
     --expect-not is given: for tests of policies in CI. NAME may be TENANT/NAME if
     two policies have the same name.
 

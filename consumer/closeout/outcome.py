@@ -16,7 +16,7 @@ class TransactionFailed(Exception):  # noqa: N818 - the contract's name
 
     ``phase`` is the phase reached, ``results`` the domain results by then, and ``operations`` the rollback stack, last
     operation first. The error is ``__cause__``. ``rolled_back`` is false if the server did not confirm the rollback.
-    *partly_stored*: the legacy path has stored the run up to ``phase``, and the text says so.
+    *partly_stored*: the legacy path has stored the run up to ``phase``, and the message reports it.
     """
 
     def __init__(

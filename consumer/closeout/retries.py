@@ -1,4 +1,7 @@
-"""Immediate retries after transient errors: a lost connection, a deadlock, a restarting server."""
+"""Immediate retries after transient errors: a lost connection, a deadlock, a restarting server.
+
+The delay of a counted retry is ``RETRY_DELAY_MS`` in ``consumer/amqp/topology.py``.
+"""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar

@@ -74,7 +74,7 @@ async def try_to_record_rollbacks(
     operations: Sequence[str],
     error: BaseException,
 ) -> None:
-    """Do what :func:`record_rollbacks` does, but log its failure: it must not hide the first error."""
+    """Like :func:`record_rollbacks`, but log a failure instead of raising it: it must not hide the first error."""
     try:
         async with asyncio.timeout(_RECORD_TIMEOUT_SECONDS):
             await record_rollbacks(engine, keys, phase=phase, operations=operations, error=error)

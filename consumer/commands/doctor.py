@@ -1,4 +1,4 @@
-"""Checks whether a worker can work in this environment, and says what to do if it cannot."""
+"""Checks whether a worker can work in this environment, and prints what to do if it cannot."""
 
 import asyncio
 from collections import Counter

@@ -32,7 +32,7 @@ def print_messages(filters: Filters, *, limit: int, as_json: bool) -> None:
 
 
 def show_message(selector: str, *, limit: int, as_json: bool) -> None:
-    """Print the messages that *selector* names; end with status 1 if there is none."""
+    """Print the messages that *selector* names; exit with status 1 if no message matches."""
     held: list[Held] = []
     filters = Filters(selector=_run_name(selector))
     report = _run_with_progress("scanning", lambda c, p: find(c, filters, rows=limit, progress=p, bodies=held))
@@ -72,7 +72,7 @@ def discard_messages(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Delete the selected messages after a confirmation; end with status 2 if it cannot be asked for."""
+    """Delete the selected messages after a confirmation; exit with status 2 if there is no terminal to ask on."""
     if not filters and not everything:
         fail("no filter is given; select messages with a filter, or all of them with --all", status=EXIT_USAGE)
     needs_confirmation = not yes and not dry_run

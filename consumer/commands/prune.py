@@ -23,7 +23,7 @@ def run_prune(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Remove old runs, or with *dry_run* count them; end with status 1 if that ends early."""
+    """Remove old runs, or with *dry_run* count them; exit with status 1 if it stops early."""
     age = parse_duration("--older-than", older_than)
     if age < SAFE_AGE and not force:
         fail(

@@ -1,4 +1,4 @@
-"""Publishes run-completed messages from a file of JSON Lines, confirmed and mandatory."""
+"""Publishes run-completed messages from a JSON Lines file, with publisher confirms and the mandatory flag."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""What every command that uses a server needs: settings, an engine, and error messages."""
+"""Shared by all commands that use a server: settings, an engine, and error messages."""
 
 import asyncio
 import os

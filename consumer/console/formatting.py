@@ -53,7 +53,7 @@ def _plain(value: object) -> str:
 def run_path(tenant_id: object, run_id: object) -> str:
     """Return the address of a run's page.
 
-    A browser treats ``.`` and ``..`` in a path as folders, in any encoding; the search is used for them.
+    A browser resolves ``.`` and ``..`` in a path, in any encoding; such runs are linked through the search.
     """
     if _DOTS.fullmatch(str(tenant_id)) or _DOTS.fullmatch(str(run_id)):
         return f"/runs?q={quote(f'{tenant_id}/{run_id}', safe='')}"

@@ -78,7 +78,7 @@ class Picture:
 
     @property
     def faults(self) -> dict[str, bool]:
-        """Why data could not be read, each reason once, and whether the server is only slow."""
+        """Distinct reasons why data could not be read, each with whether the server is only slow."""
         readings: tuple[Snapshot[Any], ...] = (self.depths, self.waiting, self.pace, self.rollbacks, self.runs)
         return {reading.fault: reading.is_slow for reading in readings if reading.fault}
 

@@ -18,7 +18,7 @@ STEPS_IN_SIGHT = 40
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A point of the timeline: its time, or a text if no row has the time, or not reached."""
+    """A point of the timeline: its time; a label if no row has the time; or not reached."""
 
     name: str
     at: datetime | None

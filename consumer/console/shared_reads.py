@@ -49,8 +49,8 @@ class Snapshot(Generic[T]):
 class SharedRead(Generic[T]):
     """Reads on request if the last value is outdated; at most one read is in progress.
 
-    *read* raises ``UnavailableError`` with a text for people. It is never cancelled, because a task cancelled inside a
-    database call can leak its connection; it must bound its own waits.
+    *read* raises ``UnavailableError`` with a human-readable message. It is never cancelled, because a task
+    cancelled inside a database call can leak its connection; it must bound its own waits.
     """
 
     def __init__(

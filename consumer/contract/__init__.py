@@ -1,1 +1,1 @@
-"""What runners and subscribers program against: names, messages, events and their schemas; imports only ``domains``."""
+"""The interface for runners and subscribers: names, messages, events and their schemas; imports only ``domains``."""

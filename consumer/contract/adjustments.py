@@ -1,4 +1,4 @@
-"""What was changed, cut or dropped of a message so that its run could be closed out."""
+"""Adjustments: values of a message that were changed, truncated or dropped so that its run could be closed out."""
 
 import json
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def _field_of(path: str) -> str:
 
 
 def _text_of(found: object) -> str:
-    """Return *found* as text that PostgreSQL can store: a text as it is, anything else as JSON."""
+    """Return *found* as text that PostgreSQL can store: a string unchanged, anything else as JSON."""
     if isinstance(found, str):
         text = found[: FOUND_CHARACTERS + 1]
     elif isinstance(found, int) and not isinstance(found, bool) and found.bit_length() > 512:

@@ -116,7 +116,7 @@ def _parked_message() -> Schema:
         names.ATTEMPTS_HEADER: {"type": "integer", "minimum": 0},
         names.PARKED_AT_HEADER: {"type": "string", "format": "date-time"},
         names.EXCHANGE_HEADER: {"type": "string", "description": "where it was published"},
-        names.ROUTING_KEY_HEADER: {"type": "string", "description": "under which key"},
+        names.ROUTING_KEY_HEADER: {"type": "string", "description": "the routing key with which it was published"},
     }
     return {
         "title": "A message that cannot be processed, unmodified",

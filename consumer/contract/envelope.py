@@ -1,4 +1,4 @@
-"""What surrounds a run in a message: its encoding, a byte order mark, a CloudEvents envelope. All bounded.
+"""Reads the envelope of a run: the encoding, a byte order mark, a CloudEvents envelope. All bounded.
 
 Neither the content type nor an envelope decides whether a run is accepted: a body that is one JSON object is.
 """

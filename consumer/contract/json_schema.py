@@ -27,8 +27,8 @@ Schema = dict[str, Any]
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _STRICT = (
     " This is the strict form: every message that matches it is accepted as it is. Other spellings are accepted too; "
-    "what has to be changed, cut or dropped is recorded as an adjustment. A missing optional field is null or its "
-    f"default; unknown fields are ignored. Costs keep {MAX_COST_DECIMALS} digits after the point."
+    "a value that has to be changed, truncated or dropped is recorded as an adjustment. A missing optional field is "
+    f"null or its default; unknown fields are ignored. Costs keep {MAX_COST_DECIMALS} digits after the point."
 )
 # In ECMA-262 $ matches only the end; in Python also before a final newline.
 _END = r"(?!\n)$"

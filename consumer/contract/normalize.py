@@ -1,7 +1,8 @@
 """Reads a run from any JSON object in which its identity and its outcome are clear.
 
 Required fields decide: a fault in one refuses the message. Every other value is read in any spelling; a value that has
-to be changed, cut or dropped is recorded as an adjustment. Only messages that are not in the strict form come here.
+to be changed, truncated or dropped is recorded as an adjustment. Only messages that are not in the strict form
+come here.
 """
 
 from datetime import datetime
@@ -81,7 +82,8 @@ def _tenant_id(document: Fields) -> str:
 
 def _run_id(document: Fields, tenant_id: str) -> tuple[Any, str | None]:
     value = document.get("run_id")
-    text = INVALID if isinstance(value, Numeral) else scalars.text_of(value)  # of a fraction there are many spellings
+    # A fraction has many spellings, so it cannot be an id.
+    text = INVALID if isinstance(value, Numeral) else scalars.text_of(value)
     found = scalars.run_id_of(tenant_id, text) if isinstance(text, str) else None
     if found is None:
         raise _refusal(document, "run_id")

@@ -37,7 +37,7 @@ class OptionalFields:
         return found
 
     def text(self, name: str, most: int | None = None) -> str | None:
-        """Return a text, or the digits of a number, cut to *most* characters."""
+        """Return a string, or the digits of a number, truncated to *most* characters."""
         text: str | None = self.read(name, scalars.text_of)
         if text is None:
             return None

@@ -10,7 +10,7 @@ from typing import Literal
 # Characters of a found value: enough to recognise it, short enough for a header.
 _FOUND_CHARACTERS = 80
 
-# What each required field must be.
+# Expected value of each required field.
 EXPECTED = {
     "schema_version": "1",
     "tenant_id": "1 to 128 characters of A-Z a-z 0-9 . _ - : @ + ~ =",

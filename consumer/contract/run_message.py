@@ -22,7 +22,7 @@ from consumer.contract.scalars import EARLIEST, LATEST, MAX_COST_DECIMALS, MAX_C
 from domains.run import CompletedRun, Money
 
 SCHEMA_VERSION = 1
-# Levels of nesting that are read. What is below them is null: no field is so deep, and the decoders recurse.
+# Maximum nesting that is read. Deeper values become null: no field is that deep, and the decoders recurse.
 _LEVELS_MAX = 100
 # Digits of an integer that Python converts without a limit.
 _DIGITS_MAX = 4_300

@@ -33,8 +33,8 @@ _Aware = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 def text_of(value: object) -> str | object:
-    """Return a text as it is, and a number as its digits."""
-    if isinstance(value, str):  # a fraction is a text already: its digits
+    """Return a string unchanged, and a number as its digits."""
+    if isinstance(value, str):  # a fraction is already a string: its digits
         return str(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value) if value.bit_length() <= 512 else INVALID  # Python refuses to print larger ones
@@ -50,7 +50,7 @@ def integer_of(value: object, most: int) -> int | object:
 
 
 def decimal_of(value: object) -> Decimal | object:
-    """Return a finite number, which may be a text."""
+    """Return a finite number, which may be given as a string."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         return INVALID
     if isinstance(value, int):
@@ -129,7 +129,7 @@ def run_id_of(tenant_id: str, text: str) -> tuple[UUID, str | None] | None:
 
 
 def error_code_of(text: str) -> str | None:
-    """Return *text* as an error code: upper case, other characters as ``_``; null for an empty text.
+    """Return *text* as an error code: upper case, other characters as ``_``; null for an empty string.
 
     A code begins with a letter, so ``E_`` is put before anything else.
     """

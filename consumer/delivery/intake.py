@@ -10,7 +10,7 @@ from aiormq.abc import DeliveredMessage
 from consumer.amqp.acks import Acks
 from consumer.metrics import Metrics
 
-# Bytes of bodies per batch. A decoded message takes several times the memory of its body.
+# Maximum total size of the bodies in a batch, in bytes. A decoded message takes several times the memory of its body.
 BATCH_MAX_BYTES = 16 * 1024 * 1024
 
 

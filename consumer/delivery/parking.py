@@ -1,4 +1,7 @@
-"""Parks messages; while the parked queue refuses them, delays them, so that all others are closed out meanwhile."""
+"""Parks messages; while the parked queue refuses them, delays them, so that all others are closed out meanwhile.
+
+The reasons are ``ParkReason`` in ``consumer/contract/refusals.py``; ``settlement.py`` chooses one.
+"""
 
 from time import monotonic
 

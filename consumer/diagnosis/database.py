@@ -18,7 +18,8 @@ from domains.migrations.upgrade import differences, known, newest
 
 # 15: unique constraints that count nulls as equal (policies).
 OLDEST_VERSION = 15
-# Seconds between the two clocks. A second affects the measured lag, a minute affects listing and pruning.
+# Maximum difference between the two clocks, in seconds. A second affects the measured lag, a minute affects listing and
+# pruning.
 _CLOCK_WARNING, _CLOCK_PROBLEM = 1.0, 60.0
 # Seconds after which an unfinished legacy close-out does not finish without a redelivery.
 _UNFINISHED_SECONDS = 300
@@ -141,7 +142,7 @@ _DURABILITY = text(
 
 
 async def _durability(conn: AsyncConnection) -> Check:
-    """Check the settings with which a crash or a failover can forget committed runs."""
+    """Check for settings under which a crash or a failover can lose committed runs."""
     found = (await conn.execute(_DURABILITY)).one()
     if off := [name for name in ("fsync", "full_page_writes") if getattr(found, name) == "off"]:
         message = f"{' and '.join(off)} off: a crash of the server can lose or damage committed runs"
@@ -152,7 +153,7 @@ async def _durability(conn: AsyncConnection) -> Check:
     waits = found.synchronous_commit != "local" and found.awaited
     if found.standbys and found.seen and not waits:
         standbys = counted(found.standbys, "standby is", "standbys are")
-        message = f"{standbys} connected, and a commit waits for none: a failover can forget acknowledged runs"
+        message = f"{standbys} connected, and no commit waits for a standby: a failover can lose acknowledged runs"
         return warning("durability", message, "set synchronous_standby_names, and synchronous_commit to on")
     waited = ", and for a standby" if waits else ""
     return ok("durability", f"a commit waits for the disk{waited} (synchronous_commit = {found.synchronous_commit})")
@@ -189,11 +190,13 @@ async def _schema(conn: AsyncConnection) -> tuple[list[Check], bool]:
         message = f"version cannot be read: {one_line(error)}"
         return [warning("schema", message, "run closeout migrate, or grant SELECT on governance.schema_version")], True
     if current == newest():
-        return [ok("schema", f"at {current}, the version of this closeout")], True
+        return [ok("schema", f"at {current}, as this version of closeout requires")], True
     if current in known():
-        return [problem("schema", f"at {current}; this closeout needs {newest()}", "run closeout migrate")], True
-    message = f"at {current}, which is unknown to this closeout ({newest()}): a newer one migrated it"
-    return [warning("schema", message, "upgrade this closeout")], True
+        return [
+            problem("schema", f"at {current}; this version of closeout requires {newest()}", "run closeout migrate")
+        ], True
+    message = f"at {current}, unknown to this version of closeout ({newest()}): a newer version migrated it"
+    return [warning("schema", message, "upgrade closeout")], True
 
 
 async def _tables(engine: AsyncEngine, version: Check) -> Check:

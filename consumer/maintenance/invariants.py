@@ -74,7 +74,7 @@ INVARIANTS = (
     Invariant(
         "trace-of-run",
         "the trace that an unpublished run.finalized names is the run's own",
-        # Of published events there is no copy.
+        # Published events are deleted from the outbox and cannot be checked.
         """
         SELECT o.tenant_id, o.run_id, 'trace ' || (o.body::jsonb #>> '{data,trace_id}') AS detail
           FROM governance.outbox_events o

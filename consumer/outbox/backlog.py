@@ -79,7 +79,7 @@ async def watch_pending(
 
 
 class BacklogState(StrEnum):
-    """What the age of the oldest event means."""
+    """Classification of the oldest event's age."""
 
     EMPTY = "empty"
     NORMAL = "normal"

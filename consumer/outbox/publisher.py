@@ -1,4 +1,4 @@
-"""Publishes events: mandatory, persistent, and counted only once RabbitMQ has confirmed them."""
+"""Publishes events as persistent, mandatory messages; one counts as published only once it is confirmed."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence

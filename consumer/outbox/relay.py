@@ -75,7 +75,7 @@ class Relay:
                 if await self.sweep() == RUNS_A_SWEEP:
                     pause = 0.0
                 self._failures = 0
-            except Exception as error:  # noqa: BLE001 - an outage is waited out, whatever it is called
+            except Exception as error:  # noqa: BLE001 - any error is treated as an outage: back off and retry
                 self._failures += 1
                 pause = min(INTERVAL_SECONDS * 2**self._failures, LONGEST_INTERVAL_SECONDS)
                 log.warning("relay backing off", seconds=pause, error=one_line(error))

@@ -32,7 +32,7 @@ SET_ASIDE_SECONDS = 60.0
 
 
 def _unpublished_statement() -> Select[Any]:
-    """Read no body above the limit, and not more than the limit together: PostgreSQL knows a text's size unread."""
+    """Read no body above the limit, and not more than the limit together: PostgreSQL knows a value's size unread."""
     size = func.octet_length(outbox_events.c.body)
     order = [outbox_events.c[name] for name in (*_KEYS, "sequence")]
     read = case((size <= EVENT_MAX_BYTES, size), else_=0)

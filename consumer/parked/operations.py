@@ -187,7 +187,8 @@ def _selected(batch: Sequence[Held], filters: Filters, limit: int | None, report
 async def _replay_one(channel: ConfirmedChannel, message: DeliveredMessage, exchanges: frozenset[str]) -> None:
     original, headers = message.header.properties, headers_of(message)
     kept = {name: getattr(original, name) for name in spec.Basic.Properties.attributes()}
-    # Attempts restart at zero. Expiration and CC are dropped: the time is over, and the other queues have their copies.
+    # Attempts restart at zero. Expiration and CC are dropped: the expiry has passed, and the other
+    # queues already have their copies.
     kept |= {"user_id": channel.user, "expiration": None, "delivery_mode": PERSISTENT, "cluster_id": ""}
     kept["headers"] = {
         n: writable(v) for n, v in headers.items() if not n.startswith((_OURS, *_BROKERS)) and n not in _FANS_OUT

@@ -47,8 +47,9 @@ class Example(Struct, frozen=True, kw_only=True):
 class Count:
     """The results of one policy for one tenant.
 
-    ``hits`` are runs that it would have flagged or suppressed; ``newly`` are those of them that no policy of its name
-    did. ``no_longer`` are runs that one did and it would not. ``unknown`` depend on data that is not stored.
+    ``hits`` are runs that it would have flagged or suppressed; ``newly`` are those of them that no enforced policy of
+    its name did. ``no_longer`` are runs that such a policy did and it would not.
+    ``unknown`` depend on data that is not stored.
     """
 
     runs: int = 0

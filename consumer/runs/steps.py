@@ -10,7 +10,7 @@ def name_of(step: dict[str, Any]) -> str | None:
 
 
 def details_of(step: dict[str, Any]) -> list[str]:
-    """Return what is stored of the step beside its name, outcome and cost: kind, model, tokens and start (UTC)."""
+    """Return the step's stored details other than name, outcome and cost: kind, model, tokens and start (UTC)."""
     found = [step[field] for field in ("kind", "model") if step.get(field) and step[field] != name_of(step)]
     counts = [(step.get(f"{way}_tokens"), way) for way in ("input", "output")]
     tokens = " + ".join(f"{count:,} {way}" for count, way in counts if count is not None)

@@ -54,7 +54,7 @@ class Compiled:
         try:
             rows: Sequence[Sequence[Any]] = await driver.fetch(self._text, *values)
         except asyncio.CancelledError:
-            # As SQLAlchemy does: a stalled connection would not answer a ROLLBACK either.
+            # As SQLAlchemy does: a stalled connection would not respond to a ROLLBACK either.
             await conn.invalidate()
             raise
         return rows

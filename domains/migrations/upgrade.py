@@ -142,7 +142,7 @@ def _holder(pid: int, role: str | None, program: str | None, age: timedelta | No
 async def differences(engine: AsyncEngine) -> list[str]:
     """Return where the schema and the tables differ, and what to do; empty if they agree.
 
-    For a schema of another version it returns only that: a migration, or a newer closeout, is needed.
+    For a schema of another version, it returns only whether to migrate or to upgrade closeout.
     """
     async with engine.connect() as conn:
         at = await conn.run_sync(_current)
@@ -152,7 +152,7 @@ async def differences(engine: AsyncEngine) -> list[str]:
             return [f"it is at {at}; this version needs {newest()}: run closeout migrate"]
         found = await conn.run_sync(lambda opened: differences_in(_context(opened), metadata))
         if found and at != newest():
-            newer = "a newer closeout migrated it; upgrade this closeout"
+            newer = "a newer version migrated it; upgrade closeout"
             return [f"it is at {at}, which this version ({newest()}) does not know: {newer}"]
         return found
 

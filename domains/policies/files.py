@@ -22,7 +22,7 @@ _VALUE_MAX = 80
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,127}")
 _TENANT = re.compile(TENANT_PATTERN)
 _CONDITION = re.compile(r"[^\0]*[^\s\0][^\0]*")
-# What each field accepts, by the text that describes it.
+# For each field, the description of its valid values and the check.
 _EXPECTED: dict[str, tuple[str, Callable[[object], object]]] = {
     "name": (
         "1 to 128 letters, digits, spaces and . _ -",
@@ -127,7 +127,7 @@ def _items(node: yaml.Node | None) -> list[yaml.Node] | None:
 
 
 def _fields(item: yaml.Node) -> dict[str, tuple[yaml.Node, Any]]:
-    """Return each field's value and its node; a duplicate field has an invalid value."""
+    """Return each field's node and value; the value of a duplicate field is `_Invalid`."""
     fields: dict[str, tuple[yaml.Node, Any]] = {}
     for key, node in item.value:
         name = str(key.value)[:_VALUE_MAX]

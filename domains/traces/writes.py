@@ -17,7 +17,8 @@ _COLUMNS = ("tenant_id", "trace_id", "run_id", "agent_id", "status", "started_at
 # Money as JSON numbers: jsonb keeps every digit.
 _steps_json = msgspec.json.Encoder(decimal_format="number")
 
-# A trace belongs to its run, and the run is its key: another run's row cannot be in the way, whatever trace it names.
+# A trace belongs to its run, and the run is its key: another run's row cannot conflict with it, even if it names the
+# same trace.
 _INSERT = Compiled(
     insert_many(traces, _COLUMNS)
     .on_conflict_do_nothing()

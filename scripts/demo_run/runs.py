@@ -25,7 +25,7 @@ ENDINGS: tuple[tuple[str, str | None, float], ...] = (
 
 
 def realistic_runs(number: int, seed: int, *, steps: int | None = None) -> list[bytes]:
-    """Return *number* run-completed messages; equal for equal *seed* except for their times.
+    """Return *number* run-completed messages. The same *seed* gives the same messages, except for their times.
 
     Each has *steps* steps, or one to twelve if *steps* is ``None``.
     """

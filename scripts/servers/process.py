@@ -89,7 +89,7 @@ class ServerProcess:
         """SIGSTOP the main process and all below it; return once each is stopped."""
         while running := [pid for pid, state in self._tree() if state not in STOPPED + GONE]:
             self._signal_each(running, signal.SIGSTOP)
-            time.sleep(0.001)  # a process inside a system call stops when it leaves it
+            time.sleep(0.001)  # a process in a system call stops only when the call returns
 
     def resume(self) -> None:
         """SIGCONT all processes of the server."""

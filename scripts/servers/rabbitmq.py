@@ -137,7 +137,7 @@ class RabbitServer(Server):
         return listener
 
     def sync(self) -> None:
-        """Flush the metadata of quorum queues, which RabbitMQ writes some seconds late.
+        """Flush the metadata of quorum queues, which RabbitMQ writes with a delay of some seconds.
 
         Without it, a queue that was declared just before `kill` exists after the restart but never responds.
         """

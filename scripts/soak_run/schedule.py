@@ -27,7 +27,10 @@ QUIET_SECONDS = 5.0  # without a fault at the start, while the workers start
 
 
 class Fault(NamedTuple):
-    """A fault of one target, *at* seconds after the start. It stays suspended, blocked or down for *seconds*."""
+    """A fault to inject into one target *at* seconds after the start.
+
+    The target stays suspended, blocked or down for *seconds*.
+    """
 
     at: float
     kind: Kind

@@ -8,7 +8,7 @@ from servers.rabbitmq_tls import Certificate
 
 HERE = "127.0.0.1"
 STARTED, ENDED = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)
-# ENDED as messages print it.
+# ENDED in the format of the error messages.
 EXPIRED_ON = "2026-02-01 00:00:00Z"
 
 

@@ -43,7 +43,7 @@ def run(*arguments: str, env: dict[str, str], stdin: str = "") -> Done:
 
 
 def closeout_blocking(*arguments: str, **environ: str) -> Done:
-    """Do what :func:`closeout` does, for a test without an event loop."""
+    """Like :func:`closeout`, for a test without an event loop."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, Path(os.devnull).open() as nothing:
         streams = (nothing.fileno(), out.fileno(), err.fileno())
         status = Fork(arguments, env=_environment(arguments[0], environ), streams=streams).wait()

@@ -35,7 +35,7 @@ async def request(
 
 
 def request_blocking(port: int, target: str, *, headers: str = "") -> Response:
-    """Do what :func:`request` does, for a test without an event loop."""
+    """Like :func:`request`, for a test without an event loop."""
     return asyncio.run(request(port, target, headers=headers))
 
 

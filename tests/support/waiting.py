@@ -71,7 +71,7 @@ def until_blocking(
     what: str = "the condition",
     ignoring: Ignored = ConnectionError,
 ) -> T:
-    """Do what :func:`until` does, for a test without an event loop."""
+    """Like :func:`until`, for a test without an event loop."""
 
     async def poll() -> T:
         return await asyncio.to_thread(check)  # which may run an event loop itself

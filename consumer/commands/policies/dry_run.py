@@ -21,7 +21,7 @@ from domains.run import CompletedRun, RunKey
 
 
 class Expectation(NamedTuple):
-    """A policy that must hold, or must not hold, and whether that is met."""
+    """An expectation that a policy's condition holds or does not hold, and whether it was met."""
 
     policy: str
     expected: str
@@ -50,7 +50,7 @@ def test_file(file: Path, *, run: str, expect: Sequence[str], expect_not: Sequen
 
 
 def _read(run: str) -> tuple[CompletedRun, frozenset[str]]:
-    """Return the run that *run* names and its unknown fields; end if there is none."""
+    """Return the run that *run* names, and its unknown fields; exit with an error if the run cannot be read."""
     key = _key(run)
     if key is not None and not Path(run).exists():
         return _stored(key)
@@ -89,7 +89,7 @@ def _check_name(name: str, drafts: Sequence[PolicyDraft], *, option: str) -> Non
 
 
 def _compare(name: str, expected: str, verdicts: Sequence[Verdict]) -> Expectation:
-    """Compare with the policies called *name*. Of the tenant's and the one for all tenants, any may hold."""
+    """Compare with the policies called *name*. It holds if the tenant's policy or the one for all tenants holds."""
     results = {v.result for v in verdicts if name in {v.name, f"{v.tenant_id}/{v.name}"}}
     evaluated = results - {"other_tenant", "off"} or results
     found = "holds" if "holds" in evaluated else min(evaluated - {"does_not_hold"}, default="does_not_hold")

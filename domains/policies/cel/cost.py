@@ -129,7 +129,8 @@ _CALENDAR = (
 _CONVERSIONS = ("string", "bytes", "int", "uint", "double", "bool", "timestamp", "duration")
 _FREE = ("_&&_", "_||_", "!_", "-_", "_-_", "_*_", "_/_", "_%_", "_?_:_", "dyn", "matches", "type")
 
-# Nanoseconds of each function that conditions may use, by the sizes of its arguments, and the size of its result.
+# Estimates for each function that conditions may use, from the sizes of its arguments: nanoseconds, and the size of its
+# result.
 _FUNCTIONS: dict[str, Callable[..., float]] = {
     **dict.fromkeys(_FREE, lambda *_: 0),
     **dict.fromkeys(_CALENDAR, lambda *_: 2_000),

@@ -1,13 +1,14 @@
 """Bounds on regular expressions in conditions: RE2 matches in linear time, but compiles at every use.
 
-RE2 compiles a pattern to a program. Compiling costs in proportion to its length; matching costs, at worst, its length
-per byte of text. The length is estimated from above without parsing: a counted repetition copies what precedes it.
+RE2 compiles a pattern to a program. Compile time is proportional to the length of the program. Match time is at worst
+proportional to that length for each byte of text. The length is estimated from above without parsing: a counted
+repetition copies what precedes it.
 """
 
 import re
 from math import prod
 
-# Characters of a pattern.
+# Maximum length of a pattern, in characters.
 PATTERN_MAX = 200
 
 _COUNTED = re.compile(r"\{(\d+)(,?)(\d*)\}")

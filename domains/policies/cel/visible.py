@@ -50,7 +50,7 @@ class Visible:
     ) -> None:
         self._run = run
         self.unknown = unknown
-        # What is longer than conditions see, among the fields that they need.
+        # Values of needed fields that were truncated for conditions.
         self.unseen: list[Unseen] = []
         self._variables: dict[str, Any] = {
             "run": visible_fields(run, needed - unknown if unknown else needed, self.unseen),
@@ -86,7 +86,7 @@ def visible_fields(
     """Return the fields called *names* as CEL values, ``duration_ms`` and ``step_count`` included.
 
     Times are RFC 3339 text, costs are doubles, strings are cut to ``VISIBLE_MAX`` characters, steps to the first
-    ``VISIBLE_STEPS``, and integers beyond 64 bits become doubles. What was cut is added to *unseen*.
+    ``VISIBLE_STEPS``, and integers beyond 64 bits become doubles. Truncated values are added to *unseen*.
     """
     unseen = [] if unseen is None else unseen
     return {name: _visible(run, name, unseen) for name in names & _FIELDS}

@@ -1,4 +1,4 @@
-"""Closeout's rules, which every peer uses, so that the rules cost all the same.
+"""Closeout's rules, which every peer uses, so that the rules cost the same for all.
 
 The peers differ in reading, writing and publishing. Decoding, incident rules, policies and events are Closeout's.
 """

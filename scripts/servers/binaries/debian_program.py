@@ -124,7 +124,7 @@ PGBOUNCER = DebianProgram(
     cache_name="pgbouncer",
     bound_folder="usr/sbin",
 )
-# Only for its Kustomize. The kubectl of Debian 12 is from 2020, before components.
+# Only for its Kustomize. Debian 12's kubectl dates from 2020 and does not support Kustomize components.
 KUBECTL = DebianProgram(
     name="kubectl with Kustomize",
     release="trixie",

@@ -69,7 +69,7 @@ def publishing(exchange: str, key: str) -> Operation:
 
 
 def everything() -> dict[str, Operation]:
-    """Return, by name, every operation of a client on every queue and exchange here."""
+    """Return, by name, every operation that a client can attempt on each queue and exchange of these tests."""
     requests: dict[str, Operation] = {
         "declare a queue": lambda channel: channel.queue_declare("mine"),
         "declare a queue without a name": lambda channel: channel.queue_declare("", exclusive=True),

@@ -27,7 +27,7 @@ from tests.support.traffic import emptied, eventually, listen, parked, publish, 
 from tests.support.waiting import until
 
 TENANTS = ("acme", "globex")
-# Text of that tenant's run only; no response about the other's may contain it.
+# Text that occurs only in this tenant's runs. No response about the other tenant's runs may contain it.
 KNOWS = {"acme": "the acme password is swordfish", "globex": "globex bought the moon"}
 POLICIES = """
 - {name: of acme, effect: flag, severity: HIGH, condition: 'true', tenant_id: acme}

@@ -191,7 +191,7 @@ async def test_a_schema_of_a_newer_closeout_is_a_warning(engine, worker_url):
         checks = await examined(worker_url)
 
     assert troubled(checks) == {"schema": "warning"}
-    assert checks["schema"].remedy == "upgrade this closeout"
+    assert checks["schema"].remedy == "upgrade closeout"
 
 
 async def test_a_schema_behind_this_version_is_a_problem(engine, worker_url, monkeypatch):
@@ -201,7 +201,7 @@ async def test_a_schema_behind_this_version_is_a_problem(engine, worker_url, mon
     checks = await examined(worker_url)
 
     assert troubled(checks) == {"schema": "problem"}
-    assert checks["schema"].found == f"at {newest()}; this closeout needs 9999"
+    assert checks["schema"].found == f"at {newest()}; this version of closeout requires 9999"
 
 
 async def test_a_table_that_differs_from_the_migrations_is_a_problem(engine, worker_url):

@@ -89,7 +89,7 @@ def _query(parameters: dict[str, object]) -> str:
 
 
 async def error_of_database(url: str) -> str:
-    """Return why a worker would not use the database at *url*, or an empty text."""
+    """Return why a worker would not use the database at *url*, or an empty string."""
     settings = load_settings({"DATABASE_URL": url}, need_amqp=False)
     engine = create_engine(settings.database_url_now, pool_size=1)
     try:
@@ -119,7 +119,7 @@ def closed(server: str) -> str:
 
 
 async def doctor_of_database(url: str) -> str:
-    """Return why the doctor cannot reach the database at *url*, or an empty text."""
+    """Return why the doctor cannot reach the database at *url*, or an empty string."""
     engine = create_engine(load_settings({"DATABASE_URL": url}, need_amqp=False).database_url_now, pool_size=1)
     checks = await examine_database(engine, connections_needed=1, clock=lambda: datetime.now(UTC))
     await engine.dispose()
@@ -142,7 +142,7 @@ async def test_a_postgresql_certificate_needs_the_right_host_dates_and_authority
     assert await error_of_database(checked) == ""
 
     database.use_certificate(office.elsewhere)
-    assert await error_of_database(checked) == f"{at} is not for {HERE}"
+    assert await error_of_database(checked) == f"{at} is not valid for {HERE}"
     assert await error_of_database(host_unchecked) == ""
 
     database.use_certificate(office.expired)
@@ -162,7 +162,7 @@ async def test_postgresql_certificates_of_the_system_authorities_are_accepted(da
     url = database_url(database, sslmode="verify-full", sslrootcert="system")
     assert await error_of_database(url) == ""
     database.use_certificate(office.elsewhere)
-    assert f"is not for {HERE}" in await error_of_database(url)
+    assert f"is not valid for {HERE}" in await error_of_database(url)
 
 
 async def test_a_postgresql_without_tls_is_refused_where_tls_is_required(database, postgres, office):
@@ -207,7 +207,7 @@ async def test_a_rabbitmq_certificate_needs_the_right_host_dates_and_authority(a
 
     assert await error_of_broker(url) == ""
     for certificate, message in (
-        (office.elsewhere, f"is not for {HERE}"),
+        (office.elsewhere, f"is not valid for {HERE}"),
         (office.expired, "has expired"),
         (office.strange, f"is not signed by cafile={office.ours.file}"),
     ):

@@ -151,7 +151,7 @@ def refused(postgres: PostgresServer, database: str, role: str, statement: str) 
     try:
         postgres.psql(statement if alone else f"BEGIN; {statement}; ROLLBACK", database, user=role)
     except psycopg.Error as error:
-        # Another error would not show the privilege.
+        # Any other error does not prove that the privilege is missing.
         return isinstance(error, psycopg.errors.InsufficientPrivilege)
     return False
 

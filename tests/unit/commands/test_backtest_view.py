@@ -1,4 +1,4 @@
-"""The output of ``closeout policies backtest`` and ``shadow`` on 80 columns."""
+"""The output of ``closeout policies backtest`` and ``shadow`` at a width of 80 columns."""
 
 import re
 from io import StringIO

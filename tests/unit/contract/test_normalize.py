@@ -1,4 +1,4 @@
-"""A value is accepted in any spelling; each value that is changed, cut or dropped is recorded."""
+"""A value is accepted in any spelling; each value that is changed, truncated or dropped is recorded."""
 
 import json
 from datetime import UTC, datetime

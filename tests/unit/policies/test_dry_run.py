@@ -1,4 +1,4 @@
-"""``closeout policies test``: which policies hold on a run, the outcome, and the expectations of CI."""
+"""``closeout policies test``: which policies' conditions hold on a run, the outcome, and the expectations of CI."""
 
 import json
 from pathlib import Path
