@@ -109,3 +109,11 @@ def test_the_diagram_has_exactly_the_legal_moves():
     assert lines[0] == "stateDiagram-v2"
     assert len(arrows) == len(set(arrows))
     assert set(arrows) == {(str(start), str(target)) for start, target in LEGAL} | ends
+
+
+def test_each_phase_that_is_entered_is_observed():
+    entered: list[P] = []
+    machine = PhaseMachine(on_phase=entered.append)
+    machine.advance(P.INCIDENT_CREATED)
+    machine.advance(P.ROLLED_BACK)
+    assert entered == [P.INCIDENT_CREATED, P.ROLLED_BACK]
