@@ -48,8 +48,8 @@ class Count:
     """The results of one policy for one tenant.
 
     ``hits`` are runs that it would have flagged or suppressed; ``newly`` are those of them that no enforced policy of
-    its name did. ``no_longer`` are runs that such a policy did and it would not.
-    ``unknown`` depend on data that is not stored.
+    its name did. ``no_longer`` are runs that such a policy did and it would not. ``unknown`` depend on data
+    that is not stored.
     """
 
     runs: int = 0

@@ -127,7 +127,7 @@ def _items(node: yaml.Node | None) -> list[yaml.Node] | None:
 
 
 def _fields(item: yaml.Node) -> dict[str, tuple[yaml.Node, Any]]:
-    """Return each field's node and value; the value of a duplicate field is `_Invalid`."""
+    """Return each field's node and value; the value of a duplicate field is ``_Invalid``."""
     fields: dict[str, tuple[yaml.Node, Any]] = {}
     for key, node in item.value:
         name = str(key.value)[:_VALUE_MAX]

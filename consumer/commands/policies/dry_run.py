@@ -89,7 +89,7 @@ def _check_name(name: str, drafts: Sequence[PolicyDraft], *, option: str) -> Non
 
 
 def _compare(name: str, expected: str, verdicts: Sequence[Verdict]) -> Expectation:
-    """Compare with the policies called *name*. It holds if the tenant's policy or the one for all tenants holds."""
+    """Compare with the policies called *name*. The tenant's policy or the one for all tenants may hold."""
     results = {v.result for v in verdicts if name in {v.name, f"{v.tenant_id}/{v.name}"}}
     evaluated = results - {"other_tenant", "off"} or results
     found = "holds" if "holds" in evaluated else min(evaluated - {"does_not_hold"}, default="does_not_hold")
