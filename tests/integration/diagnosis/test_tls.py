@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +45,28 @@ class Office:
         self.expired = self.ours.certificate(HERE, "localhost", expired=True)
         self.elsewhere = self.ours.certificate("db.example", "mq.example")
         self.strange = self.strangers.certificate(HERE, trusts=self.ours)
+
+
+def _open_connections() -> set[str]:
+    """Return this process's sockets, without those of the Unix domain, which reserve ports and wake event loops."""
+    unix = {f"socket:[{line.split()[6]}]" for line in Path("/proc/self/net/unix").read_text().splitlines()}
+    names = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            names.add(str(descriptor.readlink()))
+    return {name for name in names if name.startswith("socket:")} - unix
+
+
+@pytest.fixture(autouse=True)
+async def _tls_connections_have_ended() -> AsyncIterator[None]:
+    """Wait until the test's connections are closed.
+
+    asyncio closes the socket of a TLS connection when the server has answered the shutdown. If the event loop ends
+    before that, a later test fails with a warning about an unclosed transport.
+    """
+    before = _open_connections()
+    yield
+    await until(lambda: _open_connections() <= before, what="the end of all connections")
 
 
 @pytest.fixture(scope="module")
