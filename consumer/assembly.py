@@ -36,7 +36,7 @@ from consumer.metrics import Metrics
 from consumer.outbox.backlog import watch_pending
 from consumer.outbox.publisher import EventPublisher
 from consumer.outbox.relay import Relay
-from consumer.postgres.engine import SPARE_CONNECTIONS, create_engine
+from consumer.postgres.engine import SPARE_CONNECTIONS, ServerKind, create_engine
 from consumer.postgres.readiness import ping, probe_privileges
 from consumer.version import installed_version
 from domains.policies.book import PolicyBook
@@ -111,10 +111,12 @@ def build_service(settings: Settings, *, spans: "Spans | None" = None) -> Servic
     health = Health(metrics)
     # Read for each new connection, so that a password in a mounted file can change without a restart.
     database_url, amqp_url = settings.database_url_now, settings.amqp_url_now
+    server = ServerKind()
     engine = create_engine(
         database_url,
         pool_size=settings.max_concurrent_transactions + SPARE_CONNECTIONS,
         by_key=True,
+        server=server,
     )
     # Two connections: a broker in alarm blocks publishers, and acks must still flow.
     consuming = BrokerConnection(amqp_url, name="closeout consume")
@@ -140,6 +142,7 @@ def build_service(settings: Settings, *, spans: "Spans | None" = None) -> Servic
         ),
         metrics=metrics,
         give_up=leaving.is_set,
+        by_tenant=lambda: server.is_citus,
     )
     decode_one = partial(decode_delivery, settings=settings, publishing=publishing)
     close_out = partial(count_details, close_out=dispatcher.close_out, metrics=metrics)

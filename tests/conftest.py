@@ -19,6 +19,7 @@ from consumer.amqp.connection import BrokerConnection
 from consumer.amqp.topology import declare
 from consumer.metrics import Metrics
 from consumer.postgres.engine import create_engine
+from tests.support.citus_server import CitusForTests
 from tests.support.roles import OPERATOR_USER, WORKER_USER, add_users, migrated_by_the_owner, permit
 
 _numbers = itertools.count(1)
@@ -55,7 +56,7 @@ def folder() -> Iterator[Path]:
 
 def start_servers(folder: Path, version: Version) -> tuple[PostgresServer, RabbitServer]:
     """Start both servers in *folder*, with a migrated template database and every user of the definitions."""
-    postgres = PostgresServer(folder / "pg")
+    postgres = CitusForTests(folder / "pg") if os.environ.get("CLOSEOUT_CITUS") else PostgresServer(folder / "pg")
     rabbit = RabbitServer(folder / "mq", version=version)
     start_all(postgres, rabbit)
     postgres.create_database(_TEMPLATE)

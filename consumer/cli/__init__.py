@@ -40,6 +40,7 @@ def options(
 app.command("worker")(operation.worker)
 app.command("publish")(operation.publish)
 app.command("migrate")(setup.migrate)
+app.command("distribute")(setup.distribute)
 app.command("topology")(setup.topology)
 app.command("doctor")(setup.doctor)
 app.command("schema")(setup.schema)

@@ -32,6 +32,19 @@ def migrate(
     migrate_schema(check=check, as_json=as_json)
 
 
+def distribute(*, as_json: Json = False) -> None:
+    """Distribute the tables over the nodes of a Citus cluster by tenant; safe to repeat.
+
+    Needs DATABASE_URL of the coordinator, as the tables' owner, after closeout
+    migrate. Workers may run: tables with rows are moved while they are written.
+
+    Example: closeout distribute
+    """
+    from consumer.commands.setup import distribute_tables
+
+    distribute_tables(as_json=as_json)
+
+
 def topology(*, as_json: Json = False) -> None:
     """Declare exchanges, queues and bindings; safe to repeat.
 

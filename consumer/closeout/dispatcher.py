@@ -1,6 +1,6 @@
 """Chooses the path of each run: atomic or legacy, by the rollout settings; isolates a bad run in a batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -41,28 +41,45 @@ class Dispatcher:
         rollout: Rollout,
         metrics: Metrics,
         give_up: Callable[[], bool] = lambda: False,
+        by_tenant: Callable[[], bool] = lambda: False,
     ) -> None:
+        """Close out each tenant's runs in separate transactions while *by_tenant* returns true."""
         self._coordinator = coordinator
         self._legacy = legacy
         self._rollout = rollout
         self._metrics = metrics
         # Returns true once the worker stops or pauses: failures are then not retried in place.
         self._give_up = give_up
+        self._by_tenant = by_tenant
 
     async def close_out(self, arrivals: Sequence[Arrival]) -> list[Outcome]:
         """Return an outcome for each of *arrivals*, in order; failures are values, only cancellation raises."""
         atomic = [a for a in arrivals if self._rollout.is_atomic(a.run.tenant_id)]
         outcomes: dict[int, Outcome] = {}
-        if atomic:
-            for arrival, outcome in zip(atomic, await isolate(self._atomically, atomic), strict=True):
-                outcomes[id(arrival)] = await self._legacy_if_needed(arrival, outcome)
+        # After one transient failure the others fail with it, or each would wait for the database in turn.
         outage: Outcome | None = None
+        for group in self._groups(atomic):
+            closed = [outage] * len(group) if outage else await isolate(self._atomically, group)
+            for arrival, outcome in zip(group, closed, strict=True):
+                outcomes[id(arrival)] = await self._legacy_if_needed(arrival, outcome)
+            outage = next(filter(_is_transient, closed), None)
         for arrival in arrivals:
             if id(arrival) not in outcomes:
-                # After one transient failure the others fail with it, or each would wait for the database in turn.
                 outcome = outcomes[id(arrival)] = outage or await self._legacy_way(arrival)
                 outage = outcome if _is_transient(outcome) else None
         return [outcomes[id(arrival)] for arrival in arrivals]
+
+    def _groups(self, arrivals: Sequence[Arrival]) -> Iterable[Sequence[Arrival]]:
+        """Return the batches that *arrivals* are closed out in, one transaction each.
+
+        A transaction about one tenant commits on one node of Citus; one about several needs a two-phase commit.
+        """
+        if not self._by_tenant():
+            return [arrivals] if arrivals else []
+        groups: dict[str, list[Arrival]] = {}
+        for arrival in arrivals:
+            groups.setdefault(arrival.run.tenant_id, []).append(arrival)
+        return groups.values()
 
     async def _atomically(self, arrivals: Sequence[Arrival]) -> Sequence[Outcome]:
         return await retry_transient(lambda: self._coordinator.execute_many(arrivals), give_up=self._give_up)

@@ -17,7 +17,7 @@ from consumer.contract.trace_context import TraceContext
 from consumer.errors import UnavailableError
 from consumer.phases import TransactionPhase
 from domains.completions import run_completions
-from domains.database.statements import Compiled, columns_of, given_rows, unnest
+from domains.database.statements import Compiled, columns_of, given_rows, of_given_tenants, unnest
 from domains.run import CompletedRun, RunKey
 
 _json = msgspec.json.Encoder(order="sorted", decimal_format="number")
@@ -103,18 +103,17 @@ _CLAIM_LEGACY = _claim_statement(TransactionPhase.NOT_STARTED, "legacy", finishe
 
 _KEYS = ("tenant_id", "run_id")
 _given = unnest(run_completions, _KEYS)
-_EXISTING = Compiled(
-    select(
-        run_completions.c.tenant_id,
-        run_completions.c.run_id,
-        run_completions.c.payload_digest,
-        run_completions.c.phase,
-        run_completions.c.committed_at.is_not(None).label("finished"),
-    ).join(
-        _given,
-        (run_completions.c.tenant_id == _given.c.tenant_id) & (run_completions.c.run_id == _given.c.run_id),
-    )
+_existing_runs = select(
+    run_completions.c.tenant_id,
+    run_completions.c.run_id,
+    run_completions.c.payload_digest,
+    run_completions.c.phase,
+    run_completions.c.committed_at.is_not(None).label("finished"),
+).join(
+    _given,
+    (run_completions.c.tenant_id == _given.c.tenant_id) & (run_completions.c.run_id == _given.c.run_id),
 )
+_EXISTING = Compiled(_existing_runs, on_citus=_existing_runs.where(of_given_tenants(run_completions)))
 
 
 async def claim(

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from consumer.contract.refusals import describe_value
 from domains.completions import run_completions
-from domains.database.statements import Compiled, columns_of, unnest
+from domains.database.statements import Compiled, columns_of, of_given_tenants, unnest
 from domains.incidents.tables import incidents
 from domains.run import CompletedRun, RunKey, Step
 from domains.traces.tables import traces
@@ -105,10 +105,10 @@ def _text(value: object) -> str:
 def _stored_statement() -> Compiled:
     run, given = run_completions.c, unnest(run_completions, _KEYS)
 
-    def same(table: Any) -> Any:  # noqa: ANN401 - a table, and a condition
-        return (table.c.tenant_id == given.c.tenant_id) & (table.c.run_id == given.c.run_id)
+    def same(table: Any, of: Any = run) -> Any:  # noqa: ANN401 - a table, and a condition
+        return (table.c.tenant_id == of.tenant_id) & (table.c.run_id == of.run_id)
 
-    return Compiled(
+    statement = (
         select(
             *(run[name] for name in (*_KEYS, *_PLAIN, *_USAGE)),
             cast(run.metadata, Text).label("metadata"),
@@ -117,11 +117,12 @@ def _stored_statement() -> Compiled:
             traces.c.trace_id,
             cast(traces.c.steps, Text).label("steps"),
         )
-        .select_from(given)
-        .join(run_completions, same(run_completions))
+        .select_from(run_completions)
+        .join(given, same(run_completions, given.c))
         .outerjoin(incidents, same(incidents))
         .outerjoin(traces, same(traces) & (traces.c.status != "running"))
     )
+    return Compiled(statement, on_citus=statement.where(of_given_tenants(run_completions)))
 
 
 _STORED = _stored_statement()

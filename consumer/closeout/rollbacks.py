@@ -6,15 +6,14 @@ from datetime import UTC, datetime
 
 import msgspec
 import structlog
-from sqlalchemy import Integer, cast, func, select
-from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 from uuid_utils.compat import uuid7
 
 from consumer.errors import lies_in_data, one_line
 from consumer.phases import TransactionPhase
 from domains.completions import rollbacks
-from domains.database.statements import columns_of, unnest
+from domains.database.statements import columns_of, insert_many, unnest
 from domains.run import RunKey
 
 log = structlog.get_logger(__name__)
@@ -25,20 +24,14 @@ _OF_ANOTHER = "another run of this batch could not be written; see that run's ow
 _COLUMNS = (
     "tenant_id", "rollback_id", "run_id", "phase_reached", "operations", "error_type", "error", "occurred_at",
 )  # fmt: skip
-_given = unnest(rollbacks, _COLUMNS)
-# The attempt number counts the run's rollbacks by all workers, this one included.
-_attempt = cast(
-    1
-    + select(func.count())
-    .select_from(rollbacks)
-    .where(rollbacks.c.tenant_id == _given.c.tenant_id, rollbacks.c.run_id == _given.c.run_id)
-    .scalar_subquery(),
-    Integer,
+_KEYS = ("tenant_id", "run_id")
+_given = unnest(rollbacks, _KEYS)
+_EARLIER = (
+    select(rollbacks.c.tenant_id, rollbacks.c.run_id, func.count())
+    .join(_given, (rollbacks.c.tenant_id == _given.c.tenant_id) & (rollbacks.c.run_id == _given.c.run_id))
+    .group_by(rollbacks.c.tenant_id, rollbacks.c.run_id)
 )
-_INSERT = insert(rollbacks).from_select(
-    [*_COLUMNS, "attempt"],
-    select(*[cast(c, JSONB) if c.key == "operations" else c for c in _given.c], _attempt),
-)
+_INSERT = insert_many(rollbacks, (*_COLUMNS, "attempt"))
 
 
 async def record_rollbacks(
@@ -61,9 +54,13 @@ async def record_rollbacks(
     shared = lies_in_data(error) and len({key.tenant_id for key in keys}) > 1
     words = _OF_ANOTHER if shared else one_line(error, 2000).replace("\x00", "\\u0000")
     now = datetime.now(UTC)
-    rows = [(key.tenant_id, uuid7(), key.run_id, phase.value, done, kind, words, now) for key in keys]
     async with engine.begin() as conn:
-        await conn.execute(_INSERT, columns_of(_COLUMNS, rows))
+        earlier = {RunKey(tenant, run): n for tenant, run, n in await conn.execute(_EARLIER, columns_of(_KEYS, keys))}
+        rows = [
+            (key.tenant_id, uuid7(), key.run_id, phase.value, done, kind, words, now, 1 + earlier.get(key, 0))
+            for key in keys
+        ]
+        await conn.execute(_INSERT, columns_of((*_COLUMNS, "attempt"), rows))
 
 
 async def try_to_record_rollbacks(

@@ -1,6 +1,7 @@
 """Migrates the schema, declares the topology, prints the published documents."""
 
 import typer
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from consumer.amqp.connection import BrokerConnection
 from consumer.amqp.topology import TopologyMismatchError, declare
@@ -8,6 +9,7 @@ from consumer.commands.output import fail, print_json
 from consumer.commands.session import run_to_end, settings_for, with_database
 from consumer.contract.asyncapi import asyncapi
 from consumer.contract.json_schema import events_schema, run_completed_schema
+from domains.migrations.distribution import Distributed, NotDistributableError, distribute
 from domains.migrations.upgrade import MigrationBlockedError, PooledConnectionError, differences, migrate
 
 
@@ -30,6 +32,24 @@ def migrate_schema(*, check: bool, as_json: bool) -> None:
         print_json({"before": before, "after": after})
     else:
         typer.echo(f"schema is at {after}" if before == after else f"schema migrated: {before or 'empty'} -> {after}")
+
+
+def distribute_tables(*, as_json: bool) -> None:
+    """Distribute the tables, a line for each; end with status 1 if that is not possible here."""
+    tables: list[Distributed] = []
+
+    async def work(engine: AsyncEngine) -> None:
+        async for table in distribute(engine):
+            tables.append(table)
+            if not as_json:
+                typer.echo(f"{table.table}: {'now' if table.moved else 'already'} {table.placement}")
+
+    try:
+        with_database(work, command_timeout=None)  # a table with rows may take long
+    except NotDistributableError as error:
+        fail(str(error))
+    if as_json:
+        print_json({"tables": [table._asdict() for table in tables]})
 
 
 def declare_topology(*, as_json: bool) -> None:

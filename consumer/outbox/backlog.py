@@ -95,6 +95,10 @@ class Share:
     events: int = 0
     oldest_seconds: float = 0.0
 
+    def plus(self, runs: int, events: int, oldest_seconds: float) -> "Share":
+        """Return this share with others added."""
+        return Share(self.runs + runs, self.events + events, max(self.oldest_seconds, oldest_seconds))
+
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
@@ -124,11 +128,11 @@ _COUNT = f"""
     WITH waiting AS MATERIALIZED (
         SELECT tenant_id, run_id FROM governance.outbox_events
          WHERE sequence = {EVENTS_PER_RUN} AND set_aside_until IS NULL ORDER BY created_at LIMIT AT_MOST)
-    SELECT o.tenant_id, o.type, count(DISTINCT (o.tenant_id, o.run_id)) AS runs, count(*) AS events,
+    SELECT o.tenant_id, o.type, count(*) FILTER (WHERE o.sequence = {EVENTS_PER_RUN}) AS last_events,
+           count(DISTINCT o.run_id) AS runs, count(*) AS events,
            greatest(extract(epoch FROM clock_timestamp() - min(o.created_at)), 0)::float8 AS oldest
       FROM waiting JOIN governance.outbox_events o USING (tenant_id, run_id)
-     GROUP BY GROUPING SETS ((), (o.tenant_id), (o.type))
-     ORDER BY min(o.created_at)
+     GROUP BY o.tenant_id, o.type
 """  # noqa: S608 - a constant of ours
 
 _SET_ASIDE = """
@@ -139,15 +143,14 @@ _SET_ASIDE = """
 
 async def read_backlog(conn: AsyncConnection, *, at_most: int = COUNTED_RUNS_MAX) -> Backlog:
     """Count the outbox by tenant and type, those with the oldest events first, in one statement and one snapshot."""
-    total, by_tenant, by_type = Share(), {}, {}
-    for row in await conn.execute(text(_COUNT.replace("AT_MOST", str(at_most)))):
-        share = Share(row.runs, row.events, round(row.oldest or 0.0, 3))
-        if row.tenant_id is not None:
-            by_tenant[row.tenant_id] = share
-        elif row.type is not None:
-            by_type[row.type] = share
-        else:
-            total = share
+    total, by_tenant, by_type = Share(), dict[str, Share](), dict[str, Share]()
+    rows = await conn.execute(text(_COUNT.replace("AT_MOST", str(at_most))))
+    for row in sorted(rows, key=lambda row: row.oldest, reverse=True):
+        oldest = round(row.oldest, 3)
+        # Each run has one last event, of whatever type; a run is counted once for each type.
+        total = total.plus(row.last_events, row.events, oldest)
+        by_tenant[row.tenant_id] = by_tenant.get(row.tenant_id, Share()).plus(row.last_events, row.events, oldest)
+        by_type[row.type] = by_type.get(row.type, Share()).plus(row.runs, row.events, oldest)
     set_aside = {row.set_aside_reason: row.runs for row in await conn.execute(text(_SET_ASIDE))}
     return Backlog(total, by_tenant, by_type, complete=total.runs < at_most, set_aside=set_aside)
 

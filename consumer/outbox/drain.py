@@ -14,12 +14,10 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from consumer.errors import UnavailableError
-from consumer.outbox import store as outbox
 from consumer.outbox.publisher import EventPublisher, Published
-from consumer.outbox.relay import GRACE_SECONDS, RUNS_A_SWEEP, publish_stale
+from consumer.outbox.relay import GRACE_SECONDS, RUNS_A_SWEEP, Stale, sweep_outbox
 from consumer.wording import Progress
 from domains.completions import EVENTS_PER_RUN, outbox_events
-from domains.run import RunKey
 
 # Seconds between two polls for events that are still within their worker's grace period.
 _POLL_SECONDS = 0.5
@@ -75,32 +73,21 @@ async def drain(
         elapsed = monotonic() - started
         # The age grows with elapsed time, so that events committed meanwhile are not taken, and the drain ends.
         age = max(GRACE_SECONDS, elapsed) if older_than_seconds is None else older_than_seconds + elapsed
-        found, last, outcome = await _batch(engine, publisher, age, after)
-        report.count(found, outcome)
+        swept = await sweep_outbox(engine, publisher, Stale(age, after, set_aside_too=True))
+        outcome = swept.outcome
+        report.count(swept.found, outcome)
         if progress is not None:
             progress(report.runs, max(total, report.runs))
         if outcome.failure:
-            after = last  # events that cannot be published must not block the rest
+            after = swept.last or after  # events that cannot be published must not block the rest
         away = outcome.failure and not outcome.confirmed and not await _is_reachable(reachable)
-        if found == RUNS_A_SWEEP and not away:
+        if swept.found == RUNS_A_SWEEP and not away:
             continue
         report.left = await _left(engine, newest)
         patient = older_than_seconds is None and elapsed < GRACE_SECONDS + 1
         if away or not patient or report.left <= report.failed:
             return report
         await asyncio.sleep(_POLL_SECONDS)
-
-
-async def _batch(
-    engine: AsyncEngine, publisher: EventPublisher, age: float, after: datetime | None
-) -> tuple[int, datetime | None, Published]:
-    async with engine.begin() as conn:
-        found = list(await conn.execute(outbox.stale_runs(age, RUNS_A_SWEEP, after=after, set_aside_too=True)))
-        if not found:
-            return 0, after, Published()
-        keys = [RunKey(row.tenant_id, row.run_id) for row in found]
-        outcome, _ = await publish_stale(conn, publisher, keys)
-    return len(found), found[-1].created_at, outcome
 
 
 async def _is_reachable(reachable: Callable[[], Awaitable[object]]) -> bool:

@@ -49,6 +49,12 @@ class Published:
     failure: str | None = None
     refused: dict[RunKey, str] = field(default_factory=dict)
 
+    def add(self, other: "Published") -> None:
+        """Add the outcome of another batch."""
+        self.confirmed += other.confirmed
+        self.failure = self.failure or other.failure
+        self.refused |= other.refused
+
 
 class EventPublisher:
     """Publishes outbox events. The worker's fast path and its relay each have one, on one connection."""

@@ -4,16 +4,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from operator import attrgetter
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import msgspec
-from sqlalchemy import Select, case, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, case, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import INTERVAL
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from consumer.contract.events import OutboxEvent, trace_in
 from consumer.phases import TransactionPhase
 from domains.completions import EVENT_MAX_BYTES, EVENTS_PER_RUN, outbox_events, run_completions
-from domains.database.statements import Compiled, columns_of, insert_many, unnest
+from domains.database.statements import Compiled, columns_of, insert_many, of_given_tenants, unnest
 from domains.run import RunKey
 
 _EVENT = ("tenant_id", "run_id", "sequence", "event_id", "type", "routing_key", "body")
@@ -31,7 +32,7 @@ _SHORT_MAX_BYTES = 255
 SET_ASIDE_SECONDS = 60.0
 
 
-def _unpublished_statement() -> Select[Any]:
+def _unpublished_statement(*conditions: ColumnElement[bool]) -> Select[Any]:
     """Read no body above the limit, and not more than the limit together: PostgreSQL knows a value's size unread."""
     size = func.octet_length(outbox_events.c.body)
     order = [outbox_events.c[name] for name in (*_KEYS, "sequence")]
@@ -41,13 +42,14 @@ def _unpublished_statement() -> Select[Any]:
     sized = (
         select(*columns, body, size.label("size"), func.sum(read).over(order_by=order).label("upto"))
         .join(_runs, _of_these_runs)
+        .where(*conditions)
         .subquery()
     )
     found = [sized.c[name] for name in (*_EVENT, "size")]
     return select(*found).where(sized.c.upto <= _READ_MAX_BYTES).order_by(*(sized.c[c.name] for c in order))
 
 
-_UNPUBLISHED = Compiled(_unpublished_statement())
+_UNPUBLISHED = Compiled(_unpublished_statement(), on_citus=_unpublished_statement(of_given_tenants(outbox_events)))
 
 
 class Unpublished(NamedTuple):
@@ -57,8 +59,11 @@ class Unpublished(NamedTuple):
     unreadable: dict[RunKey, str]
 
 
-def _mark_statement() -> Any:  # noqa: ANN401 - an UPDATE with a DELETE in its WITH
-    """Delete the confirmed rows; a run whose last row is deleted has all its events published."""
+def _mark_statement(*, citus: bool = False) -> Any:  # noqa: ANN401 - an UPDATE with a DELETE in its WITH
+    """Delete the confirmed rows; a run whose last row is deleted has all its events published.
+
+    Citus refuses volatile functions in an UPDATE, so that there the commit is synchronous.
+    """
     confirmed = unnest(outbox_events, (*_KEYS, "sequence"))
     gone = (
         delete(outbox_events)
@@ -66,6 +71,7 @@ def _mark_statement() -> Any:  # noqa: ANN401 - an UPDATE with a DELETE in its W
             outbox_events.c.tenant_id == confirmed.c.tenant_id,
             outbox_events.c.run_id == confirmed.c.run_id,
             outbox_events.c.sequence == confirmed.c.sequence,
+            *([of_given_tenants(outbox_events)] if citus else []),
         )
         .returning(outbox_events.c.tenant_id, outbox_events.c.run_id, outbox_events.c.sequence)
         .cte("gone")
@@ -75,19 +81,22 @@ def _mark_statement() -> Any:  # noqa: ANN401 - an UPDATE with a DELETE in its W
     asynchronously = select(func.set_config("synchronous_commit", "off", True)).scalar_subquery()
     return (
         update(run_completions)
-        .values(phase=TransactionPhase.EVENTS_PUBLISHED.value, events_published_at=func.clock_timestamp())
+        .values(
+            phase=TransactionPhase.EVENTS_PUBLISHED.value,
+            events_published_at=func.now() if citus else func.clock_timestamp(),
+        )
         .where(
             gone.c.sequence == EVENTS_PER_RUN,
             run_completions.c.tenant_id == gone.c.tenant_id,
             run_completions.c.run_id == gone.c.run_id,
             run_completions.c.phase == TransactionPhase.COMMITTED.value,
-            asynchronously.is_not(None),
+            of_given_tenants(run_completions) if citus else asynchronously.is_not(None),
         )
         .returning(run_completions.c.tenant_id, run_completions.c.run_id)
     )
 
 
-_MARK = Compiled(_mark_statement())
+_MARK = Compiled(_mark_statement(), on_citus=_mark_statement(citus=True))
 
 
 async def stage(conn: AsyncConnection, events: Sequence[OutboxEvent]) -> None:
@@ -129,7 +138,7 @@ def _event_in(row: dict[str, Any], *, size: int) -> OutboxEvent:
 
 async def set_aside(conn: AsyncConnection, reasons: Mapping[RunKey, str]) -> None:
     """Keep the relay from the events of these runs for ``SET_ASIDE_SECONDS``, and store why."""
-    until = func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, SET_ASIDE_SECONDS, type_=INTERVAL)
+    until = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, SET_ASIDE_SECONDS, type_=INTERVAL)
     last = outbox_events.c.sequence == EVENTS_PER_RUN
     for (tenant_id, run_id), reason in reasons.items():
         await conn.execute(
@@ -151,14 +160,34 @@ async def mark(conn: AsyncConnection, confirmed: Sequence[OutboxEvent]) -> set[R
     return {RunKey(*row) for row in done}
 
 
+async def lock_runs(conn: AsyncConnection, tenant_id: str, run_ids: Sequence[UUID]) -> list[RunKey]:
+    """Lock those of a tenant's runs that still have events in the outbox, and return them, oldest first.
+
+    Citus locks rows of one tenant only.
+    """
+    query = (
+        select(outbox_events.c.tenant_id, outbox_events.c.run_id)
+        .where(outbox_events.c.tenant_id == tenant_id, outbox_events.c.run_id.in_(run_ids))
+        .where(outbox_events.c.sequence == EVENTS_PER_RUN)
+        .order_by(outbox_events.c.created_at)
+        .with_for_update(skip_locked=True)
+    )
+    return [RunKey(*row) for row in await conn.execute(query)]
+
+
 def stale_runs(
-    older_than_seconds: float, limit: int, *, after: datetime | None = None, set_aside_too: bool = False
+    older_than_seconds: float,
+    limit: int,
+    *,
+    after: datetime | None = None,
+    set_aside_too: bool = False,
+    locked: bool = True,
 ) -> Select[Any]:
     """Select and lock the runs whose events are older than *older_than_seconds*, oldest first.
 
     Runs that are set aside are left out until their time, unless *set_aside_too*. Rows are tenant, run and the time
     they were staged, later than *after*. A run is locked through its last event's row, which exists until all are
-    published; runs locked by another relay are skipped.
+    published; runs locked by another relay are skipped. Without *locked*, use :func:`lock_runs` before publishing.
     """
     waited = func.make_interval(0, 0, 0, 0, 0, 0, older_than_seconds, type_=INTERVAL)
     created_at = outbox_events.c.created_at
@@ -168,8 +197,9 @@ def stale_runs(
         .where(outbox_events.c.sequence == EVENTS_PER_RUN, created_at < func.now() - waited)
         .order_by(created_at)
         .limit(limit)
-        .with_for_update(skip_locked=True)
     )
+    if locked:
+        query = query.with_for_update(skip_locked=True)
     if not set_aside_too:
         until = outbox_events.c.set_aside_until
         query = query.where(or_(until.is_(None), until < func.now()))

@@ -2,6 +2,7 @@
 
 import ssl
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -44,6 +45,8 @@ _SERVER_SETTINGS = {
 _DURABLE = """
     SELECT set_config('synchronous_commit', 'local', false) WHERE current_setting('synchronous_commit') = 'off'
 """
+# Citus plans with the parameters' values: they say on which node the rows are. It refuses most generic plans.
+_IS_CITUS = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')"
 # A close-out reads and writes by complete keys only. A generic plan made while the tables are empty would scan them,
 # and keep scanning them until they are analyzed, a minute later: until then each batch would read every trace.
 _BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
@@ -66,15 +69,24 @@ DATABASE_ERRORS = (
 Url = str | Callable[[], str]
 
 
-class _Connection(asyncpg.Connection):
+class Session(asyncpg.Connection):
     """Gives prepared statements globally unique names.
 
     asyncpg numbers them per process. Behind a pooler that mixes two workers' sessions, one name could run the other
     worker's statement; with unique names that is an error, and counts as an outage.
     """
 
+    is_citus = False  # set at login
+
     def _get_unique_id(self, prefix: str) -> str:
         return f"{STATEMENT_PREFIX}{prefix}_{uuid4().hex}"
+
+
+@dataclass(slots=True)
+class ServerKind:
+    """What the server is, as the last login found it."""
+
+    is_citus: bool = False
 
 
 def create_engine(
@@ -83,10 +95,12 @@ def create_engine(
     pool_size: int = 5,
     by_key: bool = False,
     command_timeout: float | None = COMMAND_TIMEOUT_SECONDS,
+    server: ServerKind | None = None,
 ) -> AsyncEngine:
     """Return an engine for *url*; connects to nothing yet.
 
-    *by_key* is for close-outs: scans are disabled, and a COMMIT waits at least for this server's disk.
+    *by_key* is for close-outs: scans are disabled, and a COMMIT waits at least for this server's disk. *server* is
+    updated by each login.
     """
 
     async def connect(**_ignored: Any) -> asyncpg.Connection:  # noqa: ANN401 - SQLAlchemy's own arguments
@@ -96,6 +110,8 @@ def create_engine(
             command_seconds=command_timeout,
             server_settings=WORKER_SETTINGS if by_key else _SERVER_SETTINGS,
         )
+        if server is not None:
+            server.is_citus = session.is_citus
         if by_key:
             await session.execute(_DURABLE)
         return session
@@ -113,7 +129,7 @@ def create_engine(
 
 async def open_session(
     url: Url, *, connect_seconds: float, command_seconds: float | None, server_settings: Mapping[str, str]
-) -> asyncpg.Connection:
+) -> Session:
     """Return a new session; raises asyncpg's errors, or ``ConnectionError`` if TLS or the URL is at fault.
 
     asyncpg parses the URL, so sslmode, several hosts and target_session_attrs mean the same as in libpq, except
@@ -125,18 +141,22 @@ async def open_session(
         raise ConnectionError(one_line(error)) from error
     given = parameters(text_of_url)
     try:
-        return await asyncpg.connect(
+        session = await asyncpg.connect(
             text_of_url,
-            connection_class=_Connection,
+            connection_class=Session,
             timeout=connect_seconds,
             command_timeout=command_seconds,
             server_settings=dict(server_settings),
             ssl=_system_roots(given) if given.get("sslrootcert") == SYSTEM_ROOTS else None,
         )
+        session.is_citus = await session.fetchval(_IS_CITUS)
+        if session.is_citus:
+            await session.execute("SET plan_cache_mode = auto")
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         if explanation := explain(error, _last_host(text_of_url, given)):
             raise explanation from error
         raise
+    return session
 
 
 def _system_roots(given: Mapping[str, str]) -> ssl.SSLContext:

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from consumer.contract.scalars import derived_id, uuid_of
 from consumer.phases import TransactionPhase
-from domains.database.statements import columns_of, unnest
+from domains.database.statements import columns_of, on_citus, unnest
 from domains.run import RunKey
 from domains.tables import (
     incidents,
@@ -113,13 +113,16 @@ async def owners(conn: AsyncConnection, text: str) -> list[RunKey]:
 
     The key begins with the tenant, so each tenant is looked up separately with two index lookups. By the run's id alone
     a server before PostgreSQL 18, which has no skip scan, would read the whole table. It might do so for an EXISTS too,
-    which becomes a join; a scalar subquery does not.
+    which becomes a join; a scalar subquery does not. Citus, which needs PostgreSQL 16, refuses the recursion.
     """
     run_id = uuid_of(text)
+    citus = on_citus(conn)
     if run_id is not None:
-        found = (await conn.execute(_OWNERS, {"run": run_id, "most": TENANTS_AT_MOST})).scalars()
+        owners = _OWNERS_ON_CITUS if citus else _OWNERS
+        found = (await conn.execute(owners, {"run": run_id, "most": TENANTS_AT_MOST})).scalars()
         return [RunKey(tenant_id, run_id) for tenant_id in found]
-    tenants = (await conn.execute(_ALL_TENANTS, {"most": _TENANTS_SEARCHED})).scalars()
+    all_tenants = _ALL_TENANTS_ON_CITUS if citus else _ALL_TENANTS
+    tenants = (await conn.execute(all_tenants, {"most": _TENANTS_SEARCHED})).scalars()
     keys = [RunKey(tenant_id, derived_id(tenant_id, text)) for tenant_id in tenants]
     stored = await conn.execute(_STORED_KEYS, columns_of(_KEYS, keys)) if keys else ()
     return [RunKey(*row) for row in stored][:TENANTS_AT_MOST]
@@ -149,6 +152,10 @@ _OWNERS = sql(
      LIMIT :most
     """
 )
+
+
+_ALL_TENANTS_ON_CITUS = sql("SELECT DISTINCT tenant_id FROM governance.run_completions LIMIT :most")
+_OWNERS_ON_CITUS = sql("SELECT tenant_id FROM governance.run_completions WHERE run_id = :run LIMIT :most")
 
 
 async def has_runs(conn: AsyncConnection, tenant_id: str) -> bool:

@@ -80,8 +80,8 @@ def _visible(column: ColumnElement[Any]) -> ColumnElement[Any]:
 def _stored() -> Any:  # noqa: ANN401 - a statement of many columns
     run, given = run_completions.c, unnest(run_completions, _KEYS)
 
-    def same(table: Any) -> Any:  # noqa: ANN401 - a table or an alias, and a condition
-        return (table.c.tenant_id == given.c.tenant_id) & (table.c.run_id == given.c.run_id)
+    def same(table: Any, of: Any = run) -> Any:  # noqa: ANN401 - a table or an alias, and a condition
+        return (table.c.tenant_id == of.tenant_id) & (table.c.run_id == of.run_id)
 
     return (
         select(
@@ -97,8 +97,8 @@ def _stored() -> Any:  # noqa: ANN401 - a statement of many columns
             policy_evaluations.c.shadow,
             prevention_records.c.policy_id,
         )
-        .select_from(given)
-        .join(run_completions, same(run_completions))
+        .select_from(run_completions)
+        .join(given, same(run_completions, given.c))
         .outerjoin(incidents, same(incidents))
         .outerjoin(prevention_records, same(prevention_records))
         .outerjoin(policy_evaluations, same(policy_evaluations))

@@ -8,7 +8,7 @@ driver. The statements of a close-out are therefore compiled when they are defin
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
@@ -16,6 +16,7 @@ from sqlalchemy import (
     Select,
     Table,
     Text,
+    any_,
     bindparam,
     cast,
     func,
@@ -34,11 +35,10 @@ _DIALECT = asyncpg_dialect()  # type: ignore[no-untyped-call]
 class Compiled:
     """A statement that is compiled once and executed with one list per column; returns the driver's rows."""
 
-    def __init__(self, statement: Executable) -> None:
-        compiled = statement.compile(dialect=_DIALECT)  # type: ignore[attr-defined]
-        self._text = str(compiled)
-        self._constants: dict[str, Any] = compiled.params
-        self._names: list[str] = compiled.positiontup
+    def __init__(self, statement: Executable, *, on_citus: Executable | None = None) -> None:
+        """Execute *statement*, or *on_citus* in a session of a Citus node, if that needs another form."""
+        self._form = _Form.of(statement)
+        self._form_on_citus = self._form if on_citus is None else _Form.of(on_citus)
 
     async def execute(self, conn: AsyncConnection, columns: Mapping[str, Sequence[object]]) -> Sequence[Sequence[Any]]:
         """Execute the statement with :func:`columns_of` some rows and return its rows.
@@ -46,18 +46,47 @@ class Compiled:
         The first statement of a transaction goes through SQLAlchemy, which sends BEGIN. The others, and those in
         AUTOCOMMIT, go directly to the driver: their errors are asyncpg's.
         """
-        values = [columns[name] if name in columns else self._constants[name] for name in self._names]
+        form = self._form_on_citus if on_citus(conn) else self._form
+        values = [columns[name] if name in columns else form.constants[name] for name in form.names]
         driver = _driver_of(conn)
         if driver is None:
-            result = await conn.exec_driver_sql(self._text, tuple(values))
+            result = await conn.exec_driver_sql(form.text, tuple(values))
             return result.all() if result.returns_rows else ()
         try:
-            rows: Sequence[Sequence[Any]] = await driver.fetch(self._text, *values)
+            rows: Sequence[Sequence[Any]] = await driver.fetch(form.text, *values)
         except asyncio.CancelledError:
             # As SQLAlchemy does: a stalled connection would not respond to a ROLLBACK either.
             await conn.invalidate()
             raise
         return rows
+
+
+class _Form(NamedTuple):
+    """A compiled statement: its text, its constants, and the names of its parameters in order."""
+
+    text: str
+    constants: dict[str, Any]
+    names: list[str]
+
+    @classmethod
+    def of(cls, statement: Executable) -> "_Form":
+        compiled = statement.compile(dialect=_DIALECT)  # type: ignore[attr-defined]
+        return cls(str(compiled), compiled.params, compiled.positiontup)
+
+
+def on_citus(conn: AsyncConnection) -> bool:
+    """Return whether *conn* is a session of a Citus node, as it found at login."""
+    pooled = conn.sync_connection.connection if conn.sync_connection else None
+    return bool(getattr(pooled and pooled.driver_connection, "is_citus", False))
+
+
+def of_given_tenants(table: Table) -> ColumnElement[bool]:
+    """Return the condition that *table*'s tenant is among those given.
+
+    It adds nothing to a join with :func:`unnest`, but Citus derives from it on which nodes the rows are: with it a
+    statement about one tenant runs on one node, without it on all.
+    """
+    return table.c.tenant_id == any_(bindparam(f"{_PREFIX}tenant_id", type_=ARRAY(Text())))
 
 
 def _driver_of(conn: AsyncConnection) -> Any:  # noqa: ANN401 - asyncpg's connection, which has no types

@@ -5,6 +5,7 @@ must not run in a transaction (``CREATE INDEX CONCURRENTLY``) uses ``op.get_cont
 """
 
 import asyncio
+import re
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -34,6 +35,8 @@ _LOCK_WAIT = "1s"
 _PAUSE_SECONDS = (1.0, 3.0)
 # Seconds after which a long transaction is reported instead of waited for.
 GIVE_UP_AFTER_SECONDS = 120.0
+# A part of a table that Citus moves, on the coordinator until Citus removes it.
+_SHARD = re.compile(rf"({'|'.join(table.name for table in metadata.sorted_tables)})_\d{{6,}}")
 # lock_not_available, deadlock_detected
 _BLOCKED_STATES = frozenset({"55P03", "40P01"})
 _TRY_LOCK = text("SELECT pg_try_advisory_lock(:key)")
@@ -94,7 +97,7 @@ async def _migrate_once(engine: AsyncEngine, started_at: list[str | None]) -> No
             # With separate roles the schema exists, and its owner may not create one, not even with IF NOT EXISTS.
             if (await conn.execute(text("SELECT to_regnamespace(:schema)"), {"schema": SCHEMA})).scalar_one() is None:
                 await conn.execute(text(f"CREATE SCHEMA {SCHEMA}"))
-            started_at.append(await conn.run_sync(_current))
+            started_at.append(await conn.run_sync(current))
             await conn.commit()
             await conn.run_sync(_upgrade)
             await conn.commit()
@@ -125,7 +128,7 @@ async def _blockers(engine: AsyncEngine, seconds: float) -> str:
     async with engine.connect() as conn:
         found = (await conn.execute(text(_HOLDERS), {"schema": SCHEMA})).all()
         role = (await conn.execute(text("SELECT current_user"))).scalar_one()
-        at = await conn.run_sync(_current)
+        at = await conn.run_sync(current)
     state = f"the schema is still {f'at {at}' if at else 'empty'}: its tables were in use for {seconds:g} s."
     holders = "; ".join(_holder(*row) for row in found)
     if any(row.age is None for row in found):
@@ -145,7 +148,7 @@ async def differences(engine: AsyncEngine) -> list[str]:
     For a schema of another version, it returns only whether to migrate or to upgrade closeout.
     """
     async with engine.connect() as conn:
-        at = await conn.run_sync(_current)
+        at = await conn.run_sync(current)
         if at is None:
             return ["the schema does not exist: run closeout migrate"]
         if at != newest() and at in known():
@@ -185,7 +188,9 @@ def _upgrade(connection: Connection) -> None:
 
 def _context(connection: Connection) -> MigrationContext:
     def ours_only(name: str | None, kind: str, _parents: object) -> bool:
-        return (kind != "schema" or name == SCHEMA) and (kind != "table" or name != _VERSION_TABLE)
+        if kind == "table":
+            return name != _VERSION_TABLE and not _SHARD.fullmatch(name or "")
+        return kind != "schema" or name == SCHEMA
 
     return MigrationContext.configure(
         connection,
@@ -199,5 +204,6 @@ def _context(connection: Connection) -> MigrationContext:
     )
 
 
-def _current(connection: Connection) -> str | None:
+def current(connection: Connection) -> str | None:
+    """Return the schema's version, ``None`` before the first migration."""
     return _context(connection).get_current_revision()

@@ -1,13 +1,13 @@
 """Completes traces, many per statement."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import Executable, and_, select, update
+from sqlalchemy import Select, Update, and_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domains.database.statements import Compiled, columns_of, given_value, insert_many, unnest
+from domains.database.statements import Compiled, columns_of, given_value, insert_many, of_given_tenants, unnest
 from domains.result import DomainResult
 from domains.run import CompletedRun, RunKey
 from domains.traces.rules import STATUS_OF
@@ -26,7 +26,7 @@ _INSERT = Compiled(
 )
 
 
-def _completion() -> Executable:
+def _completion() -> Update:
     """Complete running traces; a complete trace is never changed."""
     given = unnest(traces, _COLUMNS)
     changed = ("status", "started_at", "completed_at", "steps")
@@ -39,14 +39,14 @@ def _completion() -> Executable:
     )
 
 
-def _completed() -> Executable:
+def _completed() -> Select[Any]:
     given = unnest(traces, _COLUMNS)
     same = [traces.c[name] == given.c[name] for name in ("tenant_id", "run_id")]
     return select(traces.c.tenant_id, traces.c.run_id, traces.c.trace_id).join_from(traces, given, and_(*same))
 
 
-_COMPLETE = Compiled(_completion())
-_COMPLETED = Compiled(_completed())
+_COMPLETE = Compiled(_completion(), on_citus=_completion().where(of_given_tenants(traces)))
+_COMPLETED = Compiled(_completed(), on_citus=_completed().where(of_given_tenants(traces)))
 
 
 _Action = Literal["created", "completed", "kept"]

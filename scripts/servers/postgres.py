@@ -111,6 +111,10 @@ class PostgresServer(Server):
                 raise ServerError(f"postgresql did not reload its settings:\n{self.log_tail()}")
             time.sleep(POLL_SECONDS)
 
+    def _programs(self) -> Path:
+        """Return the folder of PostgreSQL's programs."""
+        return find_postgres(tls=self._tls)
+
     def _data(self) -> Path:
         if self._home is None:
             raise ServerError(f"{self.name} in {self.folder} was never started")
@@ -120,7 +124,7 @@ class PostgresServer(Server):
         identity = _unprivileged() if os.geteuid() == 0 else None
         if self._home is None:
             self._home = self._make_home(identity)
-            self._binaries = _reachable_binaries(find_postgres(tls=self._tls), self._home, identity)
+            self._binaries = _reachable_binaries(self._programs(), self._home, identity)
         assert self._binaries is not None  # noqa: S101 - set together
         data = self._home / "data"
         if not (data / "PG_VERSION").exists():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from servers import PostgresServer
-from servers.rabbitmq_cluster import RabbitCluster, RabbitNode
+from servers.clusters.rabbitmq import RabbitCluster, RabbitNode
 
 from consumer.amqp.connection import BrokerConnection
 from consumer.amqp.topology import declare

@@ -1,29 +1,20 @@
-"""The tables can be distributed by tenant, and deploy/postgresql/citus.sql names each of them.
+"""The tables can be distributed by tenant, as closeout distribute does on Citus.
 
-The tests have no Citus and use PostgreSQL: it requires of the keys of a partitioned table what Citus requires of those
-of a distributed one, the column in each.
+These tests have no Citus and use PostgreSQL: it requires of the keys of a partitioned table what Citus requires of
+those of a distributed one, the column in each. tests/citus uses a real one.
 """
-
-from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-SCRIPT = Path(__file__).parents[2] / "deploy/postgresql/citus.sql"
-FIRST = "governance.run_completions"
+from domains.migrations.distribution import EVERYWHERE, FIRST, distributed_tables
+
+DISTRIBUTED = {str(table) for table in distributed_tables()}
+ON_EVERY_NODE = {str(table) for table in EVERYWHERE}
 STAYS = "governance.schema_version"
 
-# They take the arguments of Citus's functions of these names, and record them.
-RECORDERS = """
-CREATE TABLE public.noted (place serial, name text, by text, beside text);
-CREATE FUNCTION create_distributed_table(table_name regclass, distribution_column text, colocate_with text) RETURNS void
-    LANGUAGE sql AS 'INSERT INTO public.noted (name, by, beside) VALUES ($1, $2, $3)';
-CREATE FUNCTION create_reference_table(table_name regclass) RETURNS void
-    LANGUAGE sql AS 'INSERT INTO public.noted (name) VALUES ($1)';
-"""
 TABLES = text(
     "SELECT oid::regclass::text FROM pg_class WHERE relnamespace = 'governance'::regnamespace AND relkind IN ('r', 'p')"
 )
@@ -53,29 +44,10 @@ REFERENCES = text(
 )
 
 
-@pytest.fixture
-async def noted(engine: AsyncEngine) -> list[Any]:
-    """The calls of the script in order: name, column and neighbour; both are None for a reference table."""
-    async with engine.begin() as conn:
-        driver = (await conn.get_raw_connection()).driver_connection
-        assert driver is not None
-        await driver.execute(RECORDERS)
-        await driver.execute(SCRIPT.read_text())
-        return list(await conn.execute(text("SELECT name, by, beside FROM public.noted ORDER BY place")))
-
-
-def distributed(noted: list[Any]) -> set[str]:
-    return {row.name for row in noted if row.by is not None}
-
-
-async def test_every_table_is_distributed_by_tenant_or_a_reference_table(noted: list[Any], connection: AsyncConnection):
-    names = [row.name for row in noted]
-    assert sorted([*names, STAYS]) == sorted((await connection.execute(TABLES)).scalars())
-    assert [tuple(row) for row in noted if row.name not in {FIRST, "governance.policies"}] == [
-        (name, "tenant_id", FIRST) for name in names[1:-1]
-    ]
-    assert tuple(noted[0]) == (FIRST, "tenant_id", "none")
-    assert tuple(noted[-1]) == ("governance.policies", None, None)
+async def test_every_table_is_distributed_by_tenant_or_on_every_node(connection: AsyncConnection):
+    names = [*DISTRIBUTED, *ON_EVERY_NODE, STAYS]
+    assert sorted(names) == sorted((await connection.execute(TABLES)).scalars())
+    assert next(distributed_tables()) is FIRST
 
 
 async def keys_without_the_tenant(conn: AsyncConnection, tables: set[str]) -> list[str]:
@@ -84,22 +56,21 @@ async def keys_without_the_tenant(conn: AsyncConnection, tables: set[str]) -> li
     return [row.key for row in keys if "tenant_id" not in row.columns]
 
 
-async def references_elsewhere(conn: AsyncConnection, noted: list[Any]) -> list[str]:
-    """Return the foreign keys from a reference table to a distributed one, or to a local one."""
-    everywhere = {row.name for row in noted} - distributed(noted)
+async def references_elsewhere(conn: AsyncConnection) -> list[str]:
+    """Return the foreign keys from a table on every node to a distributed one, or to a local one."""
     found = []
     for key in await conn.execute(REFERENCES):
-        may = everywhere if key.of in everywhere else everywhere | distributed(noted)
+        may = ON_EVERY_NODE if key.of in ON_EVERY_NODE else ON_EVERY_NODE | DISTRIBUTED
         found += [key.name] if key.to not in may else []
     return found
 
 
-async def test_every_key_of_a_distributed_table_contains_the_tenant(noted: list[Any], connection: AsyncConnection):
-    assert await keys_without_the_tenant(connection, distributed(noted)) == []
-    assert await references_elsewhere(connection, noted) == []
+async def test_every_key_of_a_distributed_table_contains_the_tenant(connection: AsyncConnection):
+    assert await keys_without_the_tenant(connection, DISTRIBUTED) == []
+    assert await references_elsewhere(connection) == []
 
 
-async def test_a_key_that_cannot_be_distributed_is_detected(noted: list[Any], connection: AsyncConnection):
+async def test_a_key_that_cannot_be_distributed_is_detected(connection: AsyncConnection):
     await connection.execute(text("CREATE UNIQUE INDEX by_id ON governance.incidents (incident_id)"))
     await connection.execute(
         text(
@@ -107,26 +78,12 @@ async def test_a_key_that_cannot_be_distributed_is_detected(noted: list[Any], co
             "governance.incidents (incident_id)"
         )
     )
-    assert await keys_without_the_tenant(connection, distributed(noted)) == ["governance.by_id"]
-    assert await references_elsewhere(connection, noted) == ["led_away"]
+    assert await keys_without_the_tenant(connection, DISTRIBUTED) == ["governance.by_id"]
+    assert await references_elsewhere(connection) == ["led_away"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "run_completions",
-        "incidents",
-        "prevention_records",
-        "policy_evaluations",
-        "traces",
-        "outbox_events",
-        "rollbacks",
-    ],
-)
-async def test_postgresql_can_partition_each_table_by_tenant_and_none_by_time(
-    name: str, noted: list[Any], connection: AsyncConnection
-):
-    assert f"governance.{name}" in distributed(noted)
+@pytest.mark.parametrize("name", sorted(table.name for table in distributed_tables()))
+async def test_postgresql_can_partition_each_table_by_tenant_and_none_by_time(name: str, connection: AsyncConnection):
     alike = f"CREATE TABLE parted (LIKE governance.{name} INCLUDING ALL) PARTITION BY "
     await connection.execute(text(f"{alike} HASH (tenant_id)"))
     await connection.rollback()

@@ -1,7 +1,7 @@
 """A PostgreSQL primary dies under load and its streaming standby takes over; one URL names both."""
 
 import pytest
-from servers.postgres_standby import PostgresStandby
+from servers.clusters.postgres_standby import PostgresStandby
 
 from consumer import TransactionFailed, create_transaction_coordinator
 from consumer.errors import Fault, UnavailableError, fault_of

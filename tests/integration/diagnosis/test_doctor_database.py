@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from servers import PostgresServer
-from servers.postgres_standby import PostgresStandby
+from servers.clusters.postgres_standby import PostgresStandby
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 

@@ -17,7 +17,7 @@ from tests.support import run_messages as runs
 
 # The commands of the contract.
 CONTRACT = """
-worker | migrate | topology | publish | runs list | runs show | parked list | parked show | parked replay |
+worker | migrate | distribute | topology | publish | runs list | runs show | parked list | parked show | parked replay |
 parked discard | outbox status | outbox drain | policies list | policies apply |
 policies test | policies backtest | policies shadow | reconcile | prune | doctor | schema
 """

@@ -1,0 +1,1 @@
+"""Several private servers that work together: a RabbitMQ cluster, a standby, a Citus cluster."""

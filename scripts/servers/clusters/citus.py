@@ -1,0 +1,131 @@
+"""A private Citus cluster: a coordinator and worker nodes.
+
+Its PostgreSQL is not among the development requirements: $CITUS_PG_BIN names the folder of its programs.
+"""
+
+import os
+import time
+from pathlib import Path
+from typing import Self
+
+from servers.postgres import PostgresServer
+from servers.process import ServerError
+from servers.server import READY_SECONDS, start_all
+
+PROGRAMS = "CITUS_PG_BIN"
+HOST = "127.0.0.1"
+WORKERS = 2
+# Shards of a table: enough that each node has some of every table, and few enough that a database is made in seconds.
+SHARDS = 8
+SETTINGS = {
+    "shared_preload_libraries": "citus",
+    "citus.node_conninfo": "sslmode=prefer",
+    "citus.enable_statistics_collection": "off",
+    "citus.shard_count": str(SHARDS),
+    "output_plugin_libraries": "citus",
+    "wal_level": "logical",  # shards are moved while they are written
+    "max_prepared_transactions": "200",  # a transaction on several nodes is prepared on each
+    "max_connections": "300",  # the coordinator's sessions open sessions on every node
+    "max_wal_senders": "20",
+    "max_replication_slots": "20",
+    # Prepared transactions of a node that crashed are recovered within this time.
+    "citus.recover_2pc_interval": "2s",
+    "citus.node_connection_timeout": "5s",
+    "citus.enable_unsafe_triggers": "on",  # tests make writes fail with triggers
+}
+# Seconds until a new node has the metadata.
+SYNCED_SECONDS = 30.0
+
+
+def find_citus() -> Path | None:
+    """Return the folder that $CITUS_PG_BIN names, or ``None`` if it is not set."""
+    named = os.environ.get(PROGRAMS)
+    return Path(named) if named else None
+
+
+class CitusNode(PostgresServer):
+    """One PostgreSQL server of a cluster."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        super().__init__(folder / name, settings=SETTINGS)
+
+    def _programs(self) -> Path:
+        programs = find_citus()
+        if programs is None:
+            raise ServerError(f"set {PROGRAMS} to the folder of the programs of a PostgreSQL with Citus")
+        return programs
+
+
+class CitusServer(CitusNode):
+    """A coordinator with its worker nodes. All have the metadata, so that each accepts queries.
+
+    Starting, stopping and killing it affects all nodes; :meth:`kill_coordinator` and each of *workers* are one.
+    """
+
+    def __init__(self, folder: Path, *, workers: int = WORKERS) -> None:
+        super().__init__(folder, "coordinator")
+        self._folder = folder
+        self.workers = [CitusNode(folder, f"worker{number}") for number in range(1, workers + 1)]
+
+    def start(self, *, seconds: float = READY_SECONDS) -> Self:
+        """Start all nodes."""
+        start_all(*self.workers)
+        return super().start(seconds=seconds)
+
+    def stop(self) -> None:
+        """Stop all nodes."""
+        super().stop()
+        for node in self.workers:
+            node.stop()
+
+    def kill(self) -> None:
+        """Kill all nodes."""
+        super().kill()
+        for node in self.workers:
+            node.kill()
+
+    def kill_coordinator(self) -> None:
+        """Kill the coordinator only."""
+        super().kill()
+
+    def start_coordinator(self) -> None:
+        """Start the coordinator only."""
+        super().start()
+
+    def create_database(self, name: str, template: str | None = None) -> str:
+        """Create database *name* on every node, join them, and return its URL on the coordinator."""
+        if template is not None:
+            raise ServerError("a database of a cluster cannot be copied")
+        super().create_database(name)
+        for worker in self.workers:
+            worker.create_database(name)
+        for node in (self, *self.workers):
+            node.psql("CREATE EXTENSION citus", name)
+        self.psql(f"SELECT citus_set_coordinator_host('{HOST}', {self.port})", name)
+        for node in self.workers:
+            self._join(node, name)
+        return self.url(name)
+
+    def add_worker(self, database: str) -> CitusNode:
+        """Start another worker node and add it to *database*; it has no shards before a rebalance."""
+        node = CitusNode(self._folder, f"worker{len(self.workers) + 1}").start()
+        self.workers.append(node)
+        node.create_database(database)
+        node.psql("CREATE EXTENSION citus", database)
+        self._join(node, database)
+        return node
+
+    def _join(self, node: CitusNode, database: str) -> None:
+        self.psql(f"SELECT citus_add_node('{HOST}', {node.port})", database)
+        deadline = time.monotonic() + SYNCED_SECONDS
+        synced = f"SELECT metadatasynced FROM pg_dist_node WHERE nodeport = {node.port}"  # noqa: S608 - a number
+        while self.psql(synced, database) != "t":
+            if time.monotonic() > deadline:
+                raise ServerError(f"{node.name} has no metadata; the end of {node.log}:\n{node.log_tail()}")
+            time.sleep(0.05)
+
+    def drop_database(self, name: str) -> None:
+        """Drop database *name* on every node."""
+        super().drop_database(name)
+        for node in self.workers:
+            node.drop_database(name)
