@@ -45,7 +45,7 @@ def writable(value: object, depth: int = 0) -> Any:  # noqa: ANN401 - whatever a
     return made
 
 
-def _can_be_written(value: Any) -> bool:  # noqa: ANN401 - as above
+def _can_be_written(value: Any) -> bool:  # noqa: ANN401 - whatever a header can hold
     if isinstance(value, float) and not _is_single(value):
         return False
     try:

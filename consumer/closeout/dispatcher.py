@@ -63,6 +63,7 @@ class Dispatcher:
             for arrival, outcome in zip(group, closed, strict=True):
                 outcomes[id(arrival)] = await self._legacy_if_needed(arrival, outcome)
             outage = next(filter(_is_transient, closed), None)
+        outage = None
         for arrival in arrivals:
             if id(arrival) not in outcomes:
                 outcome = outcomes[id(arrival)] = outage or await self._legacy_way(arrival)
@@ -72,7 +73,7 @@ class Dispatcher:
     def _groups(self, arrivals: Sequence[Arrival]) -> Iterable[Sequence[Arrival]]:
         """Return the batches that *arrivals* are closed out in, one transaction each.
 
-        A transaction about one tenant commits on one node of Citus; one about several needs a two-phase commit.
+        A transaction about one tenant changes rows on one node of Citus; one about several on all of them.
         """
         if not self._by_tenant():
             return [arrivals] if arrivals else []
@@ -103,7 +104,7 @@ class Dispatcher:
     async def _legacy_way(self, arrival: Arrival) -> Outcome:
         try:
             return await retry_transient(lambda: self._legacy.execute(arrival), give_up=self._give_up)
-        except Exception as error:  # noqa: BLE001 - settlement decides what it is
+        except Exception as error:  # noqa: BLE001 - a failure is a value here; settlement parks, retries or requeues
             return Failed(error)
 
 
@@ -119,7 +120,7 @@ async def isolate(close_out: CloseOut, arrivals: Sequence[Arrival]) -> list[Outc
     """
     try:
         return list(await close_out(arrivals))
-    except Exception as error:  # noqa: BLE001 - settlement decides what it is
+    except Exception as error:  # noqa: BLE001 - a failure is a value here; settlement parks, retries or requeues
         if len(arrivals) == 1 or not lies_in_data(error):
             return [Failed(error)] * len(arrivals)
     middle = len(arrivals) // 2

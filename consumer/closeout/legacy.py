@@ -170,7 +170,7 @@ async def _lock(conn: AsyncConnection, key: RunKey) -> TransactionPhase:
 async def _store(conn: AsyncConnection, key: RunKey, phase: TransactionPhase) -> None:
     values: dict[str, object] = {"phase": phase.value}
     if phase is TransactionPhase.COMMITTED:
-        values["committed_at"] = func.now()  # Citus refuses clock_timestamp() in an UPDATE
+        values["committed_at"] = func.statement_timestamp()  # Citus refuses clock_timestamp() in an UPDATE
     await conn.execute(
         update(run_completions)
         .where(run_completions.c.tenant_id == key.tenant_id, run_completions.c.run_id == key.run_id)

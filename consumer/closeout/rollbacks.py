@@ -55,6 +55,7 @@ async def record_rollbacks(
     words = _OF_ANOTHER if shared else one_line(error, 2000).replace("\x00", "\\u0000")
     now = datetime.now(UTC)
     async with engine.begin() as conn:
+        # The attempt number counts the run's rollbacks by all workers, this one included.
         earlier = {RunKey(tenant, run): n for tenant, run, n in await conn.execute(_EARLIER, columns_of(_KEYS, keys))}
         rows = [
             (key.tenant_id, uuid7(), key.run_id, phase.value, done, kind, words, now, 1 + earlier.get(key, 0))

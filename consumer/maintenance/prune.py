@@ -49,8 +49,6 @@ _BOUNDS = text(
 _PAUSE_SECONDS = 0.01
 
 Place = tuple[int, int]  # page, and position in it
-
-
 _Remove = Callable[[AsyncConnection, Scope, Sequence[Row[Any]]], Awaitable[Pruned]]
 
 
@@ -134,35 +132,29 @@ async def _by_tenant(pruning: _Pruning) -> None:
             found = (await conn.execute(select(kind.table.c.tenant_id).distinct())).scalars().all()
         tenants = [tenant for tenant in sorted(found) if pruning.scope.tenant in {None, tenant}]
         for position, tenant in enumerate(tenants, 1):
-            after: UUID | None = UUID(int=0)
-            while after is not None:
-                work = partial(_keys_done, kind, after, pruning.batch)
-                _, after = await _in_transaction(pruning._replace(scope=pruning.scope._replace(tenant=tenant)), work)
+            of_tenant = pruning._replace(scope=pruning.scope._replace(tenant=tenant))
+            after: UUID | None = None
+            while True:
+                _, after = await _in_transaction(of_tenant, partial(_keys_done, kind, after, pruning.batch))
+                if after is None:
+                    break
             pruning.progress(number * len(tenants) + position, len(_KINDS) * len(tenants))
 
 
 async def _keys_done(
-    kind: _Kind, after: UUID, batch: int, conn: AsyncConnection, scope: Scope
+    kind: _Kind, after: UUID | None, batch: int, conn: AsyncConnection, scope: Scope
 ) -> tuple[Pruned, UUID | None]:
     """Prune at most a batch of one tenant's keys later than *after*; return also where to continue, if anywhere."""
-    upto = await _upto(conn, kind, scope.tenant or "", after)
+    key = kind.table.c[kind.key]
+    later = [] if after is None else [key > after]
+    following = select(key).where(kind.table.c.tenant_id == scope.tenant, *later).order_by(key).limit(_KEYS_READ)
+    last = following.subquery().c[kind.key]
+    upto = (await conn.execute(select(last).order_by(last.desc()).limit(1))).scalar_one_or_none()
     if upto is None:
         return Pruned(), None
-    key = kind.table.c[kind.key]
-    query = kind.old(scope).where(key > after, key <= upto).order_by(key).limit(batch)
+    query = kind.old(scope).where(*later, key <= upto).order_by(key).limit(batch)
     found = (await conn.execute(query)).all()
     return await kind.remove(conn, scope, found), found[-1][1] if len(found) == batch else upto
-
-
-async def _upto(conn: AsyncConnection, kind: _Kind, tenant: str, after: UUID) -> UUID | None:
-    """Return the last of the tenant's next ``_KEYS_READ`` keys, if there are any."""
-    key = kind.table.c[kind.key]
-    following = (
-        select(key).where(kind.table.c.tenant_id == tenant, key > after).order_by(key).limit(_KEYS_READ).subquery()
-    )
-    query = select(following.c[kind.key]).order_by(following.c[kind.key].desc()).limit(1)
-    found: UUID | None = (await conn.execute(query)).scalar_one_or_none()
-    return found
 
 
 async def _in_transaction(

@@ -1,4 +1,4 @@
-"""Removes the old ones of some runs, completely, in the caller's transaction."""
+"""Removes a batch of old runs with everything that belongs to them, in the caller's transaction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

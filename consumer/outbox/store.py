@@ -83,7 +83,7 @@ def _mark_statement(*, citus: bool = False) -> Any:  # noqa: ANN401 - an UPDATE 
         update(run_completions)
         .values(
             phase=TransactionPhase.EVENTS_PUBLISHED.value,
-            events_published_at=func.now() if citus else func.clock_timestamp(),
+            events_published_at=func.statement_timestamp() if citus else func.clock_timestamp(),
         )
         .where(
             gone.c.sequence == EVENTS_PER_RUN,
@@ -138,7 +138,7 @@ def _event_in(row: dict[str, Any], *, size: int) -> OutboxEvent:
 
 async def set_aside(conn: AsyncConnection, reasons: Mapping[RunKey, str]) -> None:
     """Keep the relay from the events of these runs for ``SET_ASIDE_SECONDS``, and store why."""
-    until = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, SET_ASIDE_SECONDS, type_=INTERVAL)
+    until = func.statement_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, SET_ASIDE_SECONDS, type_=INTERVAL)
     last = outbox_events.c.sequence == EVENTS_PER_RUN
     for (tenant_id, run_id), reason in reasons.items():
         await conn.execute(
@@ -153,7 +153,7 @@ async def mark(conn: AsyncConnection, confirmed: Sequence[OutboxEvent]) -> set[R
 
     Rows are deleted by explicit id, never by a range, which would include rows committed meanwhile. *confirmed* must be
     a prefix of each run's events: a deleted last row then means that all are published. One statement; the transaction
-    it runs in (with AUTOCOMMIT its own) commits asynchronously.
+    it runs in (with AUTOCOMMIT its own) commits asynchronously, except on Citus.
     """
     rows = ((event.tenant_id, event.run_id, event.sequence) for event in confirmed)
     done = await _MARK.execute(conn, columns_of((*_KEYS, "sequence"), rows))

@@ -70,7 +70,7 @@ Url = str | Callable[[], str]
 
 
 class Session(asyncpg.Connection):
-    """Gives prepared statements globally unique names.
+    """A session that knows whether its server has Citus, and gives prepared statements globally unique names.
 
     asyncpg numbers them per process. Behind a pooler that mixes two workers' sessions, one name could run the other
     worker's statement; with unique names that is an error, and counts as an outage.
@@ -149,9 +149,13 @@ async def open_session(
             server_settings=dict(server_settings),
             ssl=_system_roots(given) if given.get("sslrootcert") == SYSTEM_ROOTS else None,
         )
-        session.is_citus = await session.fetchval(_IS_CITUS)
-        if session.is_citus:
-            await session.execute("SET plan_cache_mode = auto")
+        try:
+            session.is_citus = await session.fetchval(_IS_CITUS, timeout=connect_seconds)
+            if session.is_citus:
+                await session.execute("SET plan_cache_mode = auto", timeout=connect_seconds)
+        except BaseException:  # also cancellation: nobody else knows this session
+            session.terminate()
+            raise
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         if explanation := explain(error, _last_host(text_of_url, given)):
             raise explanation from error

@@ -38,7 +38,7 @@ class Compiled:
     def __init__(self, statement: Executable, *, on_citus: Executable | None = None) -> None:
         """Execute *statement*, or *on_citus* in a session of a Citus node, if that needs another form."""
         self._form = _Form.of(statement)
-        self._form_on_citus = self._form if on_citus is None else _Form.of(on_citus)
+        self._form_on_citus = None if on_citus is None else _Form.of(on_citus)
 
     async def execute(self, conn: AsyncConnection, columns: Mapping[str, Sequence[object]]) -> Sequence[Sequence[Any]]:
         """Execute the statement with :func:`columns_of` some rows and return its rows.
@@ -46,7 +46,7 @@ class Compiled:
         The first statement of a transaction goes through SQLAlchemy, which sends BEGIN. The others, and those in
         AUTOCOMMIT, go directly to the driver: their errors are asyncpg's.
         """
-        form = self._form_on_citus if on_citus(conn) else self._form
+        form = self._form_on_citus if self._form_on_citus and on_citus(conn) else self._form
         values = [columns[name] if name in columns else form.constants[name] for name in form.names]
         driver = _driver_of(conn)
         if driver is None:
@@ -77,7 +77,7 @@ class _Form(NamedTuple):
 def on_citus(conn: AsyncConnection) -> bool:
     """Return whether *conn* is a session of a Citus node, as it found at login."""
     pooled = conn.sync_connection.connection if conn.sync_connection else None
-    return bool(getattr(pooled and pooled.driver_connection, "is_citus", False))
+    return pooled is not None and getattr(pooled.driver_connection, "is_citus", False)
 
 
 def of_given_tenants(table: Table) -> ColumnElement[bool]:

@@ -17,7 +17,7 @@ FIRST = run_completions
 # Small, read by every worker, and some rows apply to all tenants: each node has a copy.
 EVERYWHERE = frozenset({policies})
 
-Placement = Literal["distributed", "on every node", "on the coordinator"]
+Placement = Literal["distributed", "on every node"]
 
 
 class Distributed(NamedTuple):
@@ -71,12 +71,6 @@ async def placements(conn: AsyncConnection) -> dict[str, Placement]:
     """Return where each table of a Citus cluster is, except those that are only on the coordinator."""
     found = await conn.execute(text(_PLACEMENTS))
     return {name: "distributed" if method == "h" else "on every node" for name, method in found}
-
-
-async def misplaced(conn: AsyncConnection) -> list[str]:
-    """Return the tables that :func:`distribute` would move."""
-    now = await placements(conn)
-    return [str(table) for table in (*distributed_tables(), *EVERYWHERE) if str(table) not in now]
 
 
 _PLACEMENTS = """

@@ -1,13 +1,21 @@
 """Closeout on a real Citus cluster: a coordinator and two worker nodes."""
 
+import asyncio
+from urllib.parse import urlsplit
+
 import pytest
 from sqlalchemy import text
 
+from consumer import create_transaction_coordinator
 from consumer.maintenance.reconcile import reconcile
+from consumer.postgres.engine import create_engine
 from tests.support import run_messages as runs
 from tests.support.broken_writes import count
+from tests.support.citus_server import CitusForTests
 from tests.support.command_line import closeout
-from tests.support.traffic import eventually, publish, published_runs, worker
+from tests.support.roles import OWNER, as_role, migrated_by_the_owner
+from tests.support.traffic import eventually, listen, publish, published_runs, received, worker
+from tests.support.waiting import until
 
 TENANTS = [f"tenant-{number}" for number in range(7)]
 
@@ -59,8 +67,67 @@ async def test_prune_removes_the_old_runs_of_each_tenant(database_url, amqp_url,
     assert await count(engine, "traces") == 1
 
 
+async def test_the_relay_publishes_events_of_several_tenants(database_url, amqp_url, engine, broker):
+    coordinator = create_transaction_coordinator(engine=engine)  # without a publisher
+    for tenant in TENANTS:
+        await coordinator.execute(runs.run(tenant_id=tenant))
+    events = await listen(broker)
+    done = await closeout("outbox", "drain", DATABASE_URL=database_url, AMQP_URL=amqp_url)
+    assert done.returncode == 0, done.stderr
+    assert len(await received(events, 3 * len(TENANTS))) == 3 * len(TENANTS)
+    await eventually(engine, published_runs(), len(TENANTS))
+
+
+async def test_a_transaction_of_one_tenant_changes_rows_on_one_node(database_url, engine, postgres):
+    coordinator = create_transaction_coordinator(engine=engine)
+    await coordinator.execute_many([runs.run(tenant_id=TENANTS[0]) for _ in range(5)])
+    for node in postgres.workers:
+        node.psql("ALTER SYSTEM SET log_statement = 'all'")
+        node.psql("SELECT pg_reload_conf()")
+    try:
+        await coordinator.execute_many([runs.run(tenant_id=TENANTS[0]) for _ in range(5)])
+        assert prepared_on(postgres) == 1
+        await coordinator.execute_many([runs.run(tenant_id=tenant) for tenant in TENANTS])
+        assert prepared_on(postgres) == len(postgres.workers)
+    finally:
+        for node in postgres.workers:
+            node.psql("ALTER SYSTEM RESET log_statement")
+            node.psql("SELECT pg_reload_conf()")
+
+
+def prepared_on(postgres: CitusForTests) -> int:
+    """Return on how many worker nodes a transaction was prepared for a two-phase commit."""
+    return sum("statement: PREPARE TRANSACTION" in node.log.read_text() for node in postgres.workers)
+
+
+async def test_tables_with_rows_are_distributed_while_runs_arrive(empty_database_url, amqp_url, postgres, broker):
+    name = urlsplit(empty_database_url).path.lstrip("/")
+    await migrated_by_the_owner(postgres, name)
+    owner = create_engine(empty_database_url, pool_size=1)
+    stop, published = asyncio.Event(), 0
+
+    async def runner() -> None:
+        nonlocal published
+        while not stop.is_set():
+            await publish(broker, *[runs.body(tenant_id=tenant) for tenant in TENANTS])
+            published += len(TENANTS)
+
+    async with worker(empty_database_url, amqp_url):
+        running = asyncio.create_task(runner())
+        await until(lambda: published > 50)
+        done = await closeout("distribute", DATABASE_URL=as_role(empty_database_url, OWNER))
+        stop.set()
+        await running
+        assert done.returncode == 0, done.stderr
+        assert "governance.run_completions: now distributed" in done.stdout
+        await eventually(owner, published_runs(), published)
+    assert [finding.count for finding in await reconcile(owner, older_than_seconds=60)] == [0] * 11
+    assert (await closeout("migrate", "--check", DATABASE_URL=empty_database_url)).returncode == 0
+    await owner.dispose()
+
+
 async def test_distribute_is_safe_to_repeat(database_url):
-    done = await closeout("distribute", DATABASE_URL=database_url.replace("postgres:", "closeout_owner:"))
+    done = await closeout("distribute", DATABASE_URL=as_role(database_url, OWNER))
     assert done.returncode == 0, done.stderr
     assert "governance.run_completions: already distributed" in done.stdout
     assert "governance.policies: already on every node" in done.stdout

@@ -59,12 +59,11 @@ class CitusNode(PostgresServer):
 class CitusServer(CitusNode):
     """A coordinator with its worker nodes. All have the metadata, so that each accepts queries.
 
-    Starting, stopping and killing it affects all nodes; :meth:`kill_coordinator` and each of *workers* are one.
+    Starting, stopping and killing it affects all nodes.
     """
 
     def __init__(self, folder: Path, *, workers: int = WORKERS) -> None:
         super().__init__(folder, "coordinator")
-        self._folder = folder
         self.workers = [CitusNode(folder, f"worker{number}") for number in range(1, workers + 1)]
 
     def start(self, *, seconds: float = READY_SECONDS) -> Self:
@@ -84,14 +83,6 @@ class CitusServer(CitusNode):
         for node in self.workers:
             node.kill()
 
-    def kill_coordinator(self) -> None:
-        """Kill the coordinator only."""
-        super().kill()
-
-    def start_coordinator(self) -> None:
-        """Start the coordinator only."""
-        super().start()
-
     def create_database(self, name: str, template: str | None = None) -> str:
         """Create database *name* on every node, join them, and return its URL on the coordinator."""
         if template is not None:
@@ -105,15 +96,6 @@ class CitusServer(CitusNode):
         for node in self.workers:
             self._join(node, name)
         return self.url(name)
-
-    def add_worker(self, database: str) -> CitusNode:
-        """Start another worker node and add it to *database*; it has no shards before a rebalance."""
-        node = CitusNode(self._folder, f"worker{len(self.workers) + 1}").start()
-        self.workers.append(node)
-        node.create_database(database)
-        node.psql("CREATE EXTENSION citus", database)
-        self._join(node, database)
-        return node
 
     def _join(self, node: CitusNode, database: str) -> None:
         self.psql(f"SELECT citus_add_node('{HOST}', {node.port})", database)
