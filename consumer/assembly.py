@@ -186,6 +186,7 @@ def build_service(settings: Settings, *, spans: "Spans | None" = None) -> Servic
         metrics=metrics,
         health=health,
         parked=parked,
+        intake_queues=settings.intake_queues,
     )
     http = HttpService(application(metrics, health, console), host=settings.http_host, port=settings.http_port)
     _announce(settings, http)

@@ -22,7 +22,7 @@ from tests.support.waiting import until
 
 ALL = ["rabbitmq", "topology", "consumers", "retries", "parked", "consume", "alarm", "publish"]
 # The permissions of a worker's user in README and deployments: none to configure.
-WRITE, READ = r"^(governance\.events|closeout\.internal)$", r"^closeout\.run-completed$"
+WRITE, READ = r"^(governance\.events|closeout\.internal)$", r"^closeout\.run-completed(\.[0-9]+)?$"
 _names = itertools.count()
 
 
@@ -179,7 +179,7 @@ async def test_no_consumer_is_a_warning_and_a_problem_with_messages_waiting(plac
 
 
 async def test_a_backlog_is_a_warning_despite_a_consumer(place, monkeypatch):
-    monkeypatch.setattr("consumer.diagnosis.broker._BACKLOG", 20)
+    monkeypatch.setattr("consumer.diagnosis.queues._BACKLOG", 20)
     await publish(place.broker, *(runs.body() for _ in range(25)))
     await consume(place, prefetch=1)
 
