@@ -53,9 +53,11 @@ class QueueConsumer:
             await channel.basic_qos(prefetch_count=self._prefetch, timeout=_RESPONSE_SECONDS)
             consumed = await channel.basic_consume(self.queue, on_delivery, timeout=_RESPONSE_SECONDS)
         except BROKER_ERRORS as error:
-            raise UnavailableError(
-                f"cannot consume {self.queue}: {one_line(error)} (run closeout topology if the queue does not exist)"
-            ) from error
+            message = one_line(error)
+            # What RabbitMQ returns for a quorum queue without a leader; it closes the connection as well.
+            no_leader = "INTERNAL_ERROR" in message
+            hint = "the queue may have no leader" if no_leader else "run closeout topology if the queue does not exist"
+            raise UnavailableError(f"cannot consume {self.queue}: {message} ({hint})") from error
         self._tag = consumed.consumer_tag or ""
 
     async def failure(self, *, watched: bool) -> str:
