@@ -47,8 +47,8 @@ class QueueConsumer:
             self._intake.put(message, acks)
 
         self._channel, self._acks = channel, acks
-        channel.closing.add_done_callback(self._on_closed)
-        channel.on_consumer_cancel_callbacks.add(self._on_cancelled)
+        channel.closing.add_done_callback(partial(self._on_closed, channel))
+        channel.on_consumer_cancel_callbacks.add(partial(self._on_cancelled, channel))
         try:
             await channel.basic_qos(prefetch_count=self._prefetch, timeout=_RESPONSE_SECONDS)
             consumed = await channel.basic_consume(self.queue, on_delivery, timeout=_RESPONSE_SECONDS)
@@ -84,9 +84,9 @@ class QueueConsumer:
             if declared.consumer_count or self._received != received:
                 counted_at, received = monotonic(), self._received
             elif monotonic() > counted_at + _UNCOUNTED_SECONDS:
-                raise UnavailableError(f"{self.queue} does not respond: it may have no leader")
+                raise UnavailableError(f"RabbitMQ's queue {self.queue} does not respond; it may have no leader")
 
-        return {"RabbitMQ": probe}
+        return {f"RabbitMQ's queue {self.queue}": probe}
 
     async def probe(self) -> Callable[[], Awaitable[object]]:
         """Return a request that a reachable broker responds to."""
@@ -118,15 +118,16 @@ class QueueConsumer:
         await self._connection.close()
         return waiting
 
-    def _on_closed(self, closing: "asyncio.Future[object]") -> None:
+    def _on_closed(self, channel: AmqpChannel, closing: "asyncio.Future[object]") -> None:
         error = None if closing.cancelled() else closing.exception()
-        self._fail(f"RabbitMQ closed the channel: {one_line(error) if error else 'no reason given'}")
+        self._fail(channel, f"RabbitMQ closed the channel: {one_line(error) if error else 'no reason given'}")
 
-    def _on_cancelled(self, _frame: object) -> None:
+    def _on_cancelled(self, channel: AmqpChannel, _frame: object) -> None:
         # The queue was deleted or lost its leader: the broker sends nothing more to this consumer.
-        self._fail(f"RabbitMQ cancelled the consumer of {self.queue}; the queue may have been deleted")
+        self._fail(channel, f"RabbitMQ cancelled the consumer of {self.queue}; the queue may have been deleted")
 
-    def _fail(self, why: str) -> None:
-        if not self._failed.is_set():
+    def _fail(self, channel: AmqpChannel, why: str) -> None:
+        # The channel of an earlier attempt may close late.
+        if channel is self._channel and not self._failed.is_set():
             self._why = why
             self._failed.set()

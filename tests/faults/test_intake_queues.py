@@ -16,6 +16,7 @@ from consumer.amqp.topology import Queue, declare
 from consumer.contract.names import RUN_COMPLETED_QUEUE, consumed_queues, numbered_queues
 from tests.support import run_messages as runs
 from tests.support.command_line import Done, closeout
+from tests.support.faults.database_locks import lock_table
 from tests.support.faults.invariants import assert_invariants
 from tests.support.faults.proxy import Proxy
 from tests.support.faults.running_worker import RunningWorker
@@ -168,6 +169,22 @@ async def test_a_worker_of_several_queues_resumes_after_its_connections_are_clos
                 )
                 await asyncio.sleep(1)
             await works(scenario)
+        await assert_invariants(scenario, worker)
+
+
+async def test_all_intake_queues_share_one_prefetch_count(scenario: Scenario, topology_url: str):
+    await topology(topology_url, 3)
+    scenario.intake_queues = 3
+    async with scenario.worker(INTAKE_QUEUES="3", PREFETCH_COUNT="41", BATCH_MAX_RUNS="5") as worker:
+        await ready(worker)
+        async with lock_table(scenario, "run_completions"):
+            await asyncio.gather(*(scenario.publish_body(runs.body()) for _ in range(120)))
+
+            async def full() -> bool:
+                return await scenario.unacked() == 30  # three of four shares of ten: no retry is waiting
+
+            await scenario.until(full, what="all shares in use")
+            assert await worker.metric("closeout_inflight_deliveries") == 30
         await assert_invariants(scenario, worker)
 
 
