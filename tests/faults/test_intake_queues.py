@@ -172,6 +172,24 @@ async def test_a_worker_of_several_queues_resumes_after_its_connections_are_clos
         await assert_invariants(scenario, worker)
 
 
+async def test_stopping_a_worker_of_several_queues_under_load_redelivers_no_committed_run(
+    scenario: Scenario, topology_url: str
+):
+    await topology(topology_url, 3)
+    scenario.intake_queues = 3
+    first = await scenario.start(INTAKE_QUEUES="3")
+    await ready(first)
+    publishing = [asyncio.create_task(scenario.publish_body(runs.body())) for _ in range(1_500)]
+    await works(scenario, 50)
+    assert await first.stop() == 0
+    await asyncio.gather(*publishing)
+    assert await scenario.count("run_completions") < 1_500
+
+    async with scenario.worker(INTAKE_QUEUES="3") as second:
+        assert await assert_invariants(scenario, second) == 0
+        assert await second.metric('closeout_deliveries_total{result="duplicate"}') == 0
+
+
 async def test_all_intake_queues_share_one_prefetch_count(scenario: Scenario, topology_url: str):
     await topology(topology_url, 3)
     scenario.intake_queues = 3
