@@ -25,6 +25,10 @@ _UNSET = {"database_url": "postgresql://unset", "amqp_url": "amqp://unset"}
 _TENANT = re.compile(r"[A-Za-z0-9._:@+~=-]{1,128}")
 
 
+# Each is a Raft group of RabbitMQ, and a connection of every worker. One queue was never the limit on two cores.
+INTAKE_QUEUES_MAX = 32
+
+
 class SettingsError(Exception):
     """The environment is invalid; the text has one line per fault."""
 
@@ -83,6 +87,13 @@ class Settings(BaseModel):
     )
     require_event_subscribers: bool = Field(
         False, description="an unroutable event stays in the outbox instead of counting as published"
+    )
+    intake_queues: int = Field(
+        1,
+        ge=1,
+        le=INTAKE_QUEUES_MAX,
+        description="queues that runs are spread over by message id; above 1 RabbitMQ needs a plugin "
+        "(deploy/README.md), and topology and workers the same value",
     )
     http_host: str = Field("0.0.0.0", description="address of /metrics, /livez, /readyz and the console")
     http_port: int = Field(9464, ge=0, le=65_535, description="0: any free port")
@@ -203,6 +214,12 @@ def _warnings(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]
     if settings.batch_max_runs > settings.prefetch_count:
         found.append(
             f"BATCH_MAX_RUNS={settings.batch_max_runs} is never reached: PREFETCH_COUNT is {settings.prefetch_count}"
+        )
+    consumed = settings.intake_queues + 1
+    if settings.intake_queues > 1 and settings.prefetch_count < consumed:
+        found.append(
+            f"PREFETCH_COUNT={settings.prefetch_count} is exceeded: each of the {consumed} queues of "
+            f"INTAKE_QUEUES={settings.intake_queues} needs at least 1"
         )
     given = parameters(settings.database_url.get_secret_value())
     mode = given.get("sslmode", "prefer")

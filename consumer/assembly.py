@@ -24,10 +24,13 @@ from consumer.closeout.transaction import RunCompletionTransaction
 from consumer.console.app import Console
 from consumer.console.recently_parked import ParkedLately, RememberingChannel
 from consumer.contract.metadata import clean_text
+from consumer.contract.names import consumed_queues
 from consumer.contract.run_message import decode
 from consumer.contract.trace_context import context_in
+from consumer.delivery.consumers import Consumers
 from consumer.delivery.intake import Delivery, Intake
 from consumer.delivery.parking import Parking
+from consumer.delivery.queue_consumer import QueueConsumer
 from consumer.delivery.settler import Settler
 from consumer.delivery.worker import Worker
 from consumer.health import Health
@@ -118,8 +121,7 @@ def build_service(settings: Settings, *, spans: "Spans | None" = None) -> Servic
         by_key=True,
         server=server,
     )
-    # Two connections: a broker in alarm blocks publishers, and acks must still flow.
-    consuming = BrokerConnection(amqp_url, name="closeout consume")
+    # Separate connections: a broker in alarm blocks publishers, and acks must still flow.
     publishing = BrokerConnection(amqp_url, name="closeout publish")
     publisher = partial(EventPublisher, metrics=metrics, require_subscribers=settings.require_event_subscribers)
     if spans is not None:
@@ -146,20 +148,32 @@ def build_service(settings: Settings, *, spans: "Spans | None" = None) -> Servic
     )
     decode_one = partial(decode_delivery, settings=settings, publishing=publishing)
     close_out = partial(count_details, close_out=dispatcher.close_out, metrics=metrics)
+    intake = Intake(metrics)
+    share = prefetch_share(settings)
+    settler = Settler(
+        channel=copies,
+        parking=Parking(channel=copies, metrics=metrics, health=health),
+        metrics=metrics,
+        max_attempts=settings.delivery_max_attempts,
+        held_max=share // 2,
+    )
+    consumers = Consumers(
+        [
+            QueueConsumer(queue, BrokerConnection(amqp_url, name="closeout consume"), intake, prefetch=share)
+            for queue in consumed_queues(settings.intake_queues)
+        ],
+        requeued=settler.requeue,
+        health=health,
+        metrics=metrics,
+    )
     worker = Worker(
-        connection=consuming,
+        consumers=consumers,
         decode=decode_one if spans is None else spans.decoding(decode_one),
         close_out=close_out if spans is None else spans.closing_out(close_out),
-        settler=Settler(
-            channel=copies,
-            parking=Parking(channel=copies, metrics=metrics, health=health),
-            metrics=metrics,
-            max_attempts=settings.delivery_max_attempts,
-            held_max=settings.prefetch_count // 2,
-        ),
+        settler=settler,
         probe=partial(probe_privileges, engine),
         ping=partial(ping, engine),
-        intake=Intake(metrics),
+        intake=intake,
         health=health,
         prefetch_count=settings.prefetch_count,
         batch_max_runs=settings.batch_max_runs,
@@ -175,11 +189,17 @@ def build_service(settings: Settings, *, spans: "Spans | None" = None) -> Servic
         metrics=metrics,
         health=health,
         parked=parked,
+        intake_queues=settings.intake_queues,
     )
     http = HttpService(application(metrics, health, console), host=settings.http_host, port=settings.http_port)
     _announce(settings, http)
     watch = partial(watch_pending, engine=engine, metrics=metrics)
     return Service(worker, relay, http, console, engine, publishing, watch, spans)
+
+
+def prefetch_share(settings: Settings) -> int:
+    """Return each queue's share of ``PREFETCH_COUNT``."""
+    return max(1, settings.prefetch_count // len(consumed_queues(settings.intake_queues)))
 
 
 def decode_delivery(delivery: Delivery, *, settings: Settings, publishing: BrokerConnection) -> Arrival:

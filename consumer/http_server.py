@@ -30,8 +30,8 @@ def application(metrics: Metrics, health: Health, console: Console) -> ASGIApp:
 
     async def readyz(_request: Request) -> Response:
         state = {"ready": health.is_ready, "reason": health.reason, "since": health.since.isoformat()}
-        if health.parking_refused:
-            state["warning"] = f"messages cannot be parked and are delayed: {health.parking_refused}"
+        if warning := health.warning:
+            state["warning"] = warning
         return JSONResponse(state, status_code=200 if health.is_ready else 503)
 
     async def scrape(request: Request) -> Response:

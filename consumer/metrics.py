@@ -211,6 +211,13 @@ class Metrics:
             rise="The queue is at its limit or missing, or the worker lacks the permission to write to it.",
             to_do="`/readyz` has the reason. Replay or discard parked messages, or raise the limit.",
         )
+        self.intake_queue_unavailable = self._gauge(
+            "closeout_intake_queue_unavailable",
+            "1 while this worker cannot consume this queue and consumes others (`INTAKE_QUEUES` above 1).",
+            rise="The queue is missing, has no leader, or the worker lacks the permission to read it.",
+            to_do="`/readyz` has the reason. The worker tries again every few seconds.",
+            labels=("queue",),
+        )
         self.coordinator_enabled = self._gauge(
             "closeout_coordinator_enabled",
             "1 if `TRANSACTION_COORDINATOR_ENABLED`, even if for some tenants only.",

@@ -12,6 +12,7 @@ from typing import cast
 import pytest
 from servers import PostgresServer, RabbitServer, start_all
 from servers.binaries.rabbitmq import DEFAULT_VERSION, Version
+from servers.rabbitmq import CONSISTENT_HASH
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from config.logs import configure_logs
@@ -57,7 +58,7 @@ def folder() -> Iterator[Path]:
 def start_servers(folder: Path, version: Version) -> tuple[PostgresServer, RabbitServer]:
     """Start both servers in *folder*, with a migrated template database and every user of the definitions."""
     postgres = CitusForTests(folder / "pg") if os.environ.get("CLOSEOUT_CITUS") else PostgresServer(folder / "pg")
-    rabbit = RabbitServer(folder / "mq", version=version)
+    rabbit = RabbitServer(folder / "mq", version=version, plugins=[CONSISTENT_HASH])
     start_all(postgres, rabbit)
     postgres.create_database(_TEMPLATE)
     asyncio.run(migrated_by_the_owner(postgres, _TEMPLATE))
@@ -87,7 +88,7 @@ def rabbit(servers: tuple[PostgresServer, RabbitServer]) -> RabbitServer:
 def other_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
     """A RabbitMQ of the version that `rabbit` does not have."""
     version: Version = "3.10" if session_rabbitmq_version() == "4" else "4"
-    with RabbitServer(tmp_path_factory.mktemp("mq"), version=version) as server:
+    with RabbitServer(tmp_path_factory.mktemp("mq"), version=version, plugins=[CONSISTENT_HASH]) as server:
         add_users(server)
         yield server
 

@@ -38,6 +38,7 @@ class Exchange:
 
     name: str
     type: str
+    arguments: MappingProxyType[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ class Topology:
     exchanges: tuple[Exchange, ...]
     queues: tuple[Queue, ...]
     bindings: tuple[tuple[str, str, str], ...] = field(default=())  # queue, exchange, routing key
+    # Destination, source, routing key. Bound last: their destination must already lead to queues.
+    exchange_bindings: tuple[tuple[str, str, str], ...] = field(default=())
 
 
 def _quorum(name: str, **arguments: str | int) -> Queue:
@@ -62,6 +65,19 @@ def _quorum(name: str, **arguments: str | int) -> Queue:
     arguments["delivery_limit"] = UNREACHABLE_DELIVERY_LIMIT
     named = {f"x-{key.replace('_', '-')}": value for key, value in arguments.items()}
     return Queue(name, MappingProxyType({"x-queue-type": "quorum", **named}))
+
+
+def intake_queue(name: str, **arguments: str) -> Queue:
+    """Return a queue of runs; what its delivery limit would drop goes to the parked queue."""
+    return _quorum(
+        name,
+        dead_letter_exchange="",
+        dead_letter_routing_key=PARKED_QUEUE,
+        # At-least-once dead lettering needs it: overflow is refused, not dropped.
+        dead_letter_strategy="at-least-once",
+        overflow="reject-publish",
+        **arguments,
+    )
 
 
 TOPOLOGY = Topology(
@@ -75,14 +91,7 @@ TOPOLOGY = Topology(
         # At its limit, if it has one, it refuses messages: the default would drop the oldest. An argument takes
         # precedence over a policy.
         _quorum(PARKED_QUEUE, overflow="reject-publish"),
-        _quorum(
-            RUN_COMPLETED_QUEUE,
-            dead_letter_exchange="",
-            dead_letter_routing_key=PARKED_QUEUE,
-            # At-least-once dead lettering needs it: overflow is refused, not dropped.
-            dead_letter_strategy="at-least-once",
-            overflow="reject-publish",
-        ),
+        intake_queue(RUN_COMPLETED_QUEUE),
         _quorum(
             RETRY_QUEUE,
             message_ttl=RETRY_DELAY_MS,
@@ -107,6 +116,12 @@ PARKED_BEFORE = (
 )
 
 
+# RabbitMQ's error for the type of an exchange whose plugin is not enabled, its description, and what to do.
+UNKNOWN_TYPE = "unknown exchange type"
+PLUGIN_MISSING = "the plugin rabbitmq_consistent_hash_exchange is not enabled"
+ENABLE_PLUGIN = "run rabbitmq-plugins enable rabbitmq_consistent_hash_exchange on every node, or set INTAKE_QUEUES=1"
+
+
 class TopologyMismatchError(Exception):
     """An exchange or queue exists with other properties; the text names it and what to do."""
 
@@ -120,7 +135,7 @@ async def declare(connection: BrokerConnection, topology: Topology = TOPOLOGY) -
     done: list[str] = []
     faults: list[str] = []
     for exchange in topology.exchanges:
-        await _declare_one(connection, f"exchange {exchange.name}", done, faults, _exchange(exchange))
+        await request_one(connection, f"exchange {exchange.name}", done, faults, _exchange(exchange))
     for queue in topology.queues:
         await _declare_queue(connection, queue, done, faults)
     if faults:
@@ -128,18 +143,23 @@ async def declare(connection: BrokerConnection, topology: Topology = TOPOLOGY) -
     for binding in topology.bindings:
         queue_name, exchange_name, key = binding
         what = f"binding {exchange_name} --{key}--> {queue_name}"
-        await _declare_one(connection, what, done, faults, _binding(*binding))
+        await request_one(connection, what, done, faults, _binding(*binding))
+    for destination, source, key in topology.exchange_bindings:
+        what = f"binding {source} --{key}--> {destination}"
+        await request_one(connection, what, done, faults, _exchange_binding(destination, source, key))
     return done
 
 
-_Declare = Callable[[AmqpChannel], Awaitable[object]]
+Request = Callable[[AmqpChannel], Awaitable[object]]
 
 
-def _exchange(exchange: Exchange) -> _Declare:
-    return lambda channel: channel.exchange_declare(exchange.name, exchange_type=exchange.type, durable=True)
+def _exchange(exchange: Exchange) -> Request:
+    return lambda channel: channel.exchange_declare(
+        exchange.name, exchange_type=exchange.type, durable=True, arguments=dict(exchange.arguments)
+    )
 
 
-def _queue(queue: Queue) -> _Declare:
+def _queue(queue: Queue) -> Request:
     return lambda channel: channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
 
 
@@ -150,38 +170,47 @@ def without_overflow(arguments: Mapping[str, Any]) -> MappingProxyType[str, Any]
 
 async def _declare_queue(connection: BrokerConnection, queue: Queue, done: list[str], faults: list[str]) -> None:
     mismatches: list[str] = []
-    await _declare_one(connection, f"queue {queue.name}", done, mismatches, _queue(queue))
+    await request_one(connection, f"queue {queue.name}", done, mismatches, _queue(queue))
     if mismatches and queue.name == PARKED_QUEUE and "'x-overflow'" in mismatches[0]:
         # Declared by an earlier version. An argument cannot be changed; a policy does the same.
         earlier = Queue(queue.name, without_overflow(queue.arguments))
         mismatches.clear()
-        await _declare_one(connection, f"queue {queue.name}", done, mismatches, _queue(earlier))
+        await request_one(connection, f"queue {queue.name}", done, mismatches, _queue(earlier))
         if not mismatches:
             done[-1] += f" ({PARKED_BEFORE})"
     faults += mismatches
 
 
-def _binding(queue: str, exchange: str, key: str) -> _Declare:
+def _binding(queue: str, exchange: str, key: str) -> Request:
     return lambda channel: channel.queue_bind(queue, exchange, routing_key=key)
 
 
-async def _declare_one(
+def _exchange_binding(destination: str, source: str, key: str) -> Request:
+    return lambda channel: channel.exchange_bind(destination, source, routing_key=key)
+
+
+async def request_one(
     connection: BrokerConnection,
     what: str,
     done: list[str],
     faults: list[str],
-    declare_it: _Declare,
+    request: Request,
 ) -> None:
-    # One channel per declaration: the broker closes the channel after a mismatch.
+    """Make one *request*: append *what* to *done*, or its mismatch to *faults*; raise for any other refusal."""
+    # One channel per request: the broker closes the channel after a mismatch.
     channel: AmqpChannel = await connection.channel(confirms=False)
     try:
-        await declare_it(channel)
-    except AMQPChannelError as error:
-        message = one_line(error)
-        if "inequivalent" not in message:
-            raise UnavailableError(f"{what}: RabbitMQ refused: {message}") from error
-        faults.append(_describe_mismatch(what, message))
+        await request(channel)
     except BROKER_ERRORS as error:
+        message = one_line(error)
+        if UNKNOWN_TYPE in message:  # RabbitMQ 3 also closes the connection
+            faults.append(f"{what}: {PLUGIN_MISSING}; {ENABLE_PLUGIN}")
+            return
+        if isinstance(error, AMQPChannelError):
+            if "inequivalent" not in message:
+                raise UnavailableError(f"{what}: RabbitMQ refused: {message}") from error
+            faults.append(_describe_mismatch(what, message))
+            return
         raise UnavailableError(f"{what}: {one_line(error)}") from error
     else:
         done.append(what)

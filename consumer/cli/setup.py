@@ -45,24 +45,36 @@ def distribute(*, as_json: Json = False) -> None:
     distribute_tables(as_json=as_json)
 
 
-def topology(*, as_json: Json = False) -> None:
-    """Declare exchanges, queues and bindings; safe to repeat.
+def topology(
+    *,
+    delete_unused: Annotated[
+        bool,
+        typer.Option(
+            "--delete-unused",
+            metavar="",
+            help="Delete intake queues beyond INTAKE_QUEUES that have no messages and consumers; exit 1 if one has.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Declare exchanges, queues and bindings for INTAKE_QUEUES; safe to repeat.
 
     An exchange or queue that exists with other properties is reported, and not
-    changed.
+    changed. After a change of INTAKE_QUEUES, runs go to the new queues at once;
+    workers that consume the others empty them.
 
     Example: closeout topology
     """
     from consumer.commands.setup import declare_topology
 
-    declare_topology(as_json=as_json)
+    declare_topology(delete_unused=delete_unused, as_json=as_json)
 
 
 def doctor(*, as_json: Json = False) -> None:
     """Check settings, database and broker from a worker's point of view. Exit 1 on a problem.
 
     Changes nothing, and neither sends nor consumes messages. It sends RabbitMQ
-    two requests that must be refused, to check permissions; they appear in the
+    requests that must be refused, to check permissions; they appear in the
     broker's log. Bindings are visible only through the management plugin.
 
     Example: closeout doctor

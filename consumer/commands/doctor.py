@@ -60,7 +60,7 @@ async def _database(settings: Settings) -> list[Check]:
 async def _broker(settings: Settings) -> list[Check]:
     connection = BrokerConnection(settings.amqp_url.get_secret_value(), name="closeout doctor")
     try:
-        return await examine_broker(connection)
+        return await examine_broker(connection, settings.intake_queues)
     finally:
         await connection.close()
 

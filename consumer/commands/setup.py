@@ -4,7 +4,8 @@ import typer
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from consumer.amqp.connection import BrokerConnection
-from consumer.amqp.topology import TopologyMismatchError, declare
+from consumer.amqp.intake_topology import Moved, move
+from consumer.amqp.topology import TopologyMismatchError
 from consumer.commands.output import fail, print_json
 from consumer.commands.session import run_to_end, settings_for, with_database
 from consumer.contract.asyncapi import asyncapi
@@ -52,24 +53,41 @@ def distribute_tables(*, as_json: bool) -> None:
         print_json({"tables": [table._asdict() for table in tables]})
 
 
-def declare_topology(*, as_json: bool) -> None:
-    """Declare exchanges, queues and bindings; end with status 1 if one exists with other properties."""
+def declare_topology(*, delete_unused: bool, as_json: bool) -> None:
+    """Declare exchanges, queues and bindings for ``INTAKE_QUEUES``.
+
+    Ends with status 1 if one exists with other properties, or if unused queues are to be deleted and are not empty.
+    """
     settings = settings_for(need_database=False)
 
     async def run() -> None:
         connection = BrokerConnection(settings.amqp_url.get_secret_value(), name="closeout topology")
         try:
-            declared = await declare(connection)
+            moved = await move(connection, settings.intake_queues, delete_unused=delete_unused)
         except TopologyMismatchError as error:
             fail(str(error))
         finally:
             await connection.close()
-        if as_json:
-            print_json({"declared": declared})
-        else:
-            typer.echo("\n".join(declared))
+        _print_moved(moved, as_json=as_json)
+        if delete_unused and moved.unused:
+            fail("not deleted: a queue must have neither messages nor consumers")
 
     run_to_end(run())
+
+
+def _print_moved(moved: Moved, *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "declared": moved.declared,
+                "removed": moved.removed,
+                "unused": [queue._asdict() for queue in moved.unused],
+            }
+        )
+        return
+    lines = [*moved.declared, *(f"removed: {what}" for what in moved.removed)]
+    lines += [f"not used any more: queue {queue}" for queue in moved.unused]
+    typer.echo("\n".join(lines))
 
 
 def print_document(name: str) -> None:

@@ -36,11 +36,25 @@ class Console:
     """The pages of one worker. It connects when a page is opened, and disconnects soon after the last one."""
 
     def __init__(
-        self, *, database_url: Url, amqp_url: Url, metrics: Metrics, health: Health, parked: ParkedLately
+        self,
+        *,
+        database_url: Url,
+        amqp_url: Url,
+        metrics: Metrics,
+        health: Health,
+        parked: ParkedLately,
+        intake_queues: int = 1,
     ) -> None:
         self._engine = create_console_engine(database_url)
         broker = BrokerConnection(amqp_url, name="closeout console")
-        self._overview = Overview(engine=self._engine, broker=broker, metrics=metrics, health=health, parked=parked)
+        self._overview = Overview(
+            engine=self._engine,
+            broker=broker,
+            metrics=metrics,
+            health=health,
+            parked=parked,
+            intake_queues=intake_queues,
+        )
         self._rendering = Rendering()
         self._runs = RunPages(engine=self._engine, parked=parked, rendering=self._rendering, seen=self._seen)
         self._files = StaticFiles()

@@ -87,13 +87,20 @@ class Overview:
     """Reads the overview: this worker's counters, and the two servers if they respond in time."""
 
     def __init__(
-        self, *, engine: AsyncEngine, broker: BrokerConnection, metrics: Metrics, health: Health, parked: ParkedLately
+        self,
+        *,
+        engine: AsyncEngine,
+        broker: BrokerConnection,
+        metrics: Metrics,
+        health: Health,
+        parked: ParkedLately,
+        intake_queues: int = 1,
     ) -> None:
         self._metrics = metrics
         self._health = health
         self._parked = parked
         self.history = History(metrics)
-        self._queues = QueueDepths(broker)
+        self._queues = QueueDepths(broker, intake_queues)
         self._depths: SharedRead[Depths] = SharedRead("RabbitMQ", self._queues.read)
         # Separate reads: a slow one on a large table becomes less frequent without slowing the others.
         self._waiting: SharedRead[Pending] = SharedRead("PostgreSQL", partial(database.pending_events, engine))

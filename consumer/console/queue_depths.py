@@ -11,7 +11,7 @@ from aiormq.exceptions import AMQPChannelError
 
 from consumer.amqp.channel import not_cancelled
 from consumer.amqp.connection import BROKER_ERRORS, BrokerConnection
-from consumer.contract.names import PARKED_QUEUE, RETRY_QUEUE, RUN_COMPLETED_QUEUE
+from consumer.contract.names import PARKED_QUEUE, RETRY_QUEUE, consumed_queues
 from consumer.errors import UnavailableError, one_line
 
 # Seconds for one response; the broker takes a millisecond.
@@ -31,8 +31,9 @@ class Depths:
 class QueueDepths:
     """Queries the broker over a dedicated connection, which an alarm never blocks because it never publishes."""
 
-    def __init__(self, connection: BrokerConnection) -> None:
+    def __init__(self, connection: BrokerConnection, intake_queues: int) -> None:
         self._connection = connection
+        self._consumed = consumed_queues(intake_queues)
         self._channel: AmqpChannel | None = None
 
     async def read(self) -> Depths:
@@ -41,7 +42,7 @@ class QueueDepths:
             if self._channel is None or self._channel.is_closed:
                 self._channel = await self._connection.channel(confirms=False)
             with not_cancelled():
-                queued, consumers = await self._count(self._channel, RUN_COMPLETED_QUEUE)
+                counts = [await self._count(self._channel, queue) for queue in self._consumed]
                 retrying, _ = await self._count(self._channel, RETRY_QUEUE)
                 parked, _ = await self._count(self._channel, PARKED_QUEUE)
         except AMQPChannelError as error:
@@ -49,7 +50,8 @@ class QueueDepths:
         except BROKER_ERRORS as error:
             await self.close()
             raise UnavailableError(f"RabbitMQ is not available: {one_line(error)}") from error
-        return Depths(queued, retrying, parked, consumers)
+        # Each worker has a consumer on every queue that is available.
+        return Depths(sum(queued for queued, _ in counts), retrying, parked, max(workers for _, workers in counts))
 
     async def close(self) -> None:
         """Close the connection; the next :meth:`read` opens another."""

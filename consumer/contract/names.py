@@ -10,6 +10,24 @@ EVENTS_EXCHANGE = "governance.events"
 # Routes to the worker's own queues only. A user that may write to the default exchange may write to every queue.
 INTERNAL_EXCHANGE = "closeout.internal"
 
+# Spreads runs over the numbered queues, by message id; exists only with INTAKE_QUEUES above 1.
+INTAKE_EXCHANGE = "closeout.intake"
+
+
+def numbered_queues(intake_queues: int) -> tuple[str, ...]:
+    """Return the queues that runs are spread over; empty if there is only ``closeout.run-completed``."""
+    return tuple(f"{RUN_COMPLETED_QUEUE}.{number}" for number in range(intake_queues)) if intake_queues > 1 else ()
+
+
+def consumed_queues(intake_queues: int) -> tuple[str, ...]:
+    """Return the queues that a worker consumes.
+
+    ``closeout.run-completed`` is always one of them: retries return to it, and so does what was published before the
+    number of queues changed.
+    """
+    return RUN_COMPLETED_QUEUE, *numbered_queues(intake_queues)
+
+
 # Headers of a parked message, and of one that waits in the retry queue.
 REASON_HEADER = "x-closeout-reason"
 ERROR_HEADER = "x-closeout-error"

@@ -77,10 +77,10 @@ class Intake:
         self.progress += 1
         self._changed()
 
-    def give_back(self) -> list[Delivery]:
-        """Remove and return the deliveries that were not taken."""
-        waiting = list(self._waiting)
-        self._waiting.clear()
+    def give_back(self, of: Acks | None = None) -> list[Delivery]:
+        """Remove and return the deliveries that were not taken, or only those that arrived with *of*."""
+        waiting = [delivery for delivery in self._waiting if of is None or delivery.acks is of]
+        self._waiting = deque(delivery for delivery in self._waiting if of is not None and delivery.acks is not of)
         self._changed()
         return waiting
 

@@ -1,28 +1,23 @@
 """The worker: receive, close out, settle; drain on a signal, pause in an outage, resume after it.
 
-One supervisor owns the consumer's connection. After any failure it discards connection, channel and consumer, waits
+One supervisor owns the consumers. After a failure of all of them it discards connections, channels and consumers, waits
 until both servers are available, and builds new ones.
 """
 
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 
 import structlog
-from aiormq.abc import DeliveredMessage
-from aiormq.channel import Channel as AmqpChannel
 
-from consumer.amqp.acks import Acks
-from consumer.amqp.connection import BROKER_ERRORS, BrokerConnection
 from consumer.closeout.inbox import Arrival
 from consumer.closeout.outcome import Failed, Outcome
 from consumer.closeout.yielding import CooperativeYield
-from consumer.contract.names import RUN_COMPLETED_QUEUE
 from consumer.contract.refusals import MessageRefusedError
+from consumer.delivery.consumers import Consumers
 from consumer.delivery.intake import Delivery, Intake
 from consumer.delivery.settler import Settler
-from consumer.delivery.watch import Probes, watch_servers
+from consumer.delivery.watch import watch_servers
 from consumer.errors import UnavailableError, one_line
 from consumer.health import Health
 
@@ -44,7 +39,7 @@ class Worker:
     def __init__(
         self,
         *,
-        connection: BrokerConnection,
+        consumers: Consumers,
         decode: Callable[[Delivery], Arrival],
         close_out: CloseOut,
         settler: Settler,
@@ -58,7 +53,7 @@ class Worker:
         grace_seconds: float,
         leaving: asyncio.Event,
     ) -> None:
-        self._connection = connection
+        self._consumers = consumers
         self._decode = decode
         self._close_out = close_out
         self._settler = settler
@@ -109,46 +104,24 @@ class Worker:
         if self.stopping.is_set():
             return
         self._leaving.clear()
-        channel = await self._connection.channel(confirms=False)
-        acks = Acks(channel, hold_back=self._prefetch_count // 2)
         try:
-            tag = await self._start(channel, acks)
+            await self._consumers.start(self._break)
             self._health.consuming()
-            log.info("consuming", queue=RUN_COMPLETED_QUEUE, prefetch=self._prefetch_count)
-            probes = self._probes(await self._connection.channel(confirms=False))
+            log.info("consuming", queue=", ".join(self._consumers.queues), prefetch=self._prefetch_count)
+            probes = {"PostgreSQL": self._ping, **await self._consumers.probes()}
             if why := await watch_servers(self._leaving, probes, progress=lambda: self._intake.progress):
                 self._break(why)
             if not self.stopping.is_set():
                 self._pause(self._why)  # before the batches in progress end: they may block for seconds
-            await self._drain(channel, tag, acks)
+            await self._drain()
         finally:
             self._intake.give_back()
-            await self._connection.close()
+            await self._consumers.close()
         if not self.stopping.is_set():
             raise UnavailableError(self._why)
 
-    def _probes(self, channel: AmqpChannel) -> Probes:
-        # A separate channel: it can be lost in the middle of a request. Without a consumer, the count has no effect.
-        return {"PostgreSQL": self._ping, "RabbitMQ": partial(channel.basic_qos, prefetch_count=1)}
-
-    async def _start(self, channel: AmqpChannel, acks: Acks) -> str:
-        async def on_delivery(message: DeliveredMessage) -> None:
-            self._intake.put(message, acks)
-
-        channel.closing.add_done_callback(self._on_closed)
-        channel.on_consumer_cancel_callbacks.add(self._on_cancelled)
-        try:
-            await channel.basic_qos(prefetch_count=self._prefetch_count, timeout=_PAUSE_GRACE_SECONDS)
-            consumed = await channel.basic_consume(RUN_COMPLETED_QUEUE, on_delivery, timeout=_PAUSE_GRACE_SECONDS)
-        except BROKER_ERRORS as error:
-            raise UnavailableError(
-                f"cannot consume {RUN_COMPLETED_QUEUE}: {one_line(error)} "
-                "(run closeout topology if the queue does not exist)"
-            ) from error
-        return consumed.consumer_tag or ""
-
-    async def _drain(self, channel: AmqpChannel, tag: str, acks: Acks) -> None:
-        """Cancel the consumer, let taken deliveries finish, and requeue the rest."""
+    async def _drain(self) -> None:
+        """Cancel the consumers, let taken deliveries finish, and requeue the rest."""
         grace = _PAUSE_GRACE_SECONDS
         if self.stopping.is_set():
             grace = max(0.0, self._grace_seconds - _CLOSING_SECONDS)
@@ -156,16 +129,13 @@ class Worker:
         else:
             # In an outage, deliveries that were not started are better off in the queue.
             self._settler.requeue(self._intake.give_back())
-        with contextlib.suppress(*BROKER_ERRORS):  # a lost channel has no consumer to cancel
-            await channel.basic_cancel(tag, timeout=_CLOSING_SECONDS / 2)
+        await self._consumers.cancel(within=_CLOSING_SECONDS / 2)
         try:
             await asyncio.wait_for(self._intake.idle(), grace)
         except TimeoutError:
             log.warning("not drained in time; remaining deliveries are requeued", seconds=grace)
-            await acks.flush(everything=True)
-        with contextlib.suppress(*BROKER_ERRORS):
-            # The close frame follows the last acks; closing the connection at once could lose them.
-            await asyncio.wait_for(channel.close(), _CLOSING_SECONDS / 2)
+            await self._consumers.flush()
+        await self._consumers.close_channels(within=_CLOSING_SECONDS / 2)
 
     async def _transact(self) -> None:
         # One call per batch: a local variable here would keep the last batch and its channel alive while idle.
@@ -201,14 +171,6 @@ class Worker:
         pause_reason = await self._settler.settle_all(settled)
         if pause_reason:
             self._break(pause_reason)
-
-    def _on_closed(self, closing: "asyncio.Future[object]") -> None:
-        error = None if closing.cancelled() else closing.exception()
-        self._break(f"RabbitMQ closed the channel: {one_line(error) if error else 'no reason given'}")
-
-    def _on_cancelled(self, _frame: object) -> None:
-        # The queue was deleted or lost its leader: the broker sends nothing more to this consumer.
-        self._break(f"RabbitMQ cancelled the consumer of {RUN_COMPLETED_QUEUE}; the queue may have been deleted")
 
     def _break(self, why: str) -> None:
         if not self._leaving.is_set():

@@ -5,51 +5,43 @@ expiration and a consumer with an invalid priority end their channel with PRECON
 and with ACCESS_REFUSED if not. Each leaves a line in RabbitMQ's log.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
 from aiormq import spec
 from aiormq.channel import Channel as AmqpChannel
 
-from consumer.amqp.batch_publish import why_closed
-from consumer.amqp.channel import ChannelLostError, not_cancelled
 from consumer.amqp.connection import BROKER_ERRORS, BrokerConnection
-from consumer.amqp.topology import PARKED_BEFORE, TOPOLOGY, Exchange, without_overflow
-from consumer.contract.names import EVENTS_EXCHANGE, INTERNAL_EXCHANGE, PARKED_QUEUE, RETRY_QUEUE, RUN_COMPLETED_QUEUE
+from consumer.amqp.intake_topology import topology_for
+from consumer.amqp.topology import PARKED_BEFORE, Exchange, Topology, without_overflow
+from consumer.contract.names import EVENTS_EXCHANGE, INTERNAL_EXCHANGE, PARKED_QUEUE, consumed_queues
 from consumer.diagnosis.check import Check, ok, problem, unreachable, warning
-from consumer.errors import UnavailableError, one_line
-from consumer.wording import counted
+from consumer.diagnosis.queues import Depth, plugin_check, queue_checks, right_to_consume, unused_check
+from consumer.diagnosis.refusals import RESPONSE_SECONDS, SILENCE, refusal_of
+from consumer.errors import UnavailableError
 
 # 3.10: quorum queues confirm dead letters, so that a retry cannot be lost on its way back.
 OLDEST_VERSION = (3, 10)
-# Messages. A worker closes out about a thousand runs per second: more than this takes at least ten seconds.
-_BACKLOG = 10_000
-# Seconds for a response. In an alarm a broker reads nothing and does not respond.
-_RESPONSE_SECONDS = 10.0
-# Replaces a refusal if the broker did not respond.
-_SILENCE = "no response"
 
 _POLICY = "import the policy; where it is set, nothing is to be done"
 _TOPOLOGY = "run closeout topology as a user with configure permission"
 
 
-class _Depth(NamedTuple):
-    ready: int
-    consumers: int
-
-
-async def examine_broker(connection: BrokerConnection) -> list[Check]:
+async def examine_broker(connection: BrokerConnection, intake_queues: int = 1) -> list[Check]:
     """Return the checks of the broker at the other end of *connection*; never raises for broker errors."""
+    consumed = consumed_queues(intake_queues)
     checks: list[Check] = []
     try:
         channel = await connection.channel(confirms=False)
         checks.append(version_check(str(_properties_of(channel).get("version", "unknown"))))
-        topology, depths = await _topology(connection)
-        checks += [*topology, *_queues(depths)]
-        if RUN_COMPLETED_QUEUE in depths:
-            checks.append(await _right_to_consume(connection))
+        topology, depths = await _topology(connection, topology_for(intake_queues))
+        checks += [*topology, *queue_checks(depths, consumed)]
+        if intake_queues > 1:
+            checks.append(await plugin_check(connection))
+        checks += await unused_check(connection, intake_queues)
+        if readable := [queue for queue in consumed if queue in depths]:
+            checks.append(await right_to_consume(connection, readable))
         # Last: in an alarm the broker blocks this connection at the first publish.
         checks += await _rights_to_publish(connection)
     except (UnavailableError, *BROKER_ERRORS) as error:
@@ -69,17 +61,17 @@ def _properties_of(channel: AmqpChannel) -> dict[str, Any]:
     return dict(getattr(channel.connection, "server_properties", None) or {})
 
 
-async def _topology(connection: BrokerConnection) -> tuple[list[Check], dict[str, _Depth]]:
+async def _topology(connection: BrokerConnection, topology: Topology) -> tuple[list[Check], dict[str, Depth]]:
     """Check that exchanges and queues exist, and their properties if this user may configure."""
     faults: list[str] = []
     unseen = 0
-    depths: dict[str, _Depth] = {}
+    depths: dict[str, Depth] = {}
     warnings: list[Check] = []
-    for exchange in TOPOLOGY.exchanges:
+    for exchange in topology.exchanges:
         fault, seen = await _compared(connection, f"exchange {exchange.name}", _exchange(exchange))
         faults += fault
         unseen += not seen
-    for queue in TOPOLOGY.queues:
+    for queue in topology.queues:
         what = f"queue {queue.name}"
         fault, seen = await _compared(connection, what, _queue(queue.name, queue.arguments, depths))
         if queue.name == PARKED_QUEUE and "'x-overflow'" in "".join(fault):
@@ -91,7 +83,7 @@ async def _topology(connection: BrokerConnection) -> tuple[list[Check], dict[str
         unseen += not seen
     if faults:
         return [problem("topology", "; ".join(faults), _TOPOLOGY), *warnings], depths
-    message = f"{len(TOPOLOGY.exchanges)} exchanges and {len(TOPOLOGY.queues)} queues exist"
+    message = f"{len(topology.exchanges)} exchanges and {len(topology.queues)} queues exist"
     message += "; only a user with configure permission can compare their properties" if unseen else ", as declared"
     return [ok("topology", message), *warnings], depths
 
@@ -101,70 +93,35 @@ _Declare = Callable[[AmqpChannel, bool], Awaitable[object]]
 
 def _exchange(exchange: Exchange) -> _Declare:
     return lambda channel, passive: channel.exchange_declare(
-        exchange.name, exchange_type=exchange.type, durable=True, passive=passive, timeout=_RESPONSE_SECONDS
+        exchange.name,
+        exchange_type=exchange.type,
+        durable=True,
+        passive=passive,
+        arguments=dict(exchange.arguments),
+        timeout=RESPONSE_SECONDS,
     )
 
 
-def _queue(name: str, arguments: Any, depths: dict[str, _Depth]) -> _Declare:  # noqa: ANN401 - AMQP's own table
+def _queue(name: str, arguments: Any, depths: dict[str, Depth]) -> _Declare:  # noqa: ANN401 - AMQP's own table
     async def declare(channel: AmqpChannel, passive: bool) -> None:  # noqa: FBT001 - as _Declare has it
         declared = await channel.queue_declare(
-            name, durable=True, arguments=dict(arguments), passive=passive, timeout=_RESPONSE_SECONDS
+            name, durable=True, arguments=dict(arguments), passive=passive, timeout=RESPONSE_SECONDS
         )
-        depths[name] = _Depth(declared.message_count or 0, declared.consumer_count or 0)
+        depths[name] = Depth(declared.message_count or 0, declared.consumer_count or 0)
 
     return declare
 
 
 async def _compared(connection: BrokerConnection, what: str, declare: _Declare) -> tuple[list[str], bool]:
     """Return the faults of one exchange or queue, and whether its properties could be compared."""
-    if refusal := await _refusal_of(connection, lambda channel: declare(channel, True)):
+    if refusal := await refusal_of(connection, lambda channel: declare(channel, True)):
         missing = "NOT_FOUND" in refusal and "no " in refusal
         return [f"{what} is missing" if missing else f"{what}: {refusal}"], True
     # It exists: declaring it only compares.
-    refusal = await _refusal_of(connection, lambda channel: declare(channel, False))
+    refusal = await refusal_of(connection, lambda channel: declare(channel, False))
     if "inequivalent" in refusal:
         return [f"{what} exists with other properties: {refusal.rpartition('inequivalent arg ')[2]}"], True
     return ([], False) if "ACCESS_REFUSED" in refusal else ([refusal] if refusal else [], True)
-
-
-def _queues(depths: dict[str, _Depth]) -> list[Check]:
-    checks: list[Check] = []
-    if runs := depths.get(RUN_COMPLETED_QUEUE):
-        message = (
-            f"{counted(runs.ready, 'message')} ready in {RUN_COMPLETED_QUEUE}, {counted(runs.consumers, 'consumer')}"
-        )
-        if not runs.consumers:
-            kind = problem if runs.ready else warning
-            checks.append(kind("consumers", message, "start a worker; if one is running, /readyz has the reason"))
-        elif runs.ready > _BACKLOG:
-            checks.append(warning("consumers", message, "runs arrive faster than they are closed out: add workers"))
-        else:
-            checks.append(ok("consumers", message))
-    if retries := depths.get(RETRY_QUEUE):
-        message = f"{counted(retries.ready, 'message')} in the retry queue"
-        remedy = "these runs fail repeatedly: see the worker's log, or governance.rollbacks"
-        checks.append(warning("retries", message, remedy) if retries.ready else ok("retries", message))
-    if parked := depths.get(PARKED_QUEUE):
-        message = f"{counted(parked.ready, 'message')} in {PARKED_QUEUE}"
-        remedy = "run closeout parked list for the reasons, fix the cause, then run closeout parked replay"
-        checks.append(warning("parked", message, remedy) if parked.ready else ok("parked", message))
-    return checks
-
-
-async def _right_to_consume(connection: BrokerConnection) -> Check:
-    async def consume(channel: AmqpChannel) -> None:
-        await channel.basic_consume(
-            RUN_COMPLETED_QUEUE, _never, arguments={"x-priority": "none"}, timeout=_RESPONSE_SECONDS
-        )
-
-    refusal = await _refusal_of(connection, consume)
-    if "PRECONDITION_FAILED" in refusal:
-        return ok("consume", f"this user can read {RUN_COMPLETED_QUEUE}")
-    return problem("consume", refusal, f"grant the worker's user read on {RUN_COMPLETED_QUEUE}")
-
-
-async def _never(_message: object) -> None:
-    """Do nothing: the consumer is never created."""
 
 
 # Under the names of RabbitMQ's permissions; the last one only replaces the one before it.
@@ -178,9 +135,9 @@ _WRITTEN = {
 async def _rights_to_publish(connection: BrokerConnection) -> list[Check]:
     refusals: dict[str, str] = {}
     for name, (exchange, key) in _WRITTEN.items():
-        refusal = _SILENCE
+        refusal = SILENCE
         try:
-            refusal = await _refusal_of(connection, _publish(exchange, key))
+            refusal = await refusal_of(connection, _publish(exchange, key))
         except UnavailableError:  # no channel was opened
             if not await connection.is_blocked():
                 raise
@@ -215,23 +172,5 @@ def _publishing(refusals: dict[str, str]) -> Check:
 def _publish(exchange: str, key: str) -> Callable[[AmqpChannel], Awaitable[object]]:
     properties = spec.Basic.Properties(expiration="never", user_id=None)
     return lambda channel: channel.basic_publish(
-        b"", exchange=exchange, routing_key=key, mandatory=True, properties=properties, timeout=_RESPONSE_SECONDS
+        b"", exchange=exchange, routing_key=key, mandatory=True, properties=properties, timeout=RESPONSE_SECONDS
     )
-
-
-async def _refusal_of(connection: BrokerConnection, request: Callable[[AmqpChannel], Awaitable[object]]) -> str:
-    """Return the broker's refusal of a request on a separate channel; empty if it does not refuse."""
-    channel = await connection.channel(confirms=True)
-    try:
-        with not_cancelled():
-            async with asyncio.timeout(_RESPONSE_SECONDS):
-                await request(channel)
-            await channel.close()
-    except TimeoutError:
-        return _SILENCE
-    except ChannelLostError:
-        reason = await why_closed(channel, within=_RESPONSE_SECONDS)
-        return one_line(reason) if reason else _SILENCE
-    except BROKER_ERRORS as error:
-        return one_line(error)
-    return ""

@@ -24,6 +24,7 @@ NODE = "x@localhost"
 CTL_SECONDS = 120
 _CALLS = itertools.count()
 LOOPBACK_ONLY = "-kernel inet_dist_use_interface {127,0,0,1}"
+CONSISTENT_HASH = "rabbitmq_consistent_hash_exchange"  # what INTAKE_QUEUES above 1 needs
 LISTENERS = {  # plugins that listen on `port_of`, with the prefix of their settings
     "rabbitmq_management": "management.tcp",
     "rabbitmq_prometheus": "prometheus.tcp",

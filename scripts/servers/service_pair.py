@@ -11,7 +11,7 @@ from typing import NoReturn
 from servers.binaries.postgres import find_postgres
 from servers.binaries.rabbitmq import Version, find_rabbitmq
 from servers.postgres import PostgresServer
-from servers.rabbitmq import USER, RabbitServer
+from servers.rabbitmq import CONSISTENT_HASH, USER, RabbitServer
 from servers.server import start_all
 
 MANAGEMENT = "rabbitmq_management"
@@ -25,7 +25,9 @@ def running_pair(
 ) -> Iterator[tuple[PostgresServer, RabbitServer, dict[str, str]]]:
     """Start both below *folder* and yield them and the environment; then kill both and remove *folder*."""
     postgres = PostgresServer(folder / "postgresql")
-    rabbit = RabbitServer(folder / "rabbitmq", version=version, plugins=[MANAGEMENT] if management else [])
+    rabbit = RabbitServer(
+        folder / "rabbitmq", version=version, plugins=[CONSISTENT_HASH, *([MANAGEMENT] if management else [])]
+    )
     postgres.abandoned_files = rabbit.abandoned_files = (folder,)
     try:
         find_postgres()  # before start_all: a signal interrupts a download only in the main thread

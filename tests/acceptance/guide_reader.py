@@ -6,6 +6,7 @@ examples show: a message that is parked, an exchange that is deleted, time that 
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,10 @@ LISTED = "2f1a9c3e-5b7d-4e6f-8a9b-{:012d}"
 def globex(run_id: str, **changes: Any) -> bytes:
     fields = {"tenant_id": "globex", "run_id": run_id, "trace_id": None, "completed_at": "2026-11-01T12:00:30+00:00"}
     return runs.body(**{**fields, **changes})
+
+
+# A variable in front of a command.
+_ASSIGNMENT = re.compile(r"[A-Z_]+=")
 
 
 class Reader:
@@ -118,8 +124,10 @@ class Reader:
 
     def run(self, *words: str) -> Output:
         """Run a command to its end, ``closeout`` with its own identity; other programs get no URL."""
+        assigned = dict(word.split("=", 1) for word in takewhile(_ASSIGNMENT.match, words))
+        words = words[len(assigned) :]
         if words[0] == "closeout":
-            return self.shell.closeout(*words[1:], urls=self._urls_of(identity_for(words[1:])))
+            return self.shell.closeout(*words[1:], urls=self._urls_of(identity_for(words[1:])) | assigned)
         return self.run_as(Identity(None, None), *words)
 
     def run_as(self, identity: Identity, *words: str) -> Output:

@@ -41,6 +41,7 @@ NOT_RUN = {
     "scripts/demo ": "a test below runs the demonstration; the second command is this suite",
     "scripts/install  ": "creates the environment that runs this, and runs this suite",
     "docker build": "needs a container engine and a cluster; tests/deploy/test_deployment_walk.py checks it",
+    "kubectl ": "needs a cluster; tests/deploy builds the components",
     "      - TRANSACTION_COORDINATOR_ENABLED": "part of a kustomization; tests/deploy builds an overlay with it",
     "psql -v ON_ERROR_STOP": "run once by an administrator; tests/support/roles.py runs it",
     "DATABASE_URL='postgresql://worker": "names hosts; test_tls.py uses such URLs",

@@ -12,17 +12,35 @@ from consumer.metrics import Metrics
 from tests.deploy.dockerfile import read_dockerfile
 from tests.deploy.test_alerts import ALERTS
 from tests.support.guides import read, section
-from tests.support.manifests import ROOT, component_of, container, environment, one, overlay, pods
+from tests.support.manifests import (
+    COMPONENTS,
+    ROOT,
+    changed,
+    component_of,
+    container,
+    environment,
+    one,
+    overlay,
+    pods,
+)
 from tests.support.roles import DEFINITIONS, OWNER, TOPOLOGY_USER, WORKER, WORKER_USER
 
 GUIDE = "deploy/kubernetes/README.md"
 ROLLOUT = section(GUIDE, "## Turning the coordinator on by tenant")
-COMMANDS = [
-    shlex.split(line, comments=True)
-    for block in re.findall(r"```sh\n(.*?)```", read(GUIDE), re.DOTALL)
-    for line in block.replace("\\\n", "").splitlines()
-    if line.startswith(("kubectl", "docker", "psql", "rabbitmqctl", "printf"))
-]
+INTAKE = section(GUIDE, "## Several intake queues")
+
+
+def commands(text: str) -> list[list[str]]:
+    """Return the commands in the shell blocks of *text*."""
+    return [
+        shlex.split(line, comments=True)
+        for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+        for line in block.replace("\\\n", "").splitlines()
+        if line.startswith(("kubectl", "docker", "psql", "rabbitmqctl", "printf"))
+    ]
+
+
+COMMANDS = commands(read(GUIDE).replace(INTAKE, ""))
 SECRETS = {words[words.index("generic") + 1]: words for words in COMMANDS if "secret" in words}
 # The service accounts of the pods that read each secret.
 NAMES = {
@@ -104,6 +122,21 @@ def test_every_object_that_a_command_names_exists():
     assert named <= objects
     spaces = {words[words.index("-n") + 1] for words in COMMANDS if "-n" in words}
     assert spaces == {one(overlay("production"), "Namespace")["metadata"]["name"]}
+
+
+def test_every_object_that_the_steps_to_several_intake_queues_name_exists(tmp_path):
+    components = [name for name in re.findall(r"`([a-z-]+)`", INTAKE) if name in COMPONENTS]
+    assert set(components) == {"keda", "intake-queues", "topology-operator", "intake-queues-operator"}
+    several = changed(tmp_path, components=["keda", "topology-operator", "intake-queues", "intake-queues-operator"])
+    objects = [*overlay("production"), *several, *changed(tmp_path, components=["topology-operator"])]
+    names = {o["metadata"]["name"] for o in objects}
+    for words in commands(INTAKE):
+        if "delete" in words:
+            assert words[words.index("delete") + 2] in names
+        if "-l" in words:
+            assert words[words.index("-l") + 1].rpartition("=")[2] in {component_of(o) for o in objects}
+    for name in re.findall(r"binding `([a-z-]+)`|delete `([a-z-]+)`", INTAKE):
+        assert "".join(name) in names
 
 
 def test_image_and_command_match_the_dockerfile():

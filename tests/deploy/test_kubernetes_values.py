@@ -11,9 +11,20 @@ from typer.testing import CliRunner
 
 from config.settings import Settings, describe, load_settings
 from consumer.cli import app
-from consumer.contract.names import RUN_COMPLETED_QUEUE
+from consumer.contract.names import RUN_COMPLETED_QUEUE, consumed_queues
 from consumer.postgres.engine import SPARE_CONNECTIONS
-from tests.support.manifests import OVERLAYS, ROOT, RUNBOOKS, Object, container, environment, one, overlay, pods
+from tests.support.manifests import (
+    OVERLAYS,
+    ROOT,
+    RUNBOOKS,
+    Object,
+    changed,
+    container,
+    environment,
+    one,
+    overlay,
+    pods,
+)
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 URLS = {"DATABASE_URL_FILE": "postgresql://u:p@db.example/closeout", "AMQP_URL_FILE": "amqps://u:p@mq.example/v"}
@@ -155,6 +166,22 @@ def test_keda_reads_the_workers_queue_with_its_secret_and_never_scales_to_zero(t
     (secret,) = authentication["spec"]["secretTargetRef"]
     mounted = environment(overlay("production"), "worker")["AMQP_URL_FILE"]
     assert secret == {"parameter": "host", "name": "closeout-worker", "key": Path(mounted).name}
+
+
+def test_with_several_intake_queues_keda_reads_each_and_workers_and_topology_have_the_same_number(tmp_path):
+    objects = changed(tmp_path, components=["keda", "intake-queues"])
+    settings = settings_of(objects, "worker", tmp_path)
+    assert settings.intake_queues == settings_of(objects, "topology", tmp_path).intake_queues == 3
+    triggers = one(objects, "ScaledObject")["spec"]["triggers"]
+    assert [trigger["metadata"]["queueName"] for trigger in triggers] == list(consumed_queues(settings.intake_queues))
+    (single,) = one(overlay("production"), "ScaledObject")["spec"]["triggers"]
+    for trigger in triggers:
+        assert int(trigger["metadata"]["value"]) == int(single["metadata"]["value"]) / settings.intake_queues
+        assert trigger["authenticationRef"] == single["authenticationRef"]
+        assert trigger["metadata"] | {"queueName": "", "value": ""} == single["metadata"] | {
+            "queueName": "",
+            "value": "",
+        }
 
 
 def test_tags_and_jobs_carry_the_version_of_this_checkout():

@@ -4,17 +4,20 @@
 resources (rabbitmq.com/v1beta1) are applied. Field names are those of the operator's Go types, ``api/v1beta1``.
 """
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
 
+from consumer.amqp.intake_topology import topology_for
 from consumer.amqp.topology import TOPOLOGY, UNREACHABLE_DELIVERY_LIMIT
 from tests.support.manifests import changed, component_of
 from tests.support.roles import DEFINITIONS, DEPLOY
 
 COMPONENT = DEPLOY / "kubernetes/components/topology-operator"
+SEVERAL = DEPLOY / "kubernetes/components/intake-queues-operator"
 VHOST = "closeout"
 CLUSTER = {"name": "rabbitmq"}
 
@@ -132,3 +135,48 @@ def test_with_the_component_the_operator_replaces_the_topology_job(tmp_path):
     theirs = [o for o in objects if o["apiVersion"] == "rabbitmq.com/v1beta1"]
     assert len(theirs) == len(list(resources()))
     assert {component_of(o) for o in theirs} == {"topology"}
+
+
+def test_the_definitions_with_three_queues_equal_the_topology_that_is_declared():
+    several = json.loads((DEPLOY / "rabbitmq/definitions-3-queues.json").read_text())
+    topology = topology_for(3)
+    changing = ("exchanges", "queues", "bindings")
+    assert {kind: several[kind] for kind in several if kind not in changing} == {
+        kind: DEFINITIONS[kind] for kind in DEFINITIONS if kind not in changing
+    }
+    assert {entry["name"]: (entry["type"], entry["arguments"]) for entry in several["exchanges"]} == {
+        exchange.name: (exchange.type, dict(exchange.arguments)) for exchange in topology.exchanges
+    }
+    assert {entry["name"]: entry["arguments"] for entry in several["queues"]} == {
+        queue.name: dict(queue.arguments) for queue in topology.queues
+    }
+    bound = [(b["destination"], b["source"], b["routing_key"], b["destination_type"]) for b in several["bindings"]]
+    assert bound == [
+        *((*binding, "queue") for binding in topology.bindings),
+        *((*binding, "exchange") for binding in topology.exchange_bindings),
+    ]
+
+
+def test_the_component_for_several_queues_renders_the_topology_with_three(tmp_path):
+    objects = changed(tmp_path, components=["keda", "intake-queues", "topology-operator", "intake-queues-operator"])
+    topology = topology_for(3)
+    rendered = [o for o in objects if o["apiVersion"] == "rabbitmq.com/v1beta1"]
+    assert {component_of(o) for o in rendered} == {"topology"}
+
+    def specs_of(kind: str) -> list[dict[str, Any]]:
+        return [o["spec"] for o in rendered if o["kind"] == kind]
+
+    assert {spec["name"]: (spec["type"], spec.get("arguments", {})) for spec in specs_of("Exchange")} == {
+        exchange.name: (exchange.type, dict(exchange.arguments)) for exchange in topology.exchanges
+    }
+    assert {spec["name"]: {"x-queue-type": spec["type"], **spec["arguments"]} for spec in specs_of("Queue")} == {
+        queue.name: dict(queue.arguments) for queue in topology.queues
+    }
+    bound = {(b["destination"], b["source"], b["routingKey"], b["destinationType"]) for b in specs_of("Binding")}
+    assert bound == {
+        *((*binding, "queue") for binding in topology.bindings),
+        *((*binding, "exchange") for binding in topology.exchange_bindings),
+    }
+    assert {path.name for path in SEVERAL.iterdir()} == {
+        "kustomization.yaml", *yaml.safe_load((SEVERAL / "kustomization.yaml").read_text())["resources"],
+    }  # fmt: skip

@@ -38,7 +38,7 @@ CONTRACT = {
 
 
 # In addition to the contract's.
-ALSO = {"closeout_policy_shadow_total": ("result",)}
+ALSO = {"closeout_policy_shadow_total": ("result",), "closeout_intake_queue_unavailable": ("queue",)}
 
 
 def test_the_metrics_are_those_of_the_contract_and_those_listed_here():

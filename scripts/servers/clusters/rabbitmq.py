@@ -9,7 +9,7 @@ from pathlib import Path
 from servers.binaries.rabbitmq import DEFAULT_VERSION, find_rabbitmq
 from servers.ports import Port
 from servers.process import Command, ServerError
-from servers.rabbitmq import LOOPBACK_ONLY, RabbitServer
+from servers.rabbitmq import CONSISTENT_HASH, LOOPBACK_ONLY, RabbitServer
 from servers.server import Server, accepts_connections, start_all
 
 NODES = 3
@@ -41,7 +41,7 @@ class RabbitNode(RabbitServer):
     """One node of a cluster; *members* are the names of all nodes."""
 
     def __init__(self, folder: Path, *, node: str, members: Sequence[str], epmd: Epmd, cookie: str) -> None:
-        super().__init__(folder)
+        super().__init__(folder, plugins=[CONSISTENT_HASH])
         self.node, self._members, self._epmd, self._cookie = node, members, epmd, cookie
 
     def _prepare(self) -> Sequence[Command]:

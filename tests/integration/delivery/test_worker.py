@@ -173,7 +173,7 @@ async def test_the_state_of_a_closed_channel_is_released(database_url, amqp_url,
         for number in range(1, 5):
             await publish(broker, runs.body())
             await eventually(engine, published_runs(), number)
-            await service.worker._connection.close()
+            await service.worker._consumers._consumers[0]._connection.close()
 
         def known() -> int:
             gc.collect()

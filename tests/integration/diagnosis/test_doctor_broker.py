@@ -12,7 +12,9 @@ from servers import RabbitServer
 
 from consumer.amqp.confirmed_channel import ConfirmedChannel
 from consumer.amqp.connection import BrokerConnection
+from consumer.amqp.intake_topology import move
 from consumer.amqp.topology import TOPOLOGY, declare, without_overflow
+from consumer.contract.names import RUN_COMPLETED_QUEUE, consumed_queues
 from consumer.diagnosis.broker import examine_broker, version_check
 from consumer.diagnosis.check import Check
 from tests.support import run_messages as runs
@@ -22,7 +24,7 @@ from tests.support.waiting import until
 
 ALL = ["rabbitmq", "topology", "consumers", "retries", "parked", "consume", "alarm", "publish"]
 # The permissions of a worker's user in README and deployments: none to configure.
-WRITE, READ = r"^(governance\.events|closeout\.internal)$", r"^closeout\.run-completed$"
+WRITE, READ = r"^(governance\.events|closeout\.internal)$", r"^closeout\.run-completed(\.[0-9]+)?$"
 _names = itertools.count()
 
 
@@ -47,9 +49,9 @@ async def place(any_rabbit: RabbitServer) -> AsyncIterator[Place]:
     any_rabbit.delete_vhost(made.vhost)
 
 
-async def examined(url: str) -> dict[str, Check]:
+async def examined(url: str, intake_queues: int = 1) -> dict[str, Check]:
     connection = BrokerConnection(url, name="closeout doctor")
-    found = await examine_broker(connection)
+    found = await examine_broker(connection, intake_queues)
     await connection.close()
     assert all(check.remedy for check in found if check.state != "ok")
     return {check.name: check for check in found}
@@ -59,7 +61,7 @@ def troubled(checks: dict[str, Check]) -> dict[str, str]:
     return {name: str(check.state) for name, check in checks.items() if check.state != "ok"}
 
 
-async def consume(place: Place, *, prefetch: int = 1) -> None:
+async def consume(place: Place, *, prefetch: int = 1, queue: str = RUN_COMPLETED_QUEUE) -> None:
     """Consume like a worker that never acks."""
     channel = await place.broker.channel(confirms=False)
     await channel.basic_qos(prefetch_count=prefetch)
@@ -67,7 +69,7 @@ async def consume(place: Place, *, prefetch: int = 1) -> None:
     async def hold(_message: Any) -> None:
         pass
 
-    await channel.basic_consume("closeout.run-completed", hold)
+    await channel.basic_consume(queue, hold)
 
 
 async def put(place: Place, queue: str) -> None:
@@ -179,7 +181,7 @@ async def test_no_consumer_is_a_warning_and_a_problem_with_messages_waiting(plac
 
 
 async def test_a_backlog_is_a_warning_despite_a_consumer(place, monkeypatch):
-    monkeypatch.setattr("consumer.diagnosis.broker._BACKLOG", 20)
+    monkeypatch.setattr("consumer.diagnosis.queues._BACKLOG", 20)
     await publish(place.broker, *(runs.body() for _ in range(25)))
     await consume(place, prefetch=1)
 
@@ -250,6 +252,49 @@ async def test_a_resource_alarm_is_a_problem(place):
     assert troubled(checks) == {"alarm": "problem"}
     assert "memory or disk alarm" in checks["alarm"].found
     assert "publish" not in checks  # it cannot be checked, and is not reported as existing
+
+
+async def test_several_intake_queues_are_checked_one_by_one(place):
+    await move(place.broker, 2)
+    for queue in consumed_queues(2)[:-1]:
+        await consume(place, queue=queue)
+
+    checks = await examined(place.user(), 2)
+    put_into = consumed_queues(2)[-1]
+    await put(place, put_into)
+    waiting = await examined(place.user(), 2)
+    await consume(place, queue=put_into)
+    working = await examined(place.user(), 2)
+    refused = await examined(place.user(read=r"^closeout\.run-completed(\.0)?$"), 2)
+
+    assert troubled(checks) == {"consumers": "warning"}
+    assert checks["consumers"].found == f"0 messages ready in {put_into}, 0 consumers"
+    assert troubled(waiting) == {"consumers": "problem"}
+    assert troubled(working) == {}
+    assert working["topology"].found.startswith("4 exchanges and 5 queues exist")
+    assert working["plugin"].state == "ok"
+    assert "closeout.run-completed.1" in working["consume"].found
+    assert troubled(refused) == {"consume": "problem"}
+    assert refused["consume"].remedy == "grant the worker's user read on closeout.run-completed.1"
+
+
+async def test_an_unused_intake_queue_is_a_warning_and_with_messages_and_no_consumer_a_problem(place):
+    await consume(place)
+    await move(place.broker, 3)
+    await move(place.broker, 1)
+
+    empty = await examined(place.user())
+    await put(place, "closeout.run-completed.1")
+    waiting = await examined(place.user())
+    await consume(place, queue="closeout.run-completed.1")
+    consumed = await examined(place.user())
+
+    assert troubled(empty) == {"unused": "warning"}
+    assert "--delete-unused" in empty["unused"].remedy
+    assert troubled(waiting) == {"unused": "problem"}
+    assert "closeout.run-completed.1: 1 message, 0 consumers" in waiting["unused"].found
+    assert waiting["unused"].found.endswith("; INTAKE_QUEUES is 1")
+    assert troubled(consumed) == {"unused": "warning"}
 
 
 async def test_the_command_prints_one_line_per_check_and_exits_0_next_to_a_live_worker(database_url, amqp_url, broker):

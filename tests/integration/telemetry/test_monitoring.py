@@ -72,7 +72,7 @@ def test_every_series_of_every_counter_is_incremented(seen):
 
 def test_no_label_names_a_tenant_a_run_or_an_agent(seen):
     labels = {label for family in read_text(seen.scrape()[0]) for s in family.samples for label in s.labels}
-    assert labels == {"field", "outcome", "result", "mode", "phase", "type", "reason", "le", "version"}
+    assert labels == {"field", "outcome", "result", "mode", "phase", "type", "reason", "le", "version", "queue"}
     assert "acme" not in seen.scrape()[0]
 
 

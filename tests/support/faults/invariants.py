@@ -5,7 +5,7 @@ from collections import defaultdict
 from consumer.contract.names import (
     PARKED_QUEUE,
     RETRY_QUEUE,
-    RUN_COMPLETED_QUEUE,
+    consumed_queues,
 )
 from tests.support import run_messages as runs
 from tests.support.faults.running_worker import RunningWorker
@@ -39,7 +39,7 @@ async def assert_invariants(scenario: Scenario, worker: RunningWorker | None = N
     unpublished = expected - set(ids_of)
     assert not unpublished, await _describe_unpublished(scenario, unpublished, worker)
     assert [list(kinds) for kinds in ids_of.values()] == [TYPES] * len(expected)
-    for queue in (PARKED_QUEUE, RETRY_QUEUE, RUN_COMPLETED_QUEUE):
+    for queue in (PARKED_QUEUE, RETRY_QUEUE, *consumed_queues(scenario.intake_queues)):
         assert await scenario.length(queue) == 0, queue
     if worker is not None:
         for result in ("parked", "retried"):

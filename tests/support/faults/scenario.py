@@ -18,8 +18,8 @@ from consumer.amqp.connection import BrokerConnection
 from consumer.contract.names import (
     EVENTS_EXCHANGE,
     RUN_COMPLETED_KEY,
-    RUN_COMPLETED_QUEUE,
     RUNS_EXCHANGE,
+    consumed_queues,
 )
 from consumer.errors import UnavailableError
 from consumer.postgres.privileges import each_privilege
@@ -45,6 +45,7 @@ class Scenario:
         self.database_proxy, self.broker_proxy = Proxy(postgres.port), Proxy(rabbit.port)
         self.broker = BrokerConnection(rabbit.url(vhost), name="runner")
         self.bodies: list[bytes] = []
+        self.intake_queues = 1
         # Ids of events that were found in the outbox and must be published under these ids.
         self.must_be_published: set[str] = set()
         self._channel: ConfirmedChannel | None = None
@@ -174,13 +175,15 @@ class Scenario:
         return int(await self.sql(f"SELECT count(*) FROM governance.{table} WHERE {where}"))
 
     async def unacked(self) -> int:
-        """Return the number of unacked deliveries of the main queue, as the queue counts them."""
+        """Return the number of unacked deliveries of the intake queues, as the queues count them."""
+        queues = ", ".join(f'<<"{queue}">>' for queue in consumed_queues(self.intake_queues))
         response = await self.in_thread(
             self.rabbit.eval,
-            f'Name = rabbit_misc:r(<<"{self.vhost}">>, queue, <<"{RUN_COMPLETED_QUEUE}">>),'
-            "{ok, Q} = rabbit_amqqueue:lookup(Name),"
-            "{ok, {_, Held}, _} = ra:local_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_checked_out/1),"
-            "Held",
+            "lists:sum([begin"
+            f' {{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{self.vhost}">>, queue, Name)),'
+            " {ok, {_, Held}, _} ="
+            " ra:local_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_checked_out/1),"
+            f" Held end || Name <- [{queues}]])",
         )
         return int(response)
 

@@ -28,6 +28,7 @@ DEFAULTS = {
     "message_max_bytes": 1_048_576,
     "trusted_publishers": frozenset(),
     "require_event_subscribers": False,
+    "intake_queues": 1,
     "http_host": "0.0.0.0",
     "http_port": 9464,
     "shutdown_grace_seconds": 25,
@@ -78,6 +79,7 @@ def test_described_defaults_have_the_notation_of_the_environment():
         ("TRUSTED_PUBLISHERS", " , ", frozenset()),
         ("PREFETCH_COUNT", "1", 1),
         ("PREFETCH_COUNT", "65535", 65_535),
+        ("INTAKE_QUEUES", "32", 32),
         ("HTTP_PORT", "0", 0),
         ("HTTP_PORT", "65535", 65_535),
         ("SHUTDOWN_GRACE_SECONDS", "0.5", 0.5),
@@ -327,6 +329,13 @@ def test_a_batch_size_that_is_never_reached_is_a_warning():
     assert load(BATCH_MAX_RUNS="500", PREFETCH_COUNT="100").warnings == (
         "BATCH_MAX_RUNS=500 is never reached: PREFETCH_COUNT is 100",
     )
+
+
+def test_a_prefetch_count_below_the_number_of_queues_is_a_warning():
+    assert load(INTAKE_QUEUES="4", PREFETCH_COUNT="4", BATCH_MAX_RUNS="4").warnings == (
+        "PREFETCH_COUNT=4 is exceeded: each of the 5 queues of INTAKE_QUEUES=4 needs at least 1",
+    )
+    assert load(PREFETCH_COUNT="1", BATCH_MAX_RUNS="1").warnings == ()
 
 
 @pytest.mark.parametrize("variable", ["TRUSTED_PUBLISHERS", "TRANSACTION_COORDINATOR_TENANTS"])

@@ -40,5 +40,10 @@ def test_a_row_names_only_what_exists(row: list[str]):
 def test_the_table_has_a_row_for_each_of_the_worker_s_states():
     named = " ".join(" ".join(row) for row in ROWS)
 
-    for metric in ("closeout_consumer_paused", "closeout_parking_refused", "closeout_outbox_set_aside"):
+    for metric in (
+        "closeout_consumer_paused",
+        "closeout_parking_refused",
+        "closeout_outbox_set_aside",
+        "closeout_intake_queue_unavailable",
+    ):
         assert metric in named
