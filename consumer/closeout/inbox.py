@@ -7,8 +7,8 @@ from hashlib import sha256
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import Text, func, literal, null, select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Executable, Text, func, literal, null, select
+from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from consumer.closeout.meaning import Meaning, meaning_of, stored_meanings
@@ -17,7 +17,7 @@ from consumer.contract.trace_context import TraceContext
 from consumer.errors import UnavailableError
 from consumer.phases import TransactionPhase
 from domains.completions import run_completions
-from domains.database.statements import Compiled, columns_of, given_rows, of_given_tenants, unnest
+from domains.database.statements import Compiled, columns_of, given_rows, insert_row, of_given_tenants, unnest
 from domains.run import CompletedRun, RunKey
 
 _json = msgspec.json.Encoder(order="sorted", decimal_format="number")
@@ -86,15 +86,16 @@ class Claim(NamedTuple):
 
 def _claim_statement(phase: TransactionPhase, mode: str, *, finished: bool) -> Compiled:
     committed_at = func.clock_timestamp() if finished else null()
-    rows = given_rows(run_completions, _FROM_RUN).add_columns(
-        literal(phase.value, Text), literal(mode, Text), committed_at
-    )
+    more = {"phase": literal(phase.value, Text), "mode": literal(mode, Text), "committed_at": committed_at}
+    rows = given_rows(run_completions, _FROM_RUN).add_columns(*more.values())
     return Compiled(
-        insert(run_completions)
-        .from_select([*_FROM_RUN, "phase", "mode", "committed_at"], rows)
-        .on_conflict_do_nothing()
-        .returning(run_completions.c.tenant_id, run_completions.c.run_id)
+        _unless_claimed(insert(run_completions).from_select([*_FROM_RUN, *more], rows)),
+        on_citus=_unless_claimed(insert_row(run_completions, _FROM_RUN).values(more)),
     )
+
+
+def _unless_claimed(statement: Insert) -> Executable:
+    return statement.on_conflict_do_nothing().returning(run_completions.c.tenant_id, run_completions.c.run_id)
 
 
 # The row is written as COMMITTED: it is invisible before the COMMIT, and an UPDATE would write a second version.

@@ -14,11 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from consumer.contract.events import OutboxEvent, trace_in
 from consumer.phases import TransactionPhase
 from domains.completions import EVENT_MAX_BYTES, EVENTS_PER_RUN, outbox_events, run_completions
-from domains.database.statements import Compiled, columns_of, insert_many, of_given_tenants, unnest
+from domains.database.statements import Compiled, columns_of, insert_many, insert_row, of_given_tenants, unnest
 from domains.run import RunKey
 
 _EVENT = ("tenant_id", "run_id", "sequence", "event_id", "type", "routing_key", "body")
-_INSERT = Compiled(insert_many(outbox_events, _EVENT))
+_INSERT = Compiled(insert_many(outbox_events, _EVENT), on_citus=insert_row(outbox_events, _EVENT))
 _event_row = attrgetter(*_EVENT)
 
 _KEYS = ("tenant_id", "run_id")

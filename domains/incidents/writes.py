@@ -6,7 +6,7 @@ from operator import attrgetter
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domains.database.statements import Compiled, columns_of, insert_many
+from domains.database.statements import Compiled, columns_of, insert_many, insert_row
 from domains.incidents.rules import Finding, Incident, Prevention
 from domains.incidents.tables import incidents, prevention_records
 from domains.result import DomainResult
@@ -14,8 +14,10 @@ from domains.run import RunKey
 
 _INCIDENT = tuple(incidents.c.keys())
 _PREVENTION = tuple(prevention_records.c.keys())
-_INSERT_INCIDENTS = Compiled(insert_many(incidents, _INCIDENT))
-_INSERT_PREVENTIONS = Compiled(insert_many(prevention_records, _PREVENTION))
+_INSERT_INCIDENTS = Compiled(insert_many(incidents, _INCIDENT), on_citus=insert_row(incidents, _INCIDENT))
+_INSERT_PREVENTIONS = Compiled(
+    insert_many(prevention_records, _PREVENTION), on_citus=insert_row(prevention_records, _PREVENTION)
+)
 _incident_row = attrgetter(*_INCIDENT)
 _prevention_row = attrgetter(*_PREVENTION)
 

@@ -6,7 +6,7 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domains.database.statements import Compiled, columns_of, insert_many
+from domains.database.statements import Compiled, columns_of, insert_many, insert_row
 from domains.policies.rules import Evaluation, PolicyFault, Shadowed, Violation
 from domains.policies.tables import policy_evaluations
 from domains.result import DomainResult
@@ -17,7 +17,7 @@ _COLUMNS = (
     "evaluated_at", "shadow",
 )  # fmt: skip
 _INSERT = insert_many(policy_evaluations, _COLUMNS)
-_INSERT_ALL = Compiled(_INSERT)
+_INSERT_ALL = Compiled(_INSERT, on_citus=insert_row(policy_evaluations, _COLUMNS))
 _INSERT_ONE = Compiled(_INSERT.on_conflict_do_nothing().returning(policy_evaluations.c.run_id))
 
 

@@ -4,10 +4,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import Select, Update, and_, select, update
+from sqlalchemy import Executable, Select, Update, and_, select, update
+from sqlalchemy.dialects.postgresql import Insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domains.database.statements import Compiled, columns_of, given_value, insert_many, of_given_tenants, unnest
+from domains.database.statements import (
+    Compiled,
+    columns_of,
+    given_value,
+    insert_many,
+    insert_row,
+    of_given_tenants,
+    unnest,
+)
 from domains.result import DomainResult
 from domains.run import CompletedRun, RunKey
 from domains.traces.rules import STATUS_OF
@@ -17,13 +26,15 @@ _COLUMNS = ("tenant_id", "trace_id", "run_id", "agent_id", "status", "started_at
 # Money as JSON numbers: jsonb keeps every digit.
 _steps_json = msgspec.json.Encoder(decimal_format="number")
 
+
 # A trace belongs to its run, and the run is its key: another run's row cannot conflict with it, even if it names the
 # same trace.
-_INSERT = Compiled(
-    insert_many(traces, _COLUMNS)
-    .on_conflict_do_nothing()
-    .returning(traces.c.tenant_id, traces.c.run_id, traces.c.trace_id)
-)
+def _insert(statement: Insert) -> Executable:
+    key = (traces.c.tenant_id, traces.c.run_id, traces.c.trace_id)
+    return statement.on_conflict_do_nothing().returning(*key)
+
+
+_INSERT = Compiled(_insert(insert_many(traces, _COLUMNS)), on_citus=_insert(insert_row(traces, _COLUMNS)))
 
 
 def _completion() -> Update:

@@ -19,7 +19,7 @@ from servers import PostgresServer, RabbitServer, start_all
 from servers.process import ServerError
 from servers.service_pair import end_on_signals
 
-from benchmarks import floor, growth, latency, pgbench, pooler, report, versions
+from benchmarks import citus, floor, growth, latency, pgbench, pooler, report, versions
 from benchmarks.arena import SETTINGS, Arena
 from benchmarks.race import Lap, lap
 from benchmarks.subjects import THROUGHPUT, closeout
@@ -149,6 +149,15 @@ def pooled(place: Arena, options: argparse.Namespace, logs: Path) -> None:
     report.write(options.out / "bench.json", {"pooler": rows})
 
 
+def on_citus(place: Arena, options: argparse.Namespace, logs: Path) -> None:
+    """Compare a worker on a Citus cluster of this machine with one on a single PostgreSQL; needs CITUS_PG_BIN."""
+    folder = logs / "citus"
+    folder.mkdir()
+    folder.chmod(0o755)
+    rows = report.throughput(console, citus.race(place, folder, options.rounds), citus.PLAIN)
+    report.write(options.out / "bench.json", {"citus": rows})
+
+
 def compare_versions(place: Arena, options: argparse.Namespace, logs: Path) -> None:
     """Compare this version with the one whose ``closeout`` is given by --other."""
     ratios = versions.compare(place, console, options.other, options.rounds, logs)
@@ -157,7 +166,7 @@ def compare_versions(place: Arena, options: argparse.Namespace, logs: Path) -> N
 
 PARTS = {
     "throughput": throughput, "latency": latencies, "growth": grow, "defaults": defaults, "pooler": pooled,
-    "versions": compare_versions,
+    "versions": compare_versions, "citus": on_citus,
 }  # fmt: skip
 
 

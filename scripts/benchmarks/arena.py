@@ -56,6 +56,7 @@ class Arena:
     rabbit: RabbitServer
     environment: dict[str, str]
     since: str = "-infinity"  # runs received before belong to earlier rounds
+    others: tuple[PostgresServer, ...] = ()  # a cluster's other nodes, whose WAL and CPU count too
 
     def sql(self, query: str) -> list[str]:
         """Run *query* in the benchmark's database; return the rows, with values separated by tabs."""
@@ -111,15 +112,16 @@ class Arena:
             f"SELECT (SELECT count(events_published_at) FROM {self._this_round()}), "
             "(SELECT coalesce(sum(calls), 0) FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid "
             "WHERE datname = current_database()), "
-            "(SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()), "
-            "pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')"
+            "(SELECT xact_commit FROM pg_stat_database WHERE datname = current_database())"
         )[0].split("\t")
+        servers = (self.postgres, *self.others)
+        wal = sum(int(server.psql("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')")) for server in servers)
         cpu = {
-            "PostgreSQL": cpu_of(_process(self.postgres)),
+            "PostgreSQL": sum(cpu_of(_process(server)) for server in servers),
             "RabbitMQ": cpu_of(_process(self.rabbit)),
             "worker": sum(cpu_of(psutil.Process(pid)) for pid in workers),
         }
-        return Reading(time.monotonic(), int(row[0]), int(row[1]), int(row[2]), int(row[3]), cpu)
+        return Reading(time.monotonic(), int(row[0]), int(row[1]), int(row[2]), wal, cpu)
 
 
 def cpu_of(root: psutil.Process) -> float:

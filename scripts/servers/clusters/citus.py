@@ -5,7 +5,9 @@ Its PostgreSQL is not among the development requirements: $CITUS_PG_BIN names th
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 from servers.postgres import PostgresServer
@@ -17,8 +19,9 @@ HOST = "127.0.0.1"
 WORKERS = 2
 # Shards of a table: enough that each node has some of every table, and few enough that a database is made in seconds.
 SHARDS = 8
+_PRELOADED = "shared_preload_libraries"
 SETTINGS = {
-    "shared_preload_libraries": "citus",
+    _PRELOADED: "citus",
     "citus.node_conninfo": "sslmode=prefer",
     "citus.enable_statistics_collection": "off",
     "citus.shard_count": str(SHARDS),
@@ -43,11 +46,17 @@ def find_citus() -> Path | None:
     return Path(named) if named else None
 
 
+def merged(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return :data:`SETTINGS` with *settings*; Citus must be the first of the preloaded libraries."""
+    preloaded = [SETTINGS[_PRELOADED], *([settings[_PRELOADED]] if _PRELOADED in settings else [])]
+    return {**SETTINGS, **settings, _PRELOADED: ",".join(preloaded)}
+
+
 class CitusNode(PostgresServer):
     """One PostgreSQL server of a cluster."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        super().__init__(folder / name, settings=SETTINGS)
+    def __init__(self, folder: Path, name: str, *, settings: Mapping[str, str] = MappingProxyType({})) -> None:
+        super().__init__(folder / name, settings=merged(settings))
 
     def _programs(self) -> Path:
         programs = find_citus()
@@ -62,9 +71,11 @@ class CitusServer(CitusNode):
     Starting, stopping and killing it affects all nodes.
     """
 
-    def __init__(self, folder: Path, *, workers: int = WORKERS) -> None:
-        super().__init__(folder, "coordinator")
-        self.workers = [CitusNode(folder, f"worker{number}") for number in range(1, workers + 1)]
+    def __init__(
+        self, folder: Path, *, workers: int = WORKERS, settings: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        super().__init__(folder, "coordinator", settings=settings)
+        self.workers = [CitusNode(folder, f"worker{number}", settings=settings) for number in range(1, workers + 1)]
 
     def start(self, *, seconds: float = READY_SECONDS) -> Self:
         """Start all nodes."""
