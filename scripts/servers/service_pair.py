@@ -21,10 +21,10 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def running_pair(
-    folder: Path, version: Version, *, management: bool
+    folder: Path, version: Version, *, management: bool, database: type[PostgresServer] = PostgresServer
 ) -> Iterator[tuple[PostgresServer, RabbitServer, dict[str, str]]]:
     """Start both below *folder* and yield them and the environment; then kill both and remove *folder*."""
-    postgres = PostgresServer(folder / "postgresql")
+    postgres = database(folder / "postgresql")
     rabbit = RabbitServer(
         folder / "rabbitmq", version=version, plugins=[CONSISTENT_HASH, *([MANAGEMENT] if management else [])]
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from demo_run.setup import closeout, set_up
 from rich.console import Console
 from servers import PostgresServer, RabbitServer
+from servers.clusters.citus import PROGRAMS, CitusServer
 from servers.process import ServerError
 from servers.service_pair import end_on_signals, running_pair
 from sqlalchemy import text
@@ -49,7 +50,10 @@ class Soak:
         logs = folder / "logs"
         logs.mkdir()
         self.workers = WorkerProcesses(workers, self.environment, logs)
-        self.injector = FaultInjector(self.workers, postgres, rabbit, lambda line: console.print(line, markup=False))
+        nodes = postgres.nodes if isinstance(postgres, CitusServer) else [postgres]
+        self.injector = FaultInjector(
+            self.workers, postgres, nodes, rabbit, lambda line: console.print(line, markup=False)
+        )
         self.published, self.subscriber, self.verdict = Publishing(), Subscriber(), Verdict()
         self.engine: AsyncEngine = create_engine(environment["DATABASE_URL"], pool_size=1)
 
@@ -57,6 +61,8 @@ class Soak:
         """Publish and inject *faults* for *seconds*, wait until all messages are processed, and check."""
         try:
             await asyncio.to_thread(set_up, self.environment)
+            if isinstance(self.postgres, CitusServer):
+                await asyncio.to_thread(closeout, self.environment, "distribute")
             await declare_events_queue(self.amqp_url)
             await asyncio.to_thread(self.rabbit.sync)  # a queue declared just before a kill would not survive it
             started = time.monotonic()
@@ -168,6 +174,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--rate", type=float, default=200.0, help="runs published per second (default: 200)")
     parser.add_argument("--rabbitmq", choices=("3.10", "4"), default="4", help="RabbitMQ version (default: 4)")
+    parser.add_argument(
+        "--citus", action="store_true", help=f"a Citus cluster instead of one PostgreSQL; needs {PROGRAMS}"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="copy the workers' logs to this folder")
     options = parser.parse_args()
@@ -181,7 +190,8 @@ def main() -> int:
     options = _options()
     faults = schedule(seconds=options.minutes * 60, seed=options.seed, workers=options.workers)
     again = f"scripts/soak --minutes {options.minutes:g} --seed {options.seed} --workers {options.workers}"
-    console.print(f"{again} --rate {options.rate:g} --rabbitmq {options.rabbitmq}\n{len(faults)} faults:")
+    cluster = " --citus" if options.citus else ""
+    console.print(f"{again} --rate {options.rate:g} --rabbitmq {options.rabbitmq}{cluster}\n{len(faults)} faults:")
     console.print("\n".join(map(str, faults)), markup=False)
     end_on_signals()
     # Each kill would otherwise fill a screen with the errors of this process's clients.
@@ -191,7 +201,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="closeout-soak-", ignore_cleanup_errors=True) as name:
             folder = Path(name)
             folder.chmod(0o755)  # PostgreSQL may have to run as another user
-            with running_pair(folder / "servers", options.rabbitmq, management=False) as (
+            database = CitusServer if options.citus else PostgresServer
+            with running_pair(folder / "servers", options.rabbitmq, management=False, database=database) as (
                 postgres,
                 rabbit,
                 environment,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import psycopg
 from servers import PostgresServer, RabbitServer, Server, ServerError
+from servers.clusters.citus import Coordinator
 
 from soak_run.schedule import Fault
 from soak_run.worker_processes import WorkerProcesses
@@ -22,6 +23,7 @@ class FaultInjector:
 
     workers: WorkerProcesses
     postgres: PostgresServer
+    nodes: "Sequence[PostgresServer | Coordinator]"  # of PostgreSQL, for faults of one
     rabbit: RabbitServer
     log: Callable[[str], None]
     done: Counter[str] = field(default_factory=Counter)
@@ -37,7 +39,7 @@ class FaultInjector:
                 group.create_task(self._inject(fault))
 
     async def _inject(self, fault: Fault) -> None:
-        target = fault.target if fault.target != "worker" else f"worker {fault.worker}"
+        target = fault.target if fault.target != "worker" else f"worker {fault.number}"
         async with self._locks.setdefault(target, asyncio.Lock()):
             try:
                 await (
@@ -51,14 +53,16 @@ class FaultInjector:
     async def _inject_worker_fault(self, fault: Fault) -> None:
         match fault.kind:
             case "kill":
-                await self.workers.kill(fault.worker)
+                await self.workers.kill(fault.number)
             case "term":
-                await self.workers.term(fault.worker)
+                await self.workers.term(fault.number)
             case _:
-                await self.workers.suspend(fault.worker, fault.seconds)
+                await self.workers.suspend(fault.number, fault.seconds)
 
     async def _inject_server_fault(self, fault: Fault) -> None:
-        server: Server = self.rabbit if fault.target == "rabbitmq" else self.postgres
+        server: Server | Coordinator = self.rabbit
+        if fault.target == "postgresql":
+            server = self.nodes[fault.number % len(self.nodes)]
         match fault.kind:
             case "kill":
                 await asyncio.to_thread(server.kill)
@@ -76,7 +80,7 @@ class FaultInjector:
                 sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'closeout'"
                 await asyncio.to_thread(self.postgres.psql, sql)
 
-    async def _start(self, server: Server) -> None:
+    async def _start(self, server: "Server | Coordinator") -> None:
         for attempt in range(STARTS):
             try:
                 await asyncio.to_thread(server.start)

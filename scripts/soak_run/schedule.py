@@ -35,12 +35,12 @@ class Fault(NamedTuple):
     at: float
     kind: Kind
     target: Target
-    worker: int
+    number: int  # of the worker, or of the node of a cluster
     seconds: float
 
     def __str__(self) -> str:
         """Return one line."""
-        target = f"worker {self.worker}" if self.target == "worker" else self.target
+        target = self.target if self.target == "rabbitmq" else f"{self.target} {self.number}"
         duration = f" for {self.seconds:.1f} s" if self.seconds else ""
         return f"{self.at:6.1f} s  {self.kind} {target}{duration}"
 

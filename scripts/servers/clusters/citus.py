@@ -65,6 +65,29 @@ class CitusNode(PostgresServer):
         return programs
 
 
+class Coordinator:
+    """A cluster's coordinator alone."""
+
+    def __init__(self, cluster: "CitusServer") -> None:
+        self._cluster = cluster
+
+    def kill(self) -> None:
+        """Kill it."""
+        CitusNode.kill(self._cluster)
+
+    def start(self) -> None:
+        """Start it."""
+        CitusNode.start(self._cluster)
+
+    def suspend(self) -> None:
+        """Suspend it."""
+        CitusNode.suspend(self._cluster)
+
+    def resume(self) -> None:
+        """Resume it."""
+        CitusNode.resume(self._cluster)
+
+
 class CitusServer(CitusNode):
     """A coordinator with its worker nodes. All have the metadata, so that each accepts queries.
 
@@ -76,6 +99,11 @@ class CitusServer(CitusNode):
     ) -> None:
         super().__init__(folder, "coordinator", settings=settings)
         self.workers = [CitusNode(folder, f"worker{number}", settings=settings) for number in range(1, workers + 1)]
+
+    @property
+    def nodes(self) -> "list[Coordinator | CitusNode]":
+        """The servers one by one, the coordinator first."""
+        return [Coordinator(self), *self.workers]
 
     def start(self, *, seconds: float = READY_SECONDS) -> Self:
         """Start all nodes."""
