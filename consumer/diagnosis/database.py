@@ -8,6 +8,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from consumer.diagnosis.check import Check, ok, problem, unreachable, warning
+from consumer.diagnosis.citus import cluster_checks
 from consumer.errors import one_line
 from consumer.outbox.backlog import BacklogState, describe_backlog, describe_set_aside, read_backlog
 from consumer.postgres.engine import DATABASE_ERRORS, WORKER_SETTINGS
@@ -72,6 +73,7 @@ async def examine_database(
             async with engine.connect() as opened:
                 conn = await opened.execution_options(isolation_level="AUTOCOMMIT")
                 schema += [await _readable("outbox", _outbox, conn), await _readable("unfinished", _unfinished, conn)]
+                schema += await cluster_checks(conn)
     except DATABASE_ERRORS as error:
         return [await unreachable("postgresql", error, "DATABASE_URL")]
     return [*checks, *schema]

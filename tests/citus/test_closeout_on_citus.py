@@ -131,3 +131,11 @@ async def test_distribute_is_safe_to_repeat(database_url):
     assert done.returncode == 0, done.stderr
     assert "governance.run_completions: already distributed" in done.stdout
     assert "governance.policies: already on every node" in done.stdout
+
+
+async def test_a_worker_may_connect_to_any_node(database_url, amqp_url, engine, broker, postgres):
+    name = urlsplit(database_url).path.lstrip("/")
+    async with worker(postgres.workers[1].url(name), amqp_url):
+        await publish(broker, *[runs.body(tenant_id=tenant) for tenant in TENANTS for _ in range(5)])
+        await eventually(engine, published_runs(), 5 * len(TENANTS))
+    assert [finding.count for finding in await reconcile(engine, older_than_seconds=60)] == [0] * 11

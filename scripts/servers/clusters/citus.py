@@ -25,7 +25,7 @@ SETTINGS = {
     "citus.node_conninfo": "sslmode=prefer",
     "citus.enable_statistics_collection": "off",
     "citus.shard_count": str(SHARDS),
-    "output_plugin_libraries": "citus",
+    "output_plugin_libraries": "pgoutput,citus",
     "wal_level": "logical",  # shards are moved while they are written
     "max_prepared_transactions": "200",  # a transaction on several nodes is prepared on each
     "max_connections": "300",  # the coordinator's sessions open sessions on every node
@@ -127,16 +127,16 @@ class CitusServer(CitusNode):
         if template is not None:
             raise ServerError("a database of a cluster cannot be copied")
         super().create_database(name)
-        for worker in self.workers:
-            worker.create_database(name)
-        for node in (self, *self.workers):
-            node.psql("CREATE EXTENSION citus", name)
+        self.psql("CREATE EXTENSION citus", name)
         self.psql(f"SELECT citus_set_coordinator_host('{HOST}', {self.port})", name)
         for node in self.workers:
-            self._join(node, name)
+            self.join(node, name)
         return self.url(name)
 
-    def _join(self, node: CitusNode, database: str) -> None:
+    def join(self, node: CitusNode, database: str) -> None:
+        """Create *database* on the running *node*, and add it to the cluster; it has no shards yet."""
+        node.create_database(database)
+        node.psql("CREATE EXTENSION citus", database)
         self.psql(f"SELECT citus_add_node('{HOST}', {node.port})", database)
         deadline = time.monotonic() + SYNCED_SECONDS
         synced = f"SELECT metadatasynced FROM pg_dist_node WHERE nodeport = {node.port}"  # noqa: S608 - a number
