@@ -4,6 +4,7 @@ The files are checked here because neither client names a file that it cannot re
 """
 
 import os
+import random
 import ssl
 from base64 import b64decode
 from collections.abc import Callable, Mapping
@@ -21,6 +22,8 @@ SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"
 CHECKING_MODES = ("require", "verify-ca", "verify-full")
 # libpq's name for the system's authorities.
 SYSTEM_ROOTS = "system"
+# libpq's parameter that spreads sessions over several hosts.
+BALANCE = "load_balance_hosts"
 _AMQP_TLS = ("cafile", "capath", "cadata", "certfile", "keyfile", "no_verify_ssl")
 
 
@@ -52,6 +55,25 @@ def parameters(url: str) -> dict[str, str]:
     return dict(parse_qsl(query, keep_blank_values=True, strict_parsing=True)) if query else {}
 
 
+def in_connect_order(url: str) -> str:
+    """Return *url* with its hosts in the order in which to try them: random with ``load_balance_hosts=random``.
+
+    The parameter is libpq's (version 16). asyncpg does not know it and would send it to the server, so it is removed.
+    """
+    head, separator, query = url.partition("?")
+    if parameters(url).get(BALANCE) is None:
+        return url
+    if parameters(url)[BALANCE] == "random":
+        scheme, _, rest = head.partition("://")
+        authority, slash, database = rest.partition("/")
+        user, at, hosts = authority.rpartition("@")
+        named = hosts.split(",")
+        random.shuffle(named)
+        head = f"{scheme}://{user}{at}{','.join(named)}{slash}{database}"
+    kept = [part for part in query.split("&") if not part.startswith(f"{BALANCE}=")]
+    return f"{head}{separator if kept else ''}{'&'.join(kept)}"
+
+
 def _url(value: SecretStr) -> str:
     """Return the URL without surrounding white space, which templates and files add."""
     url = value.get_secret_value().strip()
@@ -63,6 +85,10 @@ def _url(value: SecretStr) -> str:
 
 def _check_database(given: Mapping[str, str]) -> None:
     """Raise for parameters that libpq refuses, or that asyncpg would refuse at each connection with a worse error."""
+    if (balance := given.get(BALANCE, "disable")) not in {"disable", "random"}:
+        raise _fault(f"{BALANCE}={balance[:40]}", "expected disable or random")
+    if balance == "random" and "host" in given:
+        raise _fault(f"{BALANCE}=random", "needs the hosts before the database's name: //host1:5432,host2:5432/name")
     mode = given.get("sslmode", "prefer")
     if mode not in SSL_MODES:
         raise _fault(f"sslmode={mode[:40]}", f"expected {', '.join(SSL_MODES[:-1])} or {SSL_MODES[-1]}")

@@ -13,7 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from config.settings import SettingsError
-from config.urls import CHECKING_MODES, SYSTEM_ROOTS, parameters
+from config.urls import CHECKING_MODES, SYSTEM_ROOTS, in_connect_order, parameters
 from consumer.errors import one_line
 from consumer.tls_errors import Server, explain
 from domains.database.pooling import STATEMENT_PREFIX
@@ -132,11 +132,12 @@ async def open_session(
 ) -> Session:
     """Return a new session; raises asyncpg's errors, or ``ConnectionError`` if TLS or the URL is at fault.
 
-    asyncpg parses the URL, so sslmode, several hosts and target_session_attrs mean the same as in libpq, except
-    sslrootcert=system, which is handled here. Files named in the URL are read for each session, so they can be renewed.
+    asyncpg parses the URL, so sslmode, several hosts and target_session_attrs mean the same as in libpq. What it does
+    not know is handled here: sslrootcert=system and load_balance_hosts. Files named in the URL are read for each
+    session, so they can be renewed.
     """
     try:
-        text_of_url = url if isinstance(url, str) else url()
+        text_of_url = in_connect_order(url if isinstance(url, str) else url())
     except SettingsError as error:
         raise ConnectionError(one_line(error)) from error
     given = parameters(text_of_url)

@@ -133,9 +133,16 @@ async def test_distribute_is_safe_to_repeat(database_url):
     assert "governance.policies: already on every node" in done.stdout
 
 
-async def test_a_worker_may_connect_to_any_node(database_url, amqp_url, engine, broker, postgres):
-    name = urlsplit(database_url).path.lstrip("/")
-    async with worker(postgres.workers[1].url(name), amqp_url):
+@pytest.mark.parametrize("number", [1, 3])
+async def test_workers_may_connect_to_any_node_or_to_several(number, database_url, amqp_url, engine, broker, postgres):
+    url = urlsplit(database_url)
+    ports = [node.port for node in (*postgres.workers[::-1], postgres)][:number]
+    hosts = ",".join(f"{url.hostname}:{port}" for port in ports)
+    several = f"postgresql://{url.username}@{hosts}{url.path}?load_balance_hosts=random"
+    async with worker(several, amqp_url):
         await publish(broker, *[runs.body(tenant_id=tenant) for tenant in TENANTS for _ in range(5)])
         await eventually(engine, published_runs(), 5 * len(TENANTS))
+        sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'closeout'"
+        used = [node for node in (*postgres.workers, postgres) if node.psql(sessions, url.path[1:]) != "0"]
+        assert len(used) > (number > 1)  # the test's own session is on the coordinator
     assert [finding.count for finding in await reconcile(engine, older_than_seconds=60)] == [0] * 11

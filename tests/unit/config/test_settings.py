@@ -1,5 +1,6 @@
 """The environment is read once and validated together, and its secrets stay secret."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from config.settings import Settings, SettingsError, describe, load_settings
+from config.urls import in_connect_order
 from domains.run import TenantId
 
 DATABASE = "postgresql://worker:hunter2@db.example/closeout?sslmode=require"
@@ -100,6 +102,35 @@ def test_an_empty_variable_counts_as_not_set(variable: str):
 @pytest.mark.parametrize("url", ["postgresql+asyncpg://u:p@h/d", "postgres://u:p@h/d", "postgresql://u:p@h/d"])
 def test_a_database_url_is_accepted_with_each_scheme(url: str):
     assert load(DATABASE_URL=url).database_url.get_secret_value() == "postgresql://u:p@h/d"
+
+
+HOSTS = ("one:1", "two:2", "[::1]:3")
+
+
+def test_load_balance_hosts_gives_each_session_a_random_order_of_the_hosts():
+    url = f"postgresql://u:p%2C@{','.join(HOSTS)}/db?load_balance_hosts=random&sslmode=disable"
+    orders = {in_connect_order(url) for _ in range(200)}
+    assert orders == {
+        f"postgresql://u:p%2C@{','.join(hosts)}/db?sslmode=disable" for hosts in itertools.permutations(HOSTS)
+    }
+
+
+@pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        ("postgresql://u@one,two/db?load_balance_hosts=disable", "postgresql://u@one,two/db"),
+        ("postgresql://u@one,two/db?sslmode=disable", "postgresql://u@one,two/db?sslmode=disable"),
+        ("postgresql://u@one,two/db", "postgresql://u@one,two/db"),
+    ],
+)
+def test_without_load_balance_hosts_the_order_is_kept(url, kept):
+    assert in_connect_order(url) == kept
+
+
+@pytest.mark.parametrize("query", ["load_balance_hosts=yes", "host=one,two&load_balance_hosts=random"])
+def test_a_load_balance_hosts_that_cannot_be_followed_is_refused(query):
+    with pytest.raises(SettingsError, match=r"DATABASE_URL: load_balance_hosts=\w+ (expected|needs)"):
+        load(DATABASE_URL=f"postgresql://u@/db?{query}")
 
 
 @pytest.mark.parametrize(
