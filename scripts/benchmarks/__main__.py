@@ -19,7 +19,7 @@ from servers import PostgresServer, RabbitServer, start_all
 from servers.process import ServerError
 from servers.service_pair import end_on_signals
 
-from benchmarks import citus, floor, growth, latency, pgbench, pooler, report, versions
+from benchmarks import citus, floor, growth, latency, pgbench, pooler, queue_leader, report, versions
 from benchmarks.arena import SETTINGS, Arena
 from benchmarks.race import Lap, lap
 from benchmarks.subjects import THROUGHPUT, closeout
@@ -158,6 +158,22 @@ def on_citus(place: Arena, options: argparse.Namespace, logs: Path) -> None:
     report.write(options.out / "bench.json", {"citus": rows})
 
 
+def queue_limit(place: Arena, options: argparse.Namespace, _logs: Path) -> None:
+    """Measure how many messages one quorum queue, and several, pass on to clients that do nothing else."""
+    found: dict[tuple[int, int], list[queue_leader.Limit]] = defaultdict(list)
+    for _ in range(options.rounds):
+        for queues, pairs in ((1, 1), (1, 2), (2, 2)):
+            found[queues, pairs].append(queue_leader.measure(place.rabbit, queues, pairs))
+    for (queues, pairs), seen in found.items():
+        rate, cpu, cores = map(median, zip(*seen, strict=True))
+        console.print(
+            f"{queues} queues, {pairs} publishers and consumers: {rate:8,.0f} messages/s "
+            f"({min(one.rate for one in seen):,.0f} to {max(one.rate for one in seen):,.0f}), "
+            f"{cpu:.3f} ms of RabbitMQ's CPU each, {cores:.2f} cores"
+        )
+    report.write(options.out / "bench.json", {"queue": {str(key): seen for key, seen in found.items()}})
+
+
 def compare_versions(place: Arena, options: argparse.Namespace, logs: Path) -> None:
     """Compare this version with the one whose ``closeout`` is given by --other."""
     ratios = versions.compare(place, console, options.other, options.rounds, logs)
@@ -166,7 +182,7 @@ def compare_versions(place: Arena, options: argparse.Namespace, logs: Path) -> N
 
 PARTS = {
     "throughput": throughput, "latency": latencies, "growth": grow, "defaults": defaults, "pooler": pooled,
-    "versions": compare_versions, "citus": on_citus,
+    "versions": compare_versions, "citus": on_citus, "queue": queue_limit,
 }  # fmt: skip
 
 

@@ -117,8 +117,8 @@ class Arena:
         servers = (self.postgres, *self.others)
         wal = sum(int(server.psql("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')")) for server in servers)
         cpu = {
-            "PostgreSQL": sum(cpu_of(_process(server)) for server in servers),
-            "RabbitMQ": cpu_of(_process(self.rabbit)),
+            "PostgreSQL": sum(cpu_of(process_of(server)) for server in servers),
+            "RabbitMQ": cpu_of(process_of(self.rabbit)),
             "worker": sum(cpu_of(psutil.Process(pid)) for pid in workers),
         }
         return Reading(time.monotonic(), int(row[0]), int(row[1]), int(row[2]), wal, cpu)
@@ -136,6 +136,7 @@ def cpu_of(root: psutil.Process) -> float:
     return seconds
 
 
-def _process(server: PostgresServer | RabbitServer) -> psutil.Process:
+def process_of(server: PostgresServer | RabbitServer) -> psutil.Process:
+    """Return the main process of the running *server*."""
     assert server._process is not None  # noqa: S101, SLF001 - the server is running
     return psutil.Process(server._process.pid)  # noqa: SLF001

@@ -8,7 +8,7 @@ from demo_run.setup import set_up
 from servers import PostgresServer
 from servers.clusters.citus import CitusServer
 
-from benchmarks.arena import SETTINGS, Arena
+from benchmarks.arena import SETTINGS, Arena, cpu_of, process_of
 from benchmarks.race import Lap, lap
 from benchmarks.subjects import closeout
 
@@ -49,8 +49,10 @@ def _arena(plain: Arena, cluster: CitusServer) -> Arena:
 def _lap(place: Arena, name: str, seed: int, logs: Path) -> Lap:
     for server in place.others:
         server.psql("SELECT pg_stat_statements_reset()", "closeout")
+    before = sum(cpu_of(process_of(server)) for server in place.others)
     found = lap(place, closeout(name, runs=RUNS), seed, logs)
     nodes = {
+        "of it nodes": 1000 * (sum(cpu_of(process_of(server)) for server in place.others) - before) / RUNS,
         "statements on nodes": sum(_calls(server, "IS NOT NULL") for server in place.others) / RUNS,
         "prepared on nodes": sum(_calls(server, _PREPARED) for server in place.others) / RUNS,
     }

@@ -1,0 +1,1 @@
+"""A day of many runs on a cluster, minute by minute."""
