@@ -61,6 +61,10 @@ async def ready(worker: RunningWorker) -> None:
     await Scenario.until(worker.ready, what="readiness")
 
 
+async def warned(worker: RunningWorker) -> bool:
+    return "closeout.run-completed.3 is not consumed" in (await worker.state()).get("warning", "")
+
+
 @pytest.mark.parametrize("first", ["workers", "topology"])
 async def test_moving_the_intake_to_four_queues_and_back_under_load_loses_nothing(
     scenario: Scenario, topology_url: str, first: str
@@ -72,7 +76,7 @@ async def test_moving_the_intake_to_four_queues_and_back_under_load_loses_nothin
         if first == "workers":
             four = await scenario.start(INTAKE_QUEUES="4")
             await ready(four)
-            assert "closeout.run-completed.3 is not consumed" in (await four.state())["warning"]
+            await scenario.until(lambda: warned(four), what="a warning about the missing queues")
             assert await one.stop() == 0
             await works(scenario)
             await topology(topology_url, 4)
