@@ -35,9 +35,9 @@ class Cost(NamedTuple):
     stored: int
 
 
-# Medians of scripts/bench on two cores that all processes share.
-ON_CITUS = Cost(worker=0.45, broker=0.21, session=0.55, shard=0.31, wal=5_800, stored=1_900)
-ON_ONE_SERVER = Cost(worker=0.27, broker=0.21, session=0.0, shard=0.13, wal=5_500, stored=1_900)
+# Medians of one run of scripts/bench citus, on two cores that all processes share.
+ON_CITUS = Cost(worker=0.53, broker=0.26, session=0.30, shard=0.75, wal=5_750, stored=1_900)
+ON_ONE_SERVER = Cost(worker=0.33, broker=0.24, session=0.0, shard=0.15, wal=5_500, stored=1_900)
 
 
 @dataclass(frozen=True, kw_only=True)
