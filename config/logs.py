@@ -162,5 +162,5 @@ def _renderer(log_format: str) -> structlog.types.Processor:
     return structlog.processors.JSONRenderer(_as_json)
 
 
-def _as_json(record: object, **options: Any) -> str:  # noqa: ANN401 - structlog's
+def _as_json(record: object, **options: Any) -> str:  # noqa: ANN401 - json.dumps's options, which structlog passes
     return escaped_json(json.dumps(record, ensure_ascii=False, **options))

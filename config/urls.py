@@ -60,10 +60,11 @@ def in_connect_order(url: str) -> str:
 
     The parameter is libpq's (version 16). asyncpg does not know it and would send it to the server, so it is removed.
     """
-    head, separator, query = url.partition("?")
-    if parameters(url).get(BALANCE) is None:
+    balance = parameters(url).get(BALANCE)
+    if balance is None:
         return url
-    if parameters(url)[BALANCE] == "random":
+    head, separator, query = url.partition("?")
+    if balance == "random":
         scheme, _, rest = head.partition("://")
         authority, slash, database = rest.partition("/")
         user, at, hosts = authority.rpartition("@")

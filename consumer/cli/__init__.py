@@ -21,7 +21,7 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
+def _version(wanted: bool) -> None:  # noqa: FBT001 - typer passes the option's value by position
     if wanted:
         typer.echo(installed_version())
         raise typer.Exit
@@ -29,7 +29,7 @@ def _version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
 
 @app.callback()
 def options(
-    _: Annotated[  # noqa: FBT002 - typer's way to write an option
+    _: Annotated[  # noqa: FBT002 - typer reads an option's default here
         bool,
         typer.Option("--version", callback=_version, is_eager=True, metavar="", help="Print the version and exit."),
     ] = False,

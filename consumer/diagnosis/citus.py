@@ -43,7 +43,7 @@ async def _prepared(conn: AsyncConnection) -> Check:
     try:
         nodes = (await conn.execute(_PREPARED, {"seconds": _RECOVERED_SECONDS})).all()
     except DATABASE_ERRORS as error:
-        return warning("prepared", f"cannot be counted: {one_line(error)}", "run closeout doctor as another role")
+        return warning("prepared", f"cannot be counted: {one_line(error)}", "run closeout doctor as a superuser")
     if away := [f"{node.nodename}:{node.nodeport}: {str(node.result)[:200]}" for node in nodes if not node.success]:
         return problem("prepared", f"nodes do not respond: {'; '.join(away)}", "start them")
     left = {f"{node.nodename}:{node.nodeport}": int(node.result) for node in nodes if int(node.result)}

@@ -154,7 +154,7 @@ async def open_session(
             session.is_citus = await session.fetchval(_IS_CITUS, timeout=connect_seconds)
             if session.is_citus:
                 await session.execute("SET plan_cache_mode = auto", timeout=connect_seconds)
-        except BaseException:  # also cancellation: nobody else knows this session
+        except BaseException:  # also cancellation: the caller has not received this session
             session.terminate()
             raise
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:

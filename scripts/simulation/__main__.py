@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--tenants", type=int, default=5_000, help="tenants (default: 5,000)")
     parser.add_argument("--skew", type=float, default=0.9, help="0: all tenants are equally large (default: 0.9)")
     parser.add_argument("--peak", type=float, default=3.0, help="the peak, times the day's mean (default: 3)")
-    parser.add_argument("--outage", type=int, default=10, help="minutes without the fullest node (default: 10)")
+    parser.add_argument("--outage", type=int, default=10, help="minutes without one node (default: 10)")
     parser.add_argument("--seed", type=int, default=1, help="another distribution of the tenants (default: 1)")
     options = parser.parse_args()
     if min(options.runs, options.cores, options.tenants, *options.nodes) < 1 or options.peak <= 1:

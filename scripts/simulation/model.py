@@ -6,9 +6,9 @@
 - A run costs CPU of a worker, of RabbitMQ, of the node that its session is connected to (planning) and of the node that
   has its tenant (execution). Sessions are spread over all nodes. The costs are those that ``scripts/bench citus`` and
   ``scripts/bench`` measured.
-- Each resource works off at most *cores* x 60 s of CPU per minute; a tenant's node that is busy lets its runs wait in
-  the queues. They are closed out in the order of arrival, node by node: workers close out tenant by tenant.
-- One node is down for *outage* minutes from the start of the peak hour. Its runs wait; the others' go on.
+- A node spends at most *cores* x 60 s of CPU per minute. Runs for which it has no time wait.
+- One node is down for *outage* minutes from the peak minute on. All runs are taken to wait, the worst case: a worker
+  pauses when a node that a batch needs is down.
 
 It does not model network, memory, checkpoints, vacuum or locks: a node is taken to keep its indexes in memory.
 """
@@ -66,8 +66,8 @@ class Day(NamedTuple):
     mean: float  # share of all nodes' cores at the peak
     workers: float  # cores of workers at the peak
     broker: float  # cores of RabbitMQ at the peak
-    longest_wait: int  # minutes that a run of the node that was down waited
-    waited: int  # minutes until its queue was empty again
+    longest_wait: int  # minutes that the fullest node's last run in the queue waits, at most
+    waited: int  # minutes from the start of the outage until no run waited any more
     wal_mb: float  # per second and node at the peak
     stored_gb: float  # per node and day
 
@@ -113,16 +113,11 @@ def simulate(cluster: Cluster, seed: int = 1) -> Day:
     down = range(PEAK_MINUTE, PEAK_MINUTE + cluster.outage)
     for minute, runs in enumerate(arrivals(cluster)):
         peak_rate = max(peak_rate, runs / 60)
-        up = cluster.nodes - (minute in down)
-        done = 0.0
         for node, share in enumerate(of_node):
             waiting[node] += runs * share
-            if node == fullest and minute in down:
-                continue
-            session = cost.session * runs / max(1, up)  # spread over the nodes that are up
-            closed = min(waiting[node], max(0.0, capacity - session) / cost.shard)
-            waiting[node] -= closed
-            done += closed
+            if minute not in down:
+                left = capacity - cost.session * runs / cluster.nodes
+                waiting[node] -= min(waiting[node], max(0.0, left) / cost.shard)
         if minute >= PEAK_MINUTE and waiting[fullest] >= 1:
             longest = max(longest, math.ceil(waiting[fullest] / max(1.0, runs * of_node[fullest])))
             empty_at = minute

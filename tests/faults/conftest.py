@@ -1,11 +1,12 @@
 """A scenario per test: a worker's user, role and proxied connections on the session's servers."""
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 from servers import PostgresServer, RabbitServer
+from servers.clusters.rabbitmq import RabbitCluster
 
 from tests.support.faults.scenario import Scenario
 
@@ -25,6 +26,16 @@ async def scenario(
             else:
                 server.start()
         await made.take_down()
+
+
+@pytest.fixture(scope="module")
+def cluster(folder: Path, request: pytest.FixtureRequest) -> Iterator[RabbitCluster]:
+    """Three RabbitMQ nodes, running."""
+    made = RabbitCluster(folder / request.module.__name__.rpartition(".")[2])
+    try:
+        yield made.start()
+    finally:
+        made.kill()
 
 
 @pytest.fixture

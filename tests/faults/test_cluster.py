@@ -1,7 +1,7 @@
 """Three nodes of RabbitMQ behind one address; each is killed in turn under load, the queue's leader first."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,15 +19,6 @@ from tests.support.faults.scenario import Scenario
 pytestmark = pytest.mark.timeout(240)
 
 VHOST = "cluster"
-
-
-@pytest.fixture(scope="module")
-def cluster(folder: Path) -> Iterator[RabbitCluster]:
-    made = RabbitCluster(folder / "cluster")
-    try:
-        yield made.start()
-    finally:
-        made.kill()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Several intake queues under load: the number of queues changes, and one queue becomes unavailable."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -208,15 +208,6 @@ async def test_all_intake_queues_share_one_prefetch_count(scenario: Scenario, to
             await scenario.until(full, what="all shares in use")
             assert await worker.metric("closeout_inflight_deliveries") == 30
         await assert_invariants(scenario, worker)
-
-
-@pytest.fixture(scope="module")
-def cluster(folder: Path) -> Iterator[RabbitCluster]:
-    made = RabbitCluster(folder / "intake-cluster")
-    try:
-        yield made.start()
-    finally:
-        made.kill()
 
 
 @pytest.fixture
