@@ -130,7 +130,7 @@ _COUNT = f"""
          WHERE sequence = {EVENTS_PER_RUN} AND set_aside_until IS NULL ORDER BY created_at LIMIT AT_MOST)
     SELECT o.tenant_id, o.type, count(*) FILTER (WHERE o.sequence = {EVENTS_PER_RUN}) AS last_events,
            count(DISTINCT o.run_id) AS runs, count(*) AS events,
-           greatest(extract(epoch FROM clock_timestamp() - min(o.created_at)), 0)::float8 AS oldest
+           greatest(extract(epoch FROM statement_timestamp() - min(o.created_at)), 0)::float8 AS oldest
       FROM waiting JOIN governance.outbox_events o USING (tenant_id, run_id)
      GROUP BY o.tenant_id, o.type
 """  # noqa: S608 - a constant of ours
@@ -145,7 +145,7 @@ async def read_backlog(conn: AsyncConnection, *, at_most: int = COUNTED_RUNS_MAX
     """Count the outbox by tenant and type, those with the oldest events first, in one statement and one snapshot."""
     total, by_tenant, by_type = Share(), dict[str, Share](), dict[str, Share]()
     rows = await conn.execute(text(_COUNT.replace("AT_MOST", str(at_most))))
-    for row in sorted(rows, key=lambda row: row.oldest, reverse=True):
+    for row in sorted(rows, key=lambda row: (-row.oldest, row.tenant_id, row.type)):
         oldest = round(row.oldest, 3)
         # Each run has one last event, of whatever type; a run is counted once for each type.
         total = total.plus(row.last_events, row.events, oldest)

@@ -28,6 +28,7 @@ from tests.acceptance.roles_of_commands import Identity, identity_for
 from tests.acceptance.shell import Output, Shell
 from tests.support import roles
 from tests.support import run_messages as runs
+from tests.support.citus_server import grant_after_migration
 
 ROOT = Path(__file__).parents[2]
 CLOSEOUT = str(Path(sys.executable).with_name("closeout"))
@@ -53,7 +54,7 @@ class Reader:
     """Files that the commands of the guides name are in *folder*."""
 
     def __init__(self, folder: Path, postgres: PostgresServer, rabbit: RabbitServer, name: str) -> None:
-        self.folder, self._postgres, self._database = folder, postgres, name
+        self.folder, self.postgres, self._database = folder, postgres, name
         self._urls = {"database_url": postgres.create_database(name), "amqp_url": rabbit.create_vhost(name)}
         roles.make_roles(postgres, name)
         for user in roles.DEFINITIONS["users"]:
@@ -139,7 +140,7 @@ class Reader:
         return Output(done.returncode, done.stdout)
 
     def sql(self, statement: str, *, role: str = SUPERUSER) -> str:
-        return str(self._postgres.psql(statement, self._database, user=role)).strip()
+        return str(self.postgres.psql(statement, self._database, user=role)).strip()
 
     def publish(
         self, *bodies: bytes, identity: Identity = identities.RUNNER, exchange: str = "runs", key: str = "run.completed"
@@ -186,7 +187,7 @@ class Reader:
     # Events around the reader
 
     def grant_rights(self) -> None:
-        roles.grant_rights(self._postgres, self._database)
+        grant_after_migration(self.postgres, self._database)
 
     def make_runs_stuck(self) -> None:
         """Three messages are parked; then the exchange of events is deleted, and no relay runs for minutes."""
@@ -203,7 +204,7 @@ class Reader:
         self.publish(*(globex(run_id, status="succeeded", error_code=None) for run_id in STRANDED))
         self.until_closed_out(*STRANDED)
         self._started[0].send_signal(signal.SIGSTOP)
-        self.sql("UPDATE governance.outbox_events SET created_at = created_at - interval '17 min'")
+        self._date_back("outbox_events", "17 min", "created_at")
 
     def resume_work(self) -> None:
         self._started[0].send_signal(signal.SIGCONT)
@@ -212,10 +213,16 @@ class Reader:
         self.sql("ALTER TABLE governance.incidents DROP CONSTRAINT unforeseen")
 
     def age_a_run(self) -> None:
-        self.sql(
-            "UPDATE governance.run_completions SET received_at = received_at - interval '100 days',"
-            f" committed_at = committed_at - interval '100 days' WHERE run_id = '{STRANDED[0]}'"
+        self._date_back(
+            "run_completions", "100 days", "received_at", "committed_at", where=f"WHERE run_id = '{STRANDED[0]}'"
         )
+
+    def _date_back(self, table: str, interval: str, *columns: str, where: str = "") -> None:
+        # Citus refuses timestamptz - interval in an UPDATE: that depends on the session's time zone.
+        values = ", ".join(
+            f"{column} = ({column} AT TIME ZONE 'UTC' - interval '{interval}') AT TIME ZONE 'UTC'" for column in columns
+        )
+        self.sql(f"UPDATE governance.{table} SET {values} {where}")
 
     def publish_events_twice(self) -> list[dict[str, Any]]:
         """Close a run out, publish its events once more under their ids, and return them."""

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from servers import PostgresServer
 from servers.clusters.citus import CitusServer
 
 from consumer.postgres.engine import create_engine
@@ -21,8 +22,25 @@ class CitusForTests(CitusServer):
 
     async def _migrate_and_distribute(self, name: str) -> None:
         await migrated_by_the_owner(self, name)
+        await self.distribute(name)
+
+    async def distribute(self, name: str) -> None:
+        """Distribute the tables of database *name*, and grant rights on them."""
         engine = create_engine(self.url(name, user=OWNER), command_timeout=None)
         async for _ in distribute(engine):
             pass
         await engine.dispose()
         grant_rights(self, name)
+
+
+def grant_after_migration(postgres: PostgresServer, name: str) -> None:
+    """Grant the roles' rights on the tables of database *name*; on a cluster, distribute them first."""
+    if isinstance(postgres, CitusForTests):
+        asyncio.run(postgres.distribute(name))
+    else:
+        grant_rights(postgres, name)
+
+
+def passed_checks(postgres: PostgresServer, number: int) -> str:
+    """Return the end of doctor's last line if *number* checks of one server pass; a cluster has two more."""
+    return f"{number + 2 * isinstance(postgres, CitusForTests)} ok"
