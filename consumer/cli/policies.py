@@ -90,6 +90,7 @@ def backtest(
     *,
     since: Annotated[str, typer.Option(metavar="TIME", help="Only runs received within the last 2h, 30d.")] = "30d",
     tenant: Tenant = None,
+    sample: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only N random runs: a first answer.")] = None,
     limit_examples: Examples = 3,
     as_json: Json = False,
 ) -> None:
@@ -97,16 +98,17 @@ def backtest(
 
     The results are compared with the enforced policies: newly are runs that no
     policy of this name flagged or suppressed, no longer are runs that one did.
-    Reads only, in short transactions next to live workers; a role with SELECT is
-    enough. Some fields are not stored: the error message if the incident was
-    suppressed, steps and trace id of a run without a trace. A run whose result
-    depends on one of them counts as unknown.
+    Reads only, in short transactions next to live workers, in one process per
+    core; a role with SELECT is enough. With --sample each share has its interval
+    of confidence. Some fields are not stored: the error message if the incident
+    was suppressed, steps and trace id of a run without a trace. A run whose
+    result depends on one of them counts as unknown.
 
     Example: closeout policies backtest policies.yaml --since 30d --tenant acme
     """
     from consumer.commands.policies.backtest import backtest_file
 
-    backtest_file(file, since=since, tenant=tenant, limit_examples=limit_examples, as_json=as_json)
+    backtest_file(file, since=since, tenant=tenant, limit_examples=limit_examples, sample=sample, as_json=as_json)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from consumer.policy_analysis.backtest import Count, Tally, example_of
+from consumer.policy_analysis.tally import Count, Tally, example_of
 from consumer.runs.pages import estimate, pages
 from consumer.runs.stored import StoredRun, read_runs, reading
 from consumer.wording import Progress
@@ -97,9 +97,10 @@ def _statement() -> Select[Any]:
     one, other = policy_evaluations.c, prevention_records.c
     return (
         select(one.tenant_id, one.run_id, one.evaluated_at, one.shadow, one.violations, other.policy_id)
-        .select_from(given)
-        .join(policy_evaluations, (one.tenant_id == given.c.tenant_id) & (one.run_id == given.c.run_id))
-        .outerjoin(prevention_records, (other.tenant_id == given.c.tenant_id) & (other.run_id == given.c.run_id))
+        .select_from(policy_evaluations)
+        .join(given, (one.tenant_id == given.c.tenant_id) & (one.run_id == given.c.run_id))
+        # Citus joins distributed tables with each other, not with the keys.
+        .outerjoin(prevention_records, (other.tenant_id == one.tenant_id) & (other.run_id == one.run_id))
     )
 
 

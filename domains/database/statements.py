@@ -88,6 +88,12 @@ class _Form(NamedTuple):
         return cls(str(compiled), compiled.params, compiled.positiontup)
 
 
+def for_driver(statement: Executable) -> tuple[str, list[Any]]:
+    """Return the text and the values of a *statement* whose parameters are all bound."""
+    form = _Form.of(statement)
+    return form.text, [form.constants[name] for name in form.names]
+
+
 class RowForm(NamedTuple):
     """An INSERT of one row that is repeated for many: ``VALUES (...), (...)``.
 

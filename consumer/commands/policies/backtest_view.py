@@ -8,7 +8,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from consumer.commands.output import format_time, out
-from consumer.policy_analysis.backtest import Backtest, Count, Example, Tally
+from consumer.policy_analysis.backtest import Backtest
+from consumer.policy_analysis.tally import Count, Example, Tally, share_between
 from consumer.wording import counted
 from domains.policies.explain import Value
 from domains.policies.files import PolicyDraft
@@ -31,9 +32,15 @@ def print_backtest(result: Backtest, *, off: Sequence[str], limit: int) -> None:
         f"The enforced policies flagged {did.flagged:,}, suppressed {counted(did.suppressed, 'incident')} and failed "
         f"to evaluate on {did.errors:,}"
     )
+    if result.sample_of is not None:
+        print_one(
+            f"A random sample of about {result.sample_of:,} runs: shares in brackets are those of all of them, with a "
+            "confidence of 95%",
+            "yellow",
+        )
     for tally in result.tallies:
         print_one("")
-        print_policy(tally, limit)
+        print_policy(tally, limit, is_sample=result.sample_of is not None)
     for name in off:
         print_one("")
         print_one(f"{name}: off in the file (enabled: false), not evaluated")
@@ -49,10 +56,13 @@ def print_backtest(result: Backtest, *, off: Sequence[str], limit: int) -> None:
         print_one("Why: closeout policies test FILE --run TENANT/RUN_ID", "dim")
 
 
-def print_policy(tally: Tally, limit: int) -> None:
+def print_policy(tally: Tally, limit: int, *, is_sample: bool = False) -> None:
     """Print the results of one policy, by tenant, with examples."""
     draft, total = tally.draft, tally.total
     share = f" ({total.hits / total.runs:.1%})" if total.runs else ""
+    if is_sample:
+        low, high = share_between(total.hits, total.runs)
+        share += f" [{low:.1%} to {high:.1%}]"
     print_one(f"{about(draft)}: {_WOULD[draft.effect]} {total.hits:,} of {counted(total.runs, 'run')}{share}", "bold")
     if tally.has_history:
         print_one(

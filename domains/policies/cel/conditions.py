@@ -67,6 +67,11 @@ class Condition:
         self.reads = reads_of(tree)
         self._expression = expression
 
+    @property
+    def depends_on_size(self) -> bool:
+        """Return whether an evaluation asks for the size of the run, and so for all its fields."""
+        return self._expensive is not None or self._allocates
+
     def holds(self, run: Visible) -> bool:
         """Return whether the condition is true of *run*; raise :class:`EvaluationError` if it has no result."""
         if self._expensive is not None and not run.extent.is_usual:

@@ -20,7 +20,7 @@ _LATEST = datetime.max.replace(tzinfo=UTC, microsecond=0)
 # The library refuses a time inside a map but not as a variable: with these, run.completed_at is a time.
 _TIMES = ("started_at", "completed_at")
 # The fields of a run that conditions can read.
-_FIELDS = frozenset((*CompletedRun.__struct_fields__, "duration_ms", "step_count"))
+FIELDS = frozenset((*CompletedRun.__struct_fields__, "duration_ms", "step_count"))
 ENVIRONMENT = cel.NewEnv(
     variables={
         "run": cel.Type.Map(cel.Type.STRING, cel.Type.DYN),
@@ -46,7 +46,7 @@ class Visible:
         run: CompletedRun,
         *,
         unknown: frozenset[str] = frozenset(),
-        needed: frozenset[str] = _FIELDS,
+        needed: frozenset[str] = FIELDS,
     ) -> None:
         self._run = run
         self.unknown = unknown
@@ -54,7 +54,7 @@ class Visible:
         self.unseen: list[Unseen] = []
         self._variables: dict[str, Any] = {
             "run": visible_fields(run, needed - unknown if unknown else needed, self.unseen),
-            **{f"run.{name}": _time(getattr(run, name)) for name in _TIMES},
+            **{f"run.{name}": _time(getattr(run, name)) for name in _TIMES if name in needed},
         }
         self._shared = ENVIRONMENT.Activation(self._variables)
         self._extent: Extent | None = None
@@ -81,7 +81,7 @@ class Visible:
 
 
 def visible_fields(
-    run: CompletedRun, names: frozenset[str] = _FIELDS, unseen: list[Unseen] | None = None
+    run: CompletedRun, names: frozenset[str] = FIELDS, unseen: list[Unseen] | None = None
 ) -> dict[str, Any]:
     """Return the fields called *names* as CEL values, ``duration_ms`` and ``step_count`` included.
 
@@ -89,7 +89,7 @@ def visible_fields(
     ``VISIBLE_STEPS``, and integers beyond 64 bits become doubles. Truncated values are added to *unseen*.
     """
     unseen = [] if unseen is None else unseen
-    return {name: _visible(run, name, unseen) for name in names & _FIELDS}
+    return {name: _visible(run, name, unseen) for name in names & FIELDS}
 
 
 def _visible(run: CompletedRun, name: str, unseen: list[Unseen]) -> Any:  # noqa: ANN401 - whatever a field can hold

@@ -1,8 +1,10 @@
 """``closeout policies backtest``: a file's policies over stored runs, read-only, and the enforced ones."""
 
 import json
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from multiprocessing import active_children
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,18 +16,27 @@ from sqlalchemy.exc import DBAPIError
 
 from consumer import create_transaction_coordinator
 from consumer.closeout.inbox import Arrival
-from consumer.policy_analysis.backtest import backtest, runs_between
+from consumer.errors import UnavailableError
+from consumer.policy_analysis import backtest as module
+from consumer.policy_analysis.backtest import backtest
+from consumer.policy_analysis.evaluation import Evaluation
+from consumer.policy_analysis.processes import Processes
+from consumer.policy_analysis.tally import share_between
 from consumer.postgres.engine import create_engine
-from consumer.runs.pages import estimate, pages
+from consumer.runs import stored
+from consumer.runs.pages import estimate, pages, sample, spans
 from consumer.runs.stored import read_runs, reading
 from domains.policies.apply import apply_policies
-from domains.policies.cel.visible import visible_fields
+from domains.policies.cel.visible import Visible, visible_fields
+from domains.policies.explain import ask
 from domains.policies.files import PolicyDraft
+from domains.run import RunKey
 from domains.tables import metadata
 from tests.support import run_messages as runs
 from tests.support.command_line import closeout_blocking
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+KEYS = stored.Columns(frozenset())
 MONTH: dict[str, Any] = {"since": NOW - timedelta(days=30), "until": NOW}
 
 
@@ -182,12 +193,12 @@ async def test_a_traced_run_is_rebuilt_as_conditions_saw_it(database_url, change
     ]
     await close_out(engine, *sent)
     async with reading(engine) as conn:
-        stored = {found.run.key: found for found in await read_runs(conn, [run.key for run in sent])}
+        found = {one.run.key: one for one in await read_runs(conn, [run.key for run in sent])}
     await engine.dispose()
-    assert len(stored) == len(sent)
+    assert len(found) == len(sent)
     for run in sent:
-        assert stored[run.key].unknown == frozenset()
-        assert visible_fields(stored[run.key].run) == visible_fields(run)
+        assert found[run.key].unknown == frozenset()
+        assert visible_fields(found[run.key].run) == visible_fields(run)
 
 
 def _plain(fields):
@@ -200,9 +211,9 @@ async def test_a_trace_with_steps_of_another_kind_leaves_the_steps_unknown(engin
     async with engine.begin() as conn:
         await conn.execute(text("""UPDATE governance.traces SET steps = '[{"kind": "theirs"}]'"""))
     async with reading(engine) as conn:
-        (stored,) = await read_runs(conn, [run.key])
-    assert stored.unknown == {"steps", "step_count"}
-    assert stored.run.trace_id == run.trace_id
+        (found,) = await read_runs(conn, [run.key])
+    assert found.unknown == {"steps", "step_count"}
+    assert found.run.trace_id == run.trace_id
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 100])
@@ -236,19 +247,153 @@ async def test_a_run_that_is_not_closed_out_is_omitted(engine):
         assert await read_runs(conn, [run.key]) == []
 
 
-async def test_no_transaction_is_open_while_runs_are_evaluated(engine):
-    await close_out(engine, *(runs.run() for _ in range(3)))
-    states = []
+async def test_a_transaction_is_continued_in_another_while_runs_are_evaluated(engine, monkeypatch):
+    monkeypatch.setattr(stored, "TRANSACTION_SECONDS", 0)
+    monkeypatch.setattr(stored, "_RUNS_A_FETCH", 2)
+    sent = [runs.run() for _ in range(7)]
+    await close_out(engine, *sent)
+    found, snapshots = [], []
     async with reading(engine) as conn:
         pid = (await conn.execute(text("SELECT pg_backend_pid()"))).scalar_one()
         await conn.commit()
-        async for _ in runs_between(conn, **MONTH, tenant=None):
+        (span,) = [span async for span in spans(conn, **MONTH)]
+        async for some in stored.read_span(conn, span, None, KEYS):
+            found += [row[stored.RUN] for row in some]
             async with engine.connect() as other:
-                found = await other.execute(
-                    text("SELECT state, backend_xmin FROM pg_stat_activity WHERE pid = :pid"), {"pid": pid}
-                )
-                states.append(tuple(found.one()))
-    assert states == [("idle", None)]
+                query = text("SELECT xact_start FROM pg_stat_activity WHERE pid = :pid")
+                snapshots.append((await other.execute(query, {"pid": pid})).scalar_one())
+    assert sorted(found) == sorted(run.run_id for run in sent)
+    assert len(set(snapshots)) == len(snapshots) == 4
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+@pytest.mark.parametrize("tenant", [None, "globex"])
+async def test_spans_have_the_runs_of_pages(engine, size, tenant):
+    for day in (0, 0, 0, 9, 9, 29):
+        made = [runs.run(tenant_id=name) for name in ("acme", "globex")]
+        await close_out(engine, *made, received_at=NOW - timedelta(days=day, hours=3))
+    options = {**MONTH, "tenant": tenant, "size": size}
+    async with reading(engine) as conn:
+        listed = [[one.key for one in page] async for page in pages(conn, **options)]
+        found = [span async for span in spans(conn, **options)]
+        read = [
+            [RunKey(*row[1:3]) async for some in stored.read_span(conn, span, tenant, KEYS) for row in some]
+            for span in found
+        ]
+    assert read == listed
+    assert [span.runs for span in found] == [len(page) for page in listed]
+
+
+CONDITIONS = [
+    "run.usage.cost_usd > 1.5",
+    "run.status == 'failed' && run.error_message.contains('answer')",
+    "run.steps.exists(s, s.status == 'failed' && s.duration_ms > 10)",
+    "run.duration_ms > 1000 && run.completed_at > timestamp('2026-11-01T00:00:00Z')",
+    "run.metadata.region == 'eu' || run.step_count > 1",
+    "type(run.metadata.n) == int",
+    "run.metadata.n == 1",
+    "size(run) > 3",
+    "run.steps.filter(s, s.status == 'failed').size() > 0",  # depends on the size of a run
+]
+
+
+@pytest.mark.parametrize("number", [None, 1, 3])
+async def test_processes_give_the_same_results_as_one(engine, database_url, monkeypatch, number):
+    """Each condition alone, which reads few columns, and all of them together."""
+    await apply(engine, draft("cost", condition="run.usage.cost_usd < 2.5"))
+    sent = [
+        runs.run(
+            tenant_id=f"tenant-{index % 3}",
+            usage={"cost_usd": index % 4},
+            trace_id=None if index % 5 == 0 else str(runs.run().trace_id),
+            metadata={"region": "eu", "n": (1, 1.0, True, "1", None)[index % 5]} if index % 2 else {},
+            error_message="no answer" if index % 3 else None,
+        )
+        for index in range(40)
+    ]
+    await close_out(engine, *sent)
+    drafts = [draft("cost", condition=CONDITIONS[0])]
+    drafts += [draft(f"p{index}", condition=condition) for index, condition in enumerate(CONDITIONS)]
+    monkeypatch.setattr(module, "_RUNS_FOR_PROCESSES", 0)
+    monkeypatch.setattr(module, "_RUNS_A_SPAN", 7)
+    processes = None if number is None else Processes(database_url, number)
+
+    together = await backtest(engine, drafts, **MONTH, processes=processes)
+
+    async with reading(engine) as conn:
+        read = await stored.read_runs(conn, [run.key for run in sent])
+    assert together.runs == 40
+    for tally in together.tallies:
+        answers = Counter(ask(tally.condition, Visible(one.run, unknown=one.unknown)).answer for one in read)
+        total = tally.total
+        assert (total.hits, total.errors, total.unknown) == (answers["true"], answers["error"], answers["unknown"])
+        assert len(tally.examples["newly"]) == min(3, tally.total.newly)
+        assert len(tally.examples["errors"]) == min(3, tally.total.errors)
+    for one, tally in zip(drafts, together.tallies, strict=True):
+        (alone,) = (await backtest(engine, [one], **MONTH)).tallies
+        assert (alone.tenants, alone.examples) == (tally.tenants, tally.examples)
+
+
+async def test_a_killed_process_is_reported_and_no_process_is_left(engine, database_url):
+    await close_out(engine, *(runs.run() for _ in range(20)))
+    evaluation = Evaluation([draft()], {}, tenant=None, limit=0)
+    async with reading(engine) as conn:
+        found = Processes(database_url, 2).evaluate(evaluation, spans(conn, **MONTH, size=1))
+        await anext(found)
+        for process in active_children():
+            process.kill()
+        with pytest.raises(UnavailableError, match="was killed"):
+            async for _ in found:
+                pass
+    assert active_children() == []
+
+
+async def test_processes_end_when_the_backtest_is_cancelled(engine, database_url):
+    await close_out(engine, *(runs.run() for _ in range(20)))
+    evaluation = Evaluation([draft()], {}, tenant=None, limit=0)
+    async with reading(engine) as conn:
+        found = Processes(database_url, 2).evaluate(evaluation, spans(conn, **MONTH, size=1))
+        await anext(found)
+        assert active_children()
+        await found.aclose()
+    assert active_children() == []
+
+
+async def test_a_sample_is_a_random_part_of_the_runs_of_the_period(engine):
+    await close_out(engine, *(runs.run(status="failed" if index % 2 else "succeeded") for index in range(300)))
+    await close_out(engine, runs.run(tenant_id="globex"), received_at=NOW - timedelta(days=40))
+    async with engine.connect() as conn:
+        await (await conn.execution_options(isolation_level="AUTOCOMMIT")).execute(text("ANALYZE"))
+    failed = [draft(condition="run.status == 'failed'", effect="suppress_incident")]
+
+    some = await backtest(engine, failed, **MONTH, sample_size=100)
+    more = await backtest(engine, failed, **MONTH, sample_size=1_000)
+
+    assert some.runs == 100
+    assert some.sample_of is not None
+    assert 250 <= some.sample_of <= 350
+    low, high = share_between(some.tallies[0].total.hits, 100)
+    assert low < high
+    assert 10 < some.tallies[0].total.hits < 90  # 40 % of runs away from the half: a chance of 10 ** -15
+    # All there are: not a sample.
+    assert (more.runs, more.sample_of, more.tallies[0].total.hits) == (300, None, 150)
+    assert (await backtest(engine, failed, **MONTH, sample_size=5, tenant="globex")).runs == 0
+
+
+async def test_a_sample_of_many_runs_reads_random_pages(engine):
+    """Enough runs for several pages of the table."""
+    await close_out(engine, *(runs.run() for _ in range(500)))
+    async with reading(engine) as conn:
+        one = await sample(conn, 2, among=200, **MONTH)
+        other = [key for _ in range(10) for key in await sample(conn, 2, among=200, **MONTH)]
+    assert len(one) <= 2
+    assert set(other) - set(one)
+
+
+def test_the_interval_of_a_share_is_wilsons():
+    assert share_between(5, 10) == pytest.approx((0.236593, 0.763407), abs=1e-6)
+    assert share_between(0, 10) == pytest.approx((0.0, 0.277533), abs=1e-6)
+    assert share_between(0, 0) == (0.0, 1.0)
 
 
 async def test_the_estimated_number_of_runs_is_that_of_the_period(engine):

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from consumer.commands.policies import backtest_view as screen
-from consumer.policy_analysis.backtest import Count, Tally
+from consumer.policy_analysis.tally import Count, Tally
 from domains.policies.cel.conditions import Condition
 from domains.policies.files import PolicyDraft
 

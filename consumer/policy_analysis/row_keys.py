@@ -1,0 +1,73 @@
+"""Reads from the row of a stored run what decides a condition's result, without building the run."""
+
+from collections.abc import Callable, Hashable, Sequence
+from operator import attrgetter, itemgetter
+from typing import Any
+
+from consumer.runs.stored import Columns, StoredRow
+from domains.policies.cel.conditions import Condition
+from domains.policies.cel.field_paths import MISSING, Path, value_at
+from domains.policies.cel.projection import projection
+from domains.run import VISIBLE_STEPS, Step
+
+# The key of a row, given its steps (null: not stored); raises NoKeyError.
+RowKey = Callable[[StoredRow, Sequence[Step] | None], Hashable]
+_SCALARS = (str, int, float, type(None))
+
+
+class NoKeyError(Exception):
+    """The condition reads more of the run than plain values."""
+
+
+def row_key(condition: Condition, columns: Columns) -> RowKey | None:
+    """Return the function that makes *condition*'s key of a row, or ``None`` if there is none.
+
+    Rows with one key have the same result.
+    """
+    wanted = projection(condition)
+    if wanted is None or not columns.positions.keys() >= set(wanted.fields):
+        return None
+    parts: list[RowKey] = []
+    if wanted.fields:
+        fields = itemgetter(*(columns.positions[name] for name in wanted.fields))
+        parts.append(lambda row, _: fields(row))
+    if wanted.of_steps:
+        parts.append(_steps_key(wanted.of_steps))
+    if wanted.in_metadata:
+        parts.append(_metadata_key(wanted.in_metadata, columns))
+    if len(parts) == 1:
+        return parts[0]
+    return lambda row, steps: tuple([part(row, steps) for part in parts])
+
+
+def reads_steps(condition: Condition) -> bool:
+    """Return whether the key of *condition* is made from steps."""
+    wanted = projection(condition)
+    return wanted is not None and bool(wanted.of_steps)
+
+
+def _steps_key(names: Sequence[str]) -> RowKey:
+    values = attrgetter(*names)
+    # To Python 1 and 1.0 are one key; to a condition they are two.
+    typed = "duration_ms" in names
+
+    def key(_row: StoredRow, steps: Sequence[Step] | None) -> Hashable:
+        if steps is None:
+            return None
+        if len(steps) > VISIBLE_STEPS:
+            raise NoKeyError
+        found = tuple(map(values, steps))
+        return (found, tuple([type(step.duration_ms) for step in steps])) if typed else found
+
+    return key
+
+
+def _metadata_key(paths: Sequence[Path], columns: Columns) -> RowKey:
+    return lambda row, _: _plain_values(columns.metadata_of(row), paths)
+
+
+def _plain_values(metadata: dict[str, Any], paths: Sequence[Path]) -> Hashable:
+    found = [value_at(metadata, path) for path in paths]
+    if any(value is not MISSING and not isinstance(value, _SCALARS) for value in found):
+        raise NoKeyError
+    return tuple([(type(value), value) for value in found])
