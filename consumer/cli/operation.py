@@ -63,6 +63,9 @@ def reconcile(
     repair: Annotated[bool, typer.Option("--repair", metavar="", help="Publish stale events; needs AMQP_URL.")] = False,
     older_than: Annotated[str, typer.Option(metavar="TIME", help="Age of a stale event: 90s, 5m, 2h, 1d.")] = "5m",
     tenant: Tenant = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only runs received within the last 2h, 30d.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number of runs listed per invariant.")] = 20,
     as_json: Json = False,
 ) -> None:
@@ -70,12 +73,14 @@ def reconcile(
 
     Safe next to live workers. Changes nothing, except with --repair, which
     publishes stale events of all tenants, as a relay would, and checks again.
+    With --since only those runs are read, and no-orphans is not checked: rows
+    that belong to no run have no time of receipt.
 
     Example: closeout reconcile --tenant acme --older-than 10m
     """
     from consumer.commands.reconcile import run_reconcile
 
-    run_reconcile(repair=repair, older_than=older_than, tenant=tenant, limit=limit, as_json=as_json)
+    run_reconcile(repair=repair, older_than=older_than, tenant=tenant, since=since, limit=limit, as_json=as_json)
 
 
 def prune(

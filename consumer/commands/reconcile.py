@@ -1,5 +1,6 @@
 """Checks the invariants of every run, and publishes stale events."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import typer
@@ -16,16 +17,20 @@ from consumer.postgres.engine import create_engine
 from consumer.wording import counted
 
 
-def run_reconcile(*, repair: bool, older_than: str, tenant: str | None, limit: int, as_json: bool) -> None:
+def run_reconcile(
+    *, repair: bool, older_than: str, tenant: str | None, since: str | None, limit: int, as_json: bool
+) -> None:
     """Check the invariants, after publishing stale events with *repair*; end with status 1 if one is violated."""
     seconds = parse_duration("--older-than", older_than).total_seconds()
+    earliest = datetime.now(UTC) - parse_duration("--since", since) if since is not None else None
     settings = settings_for(need_amqp=repair)
 
     async def work() -> tuple[list[Finding], dict[str, Any] | None]:
         engine = create_engine(settings.database_url.get_secret_value(), pool_size=1)
         try:
             repaired = await _repair(engine, settings, seconds) if repair else None
-            return await reconcile(engine, older_than_seconds=seconds, tenant=tenant, limit=limit), repaired
+            findings = await reconcile(engine, older_than_seconds=seconds, tenant=tenant, since=earliest, limit=limit)
+            return findings, repaired
         finally:
             await engine.dispose()
 
