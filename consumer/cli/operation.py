@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from consumer.cli.options import DryRun, Json, Tenant
+from consumer.cli.options import DryRun, Json, Since, Tenant
 from consumer.maintenance.limits import BATCH_RUNS, SAFE_AGE
 
 
@@ -63,9 +63,7 @@ def reconcile(
     repair: Annotated[bool, typer.Option("--repair", metavar="", help="Publish stale events; needs AMQP_URL.")] = False,
     older_than: Annotated[str, typer.Option(metavar="TIME", help="Age of a stale event: 90s, 5m, 2h, 1d.")] = "5m",
     tenant: Tenant = None,
-    since: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Only runs received within the last 2h, 30d.")
-    ] = None,
+    since: Since = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number of runs listed per invariant.")] = 20,
     as_json: Json = False,
 ) -> None:

@@ -6,6 +6,7 @@ import typer
 
 from consumer.cli.options import ANY_ID, Json, Tenant
 from consumer.phases import TransactionPhase
+from domains.incidents.rules import Severity
 from domains.run import RunStatus
 
 app = typer.Typer(help="List runs, and explain one.", no_args_is_help=True)
@@ -25,6 +26,21 @@ def list_(
         typer.Option(metavar="STATUS", help="Only runs with this status: succeeded, failed, halted, aborted."),
     ] = None,
     session: Annotated[str | None, typer.Option(metavar="SESSION_ID", help="Only runs of this conversation.")] = None,
+    agent: Annotated[str | None, typer.Option(metavar="AGENT_ID", help="Only runs of this agent.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="MODEL", help="Only runs of this model.")] = None,
+    error_code: Annotated[str | None, typer.Option(metavar="CODE", help="Only runs with this error code.")] = None,
+    severity: Annotated[
+        Severity | None,
+        typer.Option(
+            metavar="SEVERITY", help="Only runs whose incident has this severity: NONE, LOW, MEDIUM, HIGH, CRITICAL."
+        ),
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only runs received within the last 2h, 30d.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only runs received before the last 2h, 30d.")
+    ] = None,
     adjusted: Annotated[
         bool, typer.Option("--adjusted", metavar="", help="Only runs whose message had to be adjusted.")
     ] = False,
@@ -38,7 +54,19 @@ def list_(
     from consumer.commands.runs import print_runs
 
     print_runs(
-        tenant=tenant, phase=phase, status=status, session=session, is_adjusted=adjusted, limit=limit, as_json=as_json
+        tenant=tenant,
+        phase=phase,
+        status=status,
+        session=session,
+        agent=agent,
+        model=model,
+        error_code=error_code,
+        severity=severity,
+        since=since,
+        until=until,
+        is_adjusted=adjusted,
+        limit=limit,
+        as_json=as_json,
     )
 
 

@@ -1,7 +1,7 @@
 """Lists runs, and explains one."""
 
 import asyncio
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from rich.table import Column, Table
@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from config.settings import examine_settings
 from consumer.amqp.connection import BrokerConnection
 from consumer.commands import parked_view as view
+from consumer.commands.durations import parse_duration
 from consumer.commands.output import EXIT_USAGE, fail, out, print_json, printable
 from consumer.commands.run_view import format_time, print_report
 from consumer.commands.session import with_database
@@ -31,8 +32,19 @@ _PARKED_SHOWN = 5
 _INVALID = {"invalid_json", "schema_violation", "unsupported_content_type", "conflicting_duplicate"}
 
 
-def print_runs(*, limit: int, as_json: bool, **filters: Any) -> None:  # noqa: ANN401 - those of list_runs
-    """List the newest runs that match."""
+def print_runs(
+    *,
+    limit: int,
+    as_json: bool,
+    since: str | None,
+    until: str | None,
+    **filters: Any,  # noqa: ANN401 - the other filters of list_runs
+) -> None:
+    """List the newest runs that match; *since* and *until* are durations before now."""
+    now = datetime.now(UTC)
+    for name, before in (("since", since), ("until", until)):
+        if before is not None:
+            filters[name] = now - parse_duration(f"--{name}", before)
     found = with_database(lambda engine: list_runs(engine, limit=limit, **filters))
     if as_json:
         print_json(found)

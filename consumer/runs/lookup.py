@@ -73,9 +73,18 @@ async def list_runs(
     phase: TransactionPhase | None = None,
     status: str | None = None,
     session: str | None = None,
+    agent: str | None = None,
+    model: str | None = None,
+    error_code: str | None = None,
+    severity: str | None = None,
     is_adjusted: bool = False,
+    since: datetime | None = None,
+    until: datetime | None = None,
 ) -> list[Row]:
-    """Return the newest runs, received last first, with their incident's severity and their evaluation's outcome."""
+    """Return the newest runs, received last first, with their incident's severity and their evaluation's outcome.
+
+    *since* and *until* limit the time of receipt; the latter is not included.
+    """
     run = run_completions
     query = (
         select(
@@ -91,19 +100,27 @@ async def list_runs(
         .order_by(run.c.received_at.desc())
         .limit(limit)
     )  # fmt: skip
-    wanted = ((run.c.tenant_id, tenant), (run.c.phase, phase), (run.c.status, status), (run.c.session_id, session))
+    wanted = (
+        (run.c.tenant_id, tenant), (run.c.phase, phase), (run.c.status, status), (run.c.session_id, session),
+        (run.c.agent_id, agent), (run.c.model, model), (run.c.error_code, error_code), (incidents.c.severity, severity),
+    )  # fmt: skip
     for column, value in wanted:
         if value is not None:
             query = query.where(column == value)
     if is_adjusted:
         query = query.where(run.c.adjustments.is_not(None))
+    if until is not None:
+        query = query.where(run.c.received_at < until)
     found: list[Row] = []
     async with engine.connect() as conn:
         # The BRIN index on received_at supports time ranges but not sorting, so the range is widened step by step.
         for window in (timedelta(minutes=10), timedelta(hours=6), timedelta(days=7), None):
-            recent = query if window is None else query.where(run.c.received_at > datetime.now(UTC) - window)
+            start = None if window is None else (until or datetime.now(UTC)) - window
+            complete = since is not None and (start is None or start <= since)
+            bound = since if complete else start
+            recent = query if bound is None else query.where(run.c.received_at >= bound)
             found = [dict(row) for row in (await conn.execute(recent)).mappings()]
-            if len(found) == limit:
+            if len(found) == limit or complete:
                 break
     return found
 

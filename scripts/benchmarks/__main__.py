@@ -19,7 +19,7 @@ from servers import PostgresServer, RabbitServer, start_all
 from servers.process import ServerError
 from servers.service_pair import end_on_signals
 
-from benchmarks import citus, floor, growth, latency, pgbench, pooler, queue_leader, report, versions
+from benchmarks import citus, floor, growth, latency, people, pgbench, pooler, queue_leader, report, versions
 from benchmarks.arena import SETTINGS, Arena
 from benchmarks.race import Lap, lap
 from benchmarks.subjects import THROUGHPUT, closeout
@@ -180,9 +180,17 @@ def compare_versions(place: Arena, options: argparse.Namespace, logs: Path) -> N
     report.write(options.out / "bench.json", {"versions": ratios})
 
 
+def what_people_wait_for(_place: Arena, options: argparse.Namespace, logs: Path) -> None:
+    """Time commands over stored runs, next to the version whose ``closeout`` is given by --other."""
+    found = people.compare(logs / "people", console, options.other, options.rounds, options.runs)
+    report.factors({name: one["factors"] for name, one in found.items()}, options.out / "people.png")
+    report.write(options.out / "bench.json", {"people": found})
+
+
 PARTS = {
     "throughput": throughput, "latency": latencies, "growth": grow, "defaults": defaults, "pooler": pooled,
     "versions": compare_versions, "citus": on_citus, "queue": queue_limit,
+    "people": what_people_wait_for,
 }  # fmt: skip
 
 
@@ -202,11 +210,12 @@ def main() -> int:
         "--queued", type=int, default=100_000, help="growth: queued runs of one tenant before another's"
     )
     parser.add_argument(
-        "--other", type=Path, metavar="CLOSEOUT", help="versions: another checkout's .venv/bin/closeout"
+        "--other", type=Path, metavar="CLOSEOUT", help="versions, people: another checkout's .venv/bin/closeout"
     )
+    parser.add_argument("--runs", type=int, default=1_000_000, help="people: number of stored runs (default: 1000000)")
     options = parser.parse_args()
-    if "versions" in options.parts and not options.other:
-        parser.error("versions: --other is missing; expected another checkout's .venv/bin/closeout")
+    if {"versions", "people"} & set(options.parts) and not options.other:
+        parser.error("--other is missing; expected another checkout's .venv/bin/closeout")
     if unknown := set(options.parts) - PARTS.keys():
         parser.error(f"PART: unknown {', '.join(unknown)}; expected {', '.join(PARTS)}")
     options.out.mkdir(parents=True, exist_ok=True)

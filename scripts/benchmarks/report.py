@@ -68,6 +68,25 @@ def plot(rows: Sequence[Mapping[str, Any]], ours: str, limits: Sequence[str], fi
     plt.close(figure)
 
 
+def factors(found: Mapping[str, Sequence[float]], file: Path) -> None:
+    """Draw by which factor each command is faster, on a logarithmic axis, with the range over the rounds."""
+    figure, axes = plt.subplots(figsize=(8, 0.5 * len(found) + 1.2), dpi=110)
+    for place, (name, values) in enumerate(reversed(list(found.items()))):
+        axes.barh(place, median(values), color=OURS, height=0.66)
+        axes.plot([min(values), max(values)], [place, place], color="#1a202c", linewidth=1.2)
+        axes.text(max(values) * 1.03, place, f" {median(values):.1f}", va="center", fontsize=9)
+        axes.annotate(name, (0, place), (-6, 0), ("axes fraction", "data"), "offset points", ha="right", va="center")
+    axes.set_xscale("log")
+    axes.axvline(1, color=LIMIT, linewidth=1)
+    axes.set_yticks([])
+    axes.set_xlabel("faster by this factor (median; line: min to max)")
+    axes.margins(x=0.12)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.savefig(file, bbox_inches="tight")
+    plt.close(figure)
+
+
 def curves(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, file: Path) -> None:
     """Draw runs per second over a setting, one line per series."""
     figure, axes = plt.subplots(figsize=(7, 3.6), dpi=110)
