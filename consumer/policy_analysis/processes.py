@@ -2,14 +2,15 @@
 
 import asyncio
 import gc
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import active_children, get_context
-from os import sched_getaffinity
+from multiprocessing import active_children, get_context, parent_process
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -28,7 +29,7 @@ class Processes:
 
     def __init__(self, url: str, number: int | None = None) -> None:
         """Start nothing yet; the processes will connect to the database at *url*."""
-        self.number = number or len(sched_getaffinity(0))
+        self.number = number or len(os.sched_getaffinity(0))
         self._url = url
 
     async def evaluate(self, evaluation: Evaluation, spans: AsyncIterator[Span]) -> AsyncGenerator[Results, None]:
@@ -99,9 +100,16 @@ def _start(url: str, evaluation: Evaluation) -> None:
     # Rows form no cycles, and looking for some takes a tenth of the time; it is done after each span.
     gc.freeze()
     gc.disable()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Ctrl-C reaches every process of the terminal; the command reports it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _end_with_parent() -> None:
+    if parent := parent_process():
+        parent.join()
+    os._exit(1)
 
 
 def _evaluate(span: Span) -> Results:
