@@ -2,13 +2,15 @@
 
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import reduce
+from typing import NoReturn, get_args
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from consumer.policy_analysis.row_keys import NoKeyError, reads_steps, row_key
+from consumer.policy_analysis.row_keys import NoKeyError, row_key
 from consumer.policy_analysis.tally import EXAMPLES, Count
 from consumer.runs.pages import Span
 from consumer.runs.stored import (
@@ -27,7 +29,7 @@ from domains.policies.cel.conditions import Condition
 from domains.policies.cel.visible import FIELDS, Visible
 from domains.policies.explain import Answer, ask
 from domains.policies.files import PolicyDraft
-from domains.run import RunKey, Step
+from domains.run import RunKey
 
 Name = tuple[str | None, str]
 
@@ -85,7 +87,7 @@ class Evaluation:
         conditions = [Condition(draft.condition) for draft in drafts]
         read, needed = _fields_of(conditions)
         self.columns = Columns(read)
-        self._reader = _Reader(self.columns, needed, any(map(reads_steps, conditions)))
+        self._reader = _Reader(self.columns, needed)
         self._policies = [_Policy(*pair, self.columns) for pair in zip(drafts, conditions, strict=True)]
         self._names = names
         self._tenant = tenant
@@ -113,7 +115,7 @@ class Evaluation:
         # The policies that decided, by the place of the run.
         flagged, prevented = dict[int, set[Name | None]](), dict[int, set[Name | None]]()
         for place, row in enumerate(rows):
-            if violations := violations_in(row[VIOLATIONS]):
+            if row[VIOLATIONS] != "[]" and (violations := violations_in(row[VIOLATIONS])):
                 flagged[place] = {self._names.get(policy_id) for policy_id in violations}
             if row[PREVENTED_BY] is not None:
                 prevented[place] = {self._names.get(row[PREVENTED_BY])}
@@ -128,20 +130,17 @@ class Evaluation:
 
 
 class _Reader:
-    """The runs of some rows, and their steps: read once for all policies, and only if one needs them."""
+    """The runs of some rows as conditions see them: converted once for all policies, and only if one needs it."""
 
-    def __init__(self, columns: Columns, needed: frozenset[str], with_steps: bool) -> None:  # noqa: FBT001
+    def __init__(self, columns: Columns, needed: frozenset[str]) -> None:
         self._columns = columns
         self._needed = needed
-        self._with_steps = with_steps
         self._rows: Sequence[StoredRow] = ()
         self._visible: dict[int, Visible] = {}
-        self.steps: Sequence[Sequence[Step] | None] = ()
 
     def read(self, rows: Sequence[StoredRow]) -> None:
         """Read *rows* from now on."""
         self._rows, self._visible = rows, {}
-        self.steps = [self._columns.steps_of(row) for row in rows] if self._with_steps else [None] * len(rows)
 
     def visible(self, place: int) -> Visible:
         """Return the run of the row at *place* as conditions see it."""
@@ -157,7 +156,7 @@ class _Policy:
     def __init__(self, draft: PolicyDraft, condition: Condition, columns: Columns) -> None:
         self.draft = draft
         self._condition = condition
-        self._key_of = row_key(condition, columns)
+        self._key_of = row_key(condition, columns) or _no_key
         self._known: dict[Hashable, Answer] = {}
 
     def add(
@@ -171,33 +170,37 @@ class _Policy:
         """Add the results on *rows* to *hits*; *deciding* has the policies that decided, by the place of the run."""
         draft = self.draft
         name, only, suppresses = (draft.tenant_id, draft.name), draft.tenant_id, draft.effect == "suppress_incident"
+        key_of, known = self._key_of, self._known
         kinds: dict[tuple[str, str, bool], int] = defaultdict(int)
         for place, row in enumerate(rows):
             tenant = row[TENANT]
             if only is not None and only != tenant:
                 continue
+            try:
+                answer = known[key_of(row)]
+            except (KeyError, NoKeyError):
+                answer = self._ask(row, reader.visible(place))
             did = place in deciding and name in deciding[place]
-            acts = not suppresses or row[STATUS] != "succeeded"
-            kind = _kind(self._answer(row, place, reader), acts=acts, did=did)
+            kind = _KINDS[answer, not suppresses or row[STATUS] != "succeeded", did]
             kinds[tenant, kind, did] += 1
             if kind in hits.examples and len(hits.examples[kind]) < limit:
                 hits.examples[kind].append(RunKey(tenant, row[RUN]))
         for (tenant, kind, did), number in kinds.items():
             hits.tenants.setdefault(tenant, Count()).note(kind, did=did, runs=number)
 
-    def _answer(self, row: StoredRow, place: int, reader: _Reader) -> Answer:
-        if self._key_of is None:
-            return ask(self._condition, reader.visible(place)).answer
-        try:
-            key = self._key_of(row, reader.steps[place])
-        except NoKeyError:
-            return ask(self._condition, reader.visible(place)).answer
-        answer = self._known.get(key)
-        if answer is None:
+    def _ask(self, row: StoredRow, visible: Visible) -> Answer:
+        """Return the answer on *row*, and remember it if it has a key."""
+        answer = ask(self._condition, visible).answer
+        with suppress(NoKeyError):
+            key = self._key_of(row)
             if len(self._known) >= _ANSWERS_MAX:
                 self._known.clear()
-            answer = self._known[key] = ask(self._condition, reader.visible(place)).answer
+            self._known[key] = answer
         return answer
+
+
+def _no_key(_row: StoredRow) -> NoReturn:
+    raise NoKeyError
 
 
 def _evaluation(drafts: Sequence[PolicyDraft], names: dict[UUID, Name], tenant: str | None, limit: int) -> Evaluation:
@@ -224,3 +227,12 @@ def _kind(answer: Answer, *, acts: bool, did: bool) -> str:
             return "unknown"
         case _:
             return "no_longer" if did else "neither"
+
+
+# By the answer, whether the policy acts on the run, and whether one of its name did.
+_KINDS = {
+    (answer, acts, did): _kind(answer, acts=acts, did=did)
+    for answer in get_args(Answer)
+    for acts in (True, False)
+    for did in (True, False)
+}

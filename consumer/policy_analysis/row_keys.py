@@ -1,17 +1,20 @@
 """Reads from the row of a stored run what decides a condition's result, without building the run."""
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
 from operator import attrgetter, itemgetter
 from typing import Any
 
-from consumer.runs.stored import Columns, StoredRow
+from consumer.runs.stored import Columns, StoredRow, decoded_metadata
 from domains.policies.cel.conditions import Condition
 from domains.policies.cel.field_paths import MISSING, Path, value_at
 from domains.policies.cel.projection import projection
-from domains.run import VISIBLE_STEPS, Step
+from domains.run import VISIBLE_STEPS
 
-# The key of a row, given its steps (null: not stored); raises NoKeyError.
-RowKey = Callable[[StoredRow, Sequence[Step] | None], Hashable]
+# The key of a row; raises NoKeyError.
+RowKey = Callable[[StoredRow], Hashable]
+# Remembered texts of metadata.
+_TEXTS_MAX = 1_000
 _SCALARS = (str, int, float, type(None))
 
 
@@ -30,28 +33,23 @@ def row_key(condition: Condition, columns: Columns) -> RowKey | None:
     parts: list[RowKey] = []
     if wanted.fields:
         fields = itemgetter(*(columns.positions[name] for name in wanted.fields))
-        parts.append(lambda row, _: fields(row))
+        if not wanted.of_steps and not wanted.in_metadata:
+            return fields
+        parts.append(fields)
     if wanted.of_steps:
-        parts.append(_steps_key(wanted.of_steps))
+        parts.append(_steps_key(wanted.of_steps, columns))
     if wanted.in_metadata:
         parts.append(_metadata_key(wanted.in_metadata, columns))
-    if len(parts) == 1:
-        return parts[0]
-    return lambda row, steps: tuple([part(row, steps) for part in parts])
+    return lambda row: tuple([part(row) for part in parts])
 
 
-def reads_steps(condition: Condition) -> bool:
-    """Return whether the key of *condition* is made from steps."""
-    wanted = projection(condition)
-    return wanted is not None and bool(wanted.of_steps)
-
-
-def _steps_key(names: Sequence[str]) -> RowKey:
+def _steps_key(names: Sequence[str], columns: Columns) -> RowKey:
     values = attrgetter(*names)
     # To Python 1 and 1.0 are one key; to a condition they are two.
     typed = "duration_ms" in names
 
-    def key(_row: StoredRow, steps: Sequence[Step] | None) -> Hashable:
+    def key(row: StoredRow) -> Hashable:
+        steps = columns.steps_of(row)
         if steps is None:
             return None
         if len(steps) > VISIBLE_STEPS:
@@ -63,7 +61,9 @@ def _steps_key(names: Sequence[str]) -> RowKey:
 
 
 def _metadata_key(paths: Sequence[Path], columns: Columns) -> RowKey:
-    return lambda row, _: _plain_values(columns.metadata_of(row), paths)
+    # Runs of one agent often have the same metadata.
+    values = lru_cache(_TEXTS_MAX)(lambda text: _plain_values(decoded_metadata(text), paths))
+    return lambda row: values(row[columns.metadata_at])
 
 
 def _plain_values(metadata: dict[str, Any], paths: Sequence[Path]) -> Hashable:

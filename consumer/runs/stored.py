@@ -136,11 +136,7 @@ class Columns:
         # The position of a field's value in a row, by its path.
         self.positions = {"tenant_id": TENANT, "status": STATUS}
         self.positions |= {name: number for number, name in enumerate(names, start=_ALWAYS)}
-        self._metadata_at = _ALWAYS + len(names)
-
-    def metadata_of(self, row: StoredRow) -> dict[str, Any]:
-        """Return the metadata in *row*."""
-        return _metadata.decode(row[self._metadata_at])
+        self.metadata_at = _ALWAYS + len(names)
 
     def steps_of(self, row: StoredRow) -> tuple[Step, ...] | None:
         """Return the steps in *row*; null if they are not stored, or of another kind."""
@@ -194,6 +190,11 @@ class Columns:
             fields["steps"] = steps or ()
         run = CompletedRun(schema_version=1, tenant_id=tenant_id, run_id=run_id, status=status, **fields)
         return StoredRun(run, unknown, outcome, violations_in(violations), prevented_by)
+
+
+def decoded_metadata(text: str) -> dict[str, Any]:
+    """Return the metadata in the *text* of the column."""
+    return _metadata.decode(text)
 
 
 def violations_in(text: str | None) -> list[UUID]:

@@ -164,6 +164,10 @@ class Reader:
         query = f"SELECT count(committed_at) FROM governance.run_completions WHERE run_id IN ({named})"
         self.until(lambda: self.sql(query) == str(len(run_ids)))
 
+    def until_events_are_published(self, run_id: str) -> None:
+        query = f"SELECT phase FROM governance.run_completions WHERE run_id = '{run_id}'"
+        self.until(lambda: self.sql(query) == "EVENTS_PUBLISHED")
+
     def until_published(self, runs_in_all: int) -> None:
         query = "SELECT count(*) FROM governance.run_completions WHERE phase = 'EVENTS_PUBLISHED'"
         self.until(lambda: self.sql(query) == str(runs_in_all))

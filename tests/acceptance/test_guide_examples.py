@@ -145,7 +145,7 @@ class ExampleRun:
         }
         self.after = {
             "closeout migrate": reader.grant_rights,
-            replay: lambda: reader.until_closed_out(PARKED),
+            replay: lambda: reader.until_events_are_published(PARKED),
         }
 
     def follow(self, block: Block) -> None:

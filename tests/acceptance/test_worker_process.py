@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pika
@@ -27,13 +26,6 @@ from tests.support.citus_server import grant_after_migration, passed_checks
 from tests.support.command_line import CLOSEOUT, run
 from tests.support.http import request_blocking
 from tests.support.waiting import PATIENCE, until_blocking
-
-
-@pytest.fixture(scope="module", params=["3.10", "4"])
-def a_rabbit(request: pytest.FixtureRequest, folder: Path) -> Iterator[RabbitServer]:
-    with RabbitServer(folder / f"mq-{request.param}", version=request.param) as server:
-        roles.add_users(server)
-        yield server
 
 
 class Installation:
@@ -96,16 +88,16 @@ class Installation:
 
 
 @pytest.fixture
-def installation(postgres: PostgresServer, a_rabbit: RabbitServer) -> Iterator[Installation]:
+def installation(postgres: PostgresServer, any_rabbit: RabbitServer) -> Iterator[Installation]:
     name = f"acceptance{time.monotonic_ns()}"
-    made = Installation(postgres, name, a_rabbit, name)
+    made = Installation(postgres, name, any_rabbit, name)
     roles.make_roles(postgres, name)
     made.run("migrate")
     grant_after_migration(postgres, name)
     made.run("topology")
     yield made
     postgres.drop_database(name)
-    a_rabbit.delete_vhost(name)
+    any_rabbit.delete_vhost(name)
 
 
 @pytest.fixture
