@@ -75,7 +75,9 @@ class PostgresServer(Server):
 
     def create_database(self, name: str, template: str | None = None) -> str:
         """Create database *name*, a copy of *template* if given, and return its URL."""
-        self.psql(f"CREATE DATABASE {_quoted(name)}" + (f" TEMPLATE {_quoted(template)}" if template else ""))
+        copied = f" TEMPLATE {_quoted(template)}" if template else ""
+        # Copying the files takes half as long as writing them to the WAL, and half as long to drop.
+        self.psql(f"CREATE DATABASE {_quoted(name)}{copied} STRATEGY file_copy")
         return self.url(name)
 
     def drop_database(self, name: str) -> None:
