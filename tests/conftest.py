@@ -27,18 +27,19 @@ from tests.support.roles import OPERATOR_USER, WORKER_USER, add_users, migrated_
 
 _numbers = itertools.count(1)
 _TEMPLATE = "migrated"
-_NONE = SimpleNamespace(params={})
-
-
 # Set in CI: also run the tests on RabbitMQ 3.10 that run on RabbitMQ 4.
-BOTH_VERSIONS = "CLOSEOUT_BOTH_RABBITMQ"
+_BOTH_VERSIONS = "CLOSEOUT_BOTH_RABBITMQ"
+_WITHOUT_PARAMETERS = SimpleNamespace(params={})
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Move the unit tests to the end, so that a parallel run does not end with one long file."""
+    """Move the unit tests to the end, so that a parallel run does not end with one long file.
+
+    Without CLOSEOUT_BOTH_RABBITMQ, deselect the tests on RabbitMQ 3.10.
+    """
     items.sort(key=lambda item: "unit" in item.path.parts)
-    if not os.environ.get(BOTH_VERSIONS) and session_rabbitmq_version() == DEFAULT_VERSION:
-        older = {item for item in items if "3.10" in getattr(item, "callspec", _NONE).params.values()}
+    if not os.environ.get(_BOTH_VERSIONS) and session_rabbitmq_version() == DEFAULT_VERSION:
+        older = {item for item in items if "3.10" in getattr(item, "callspec", _WITHOUT_PARAMETERS).params.values()}
         config.hook.pytest_deselected(items=list(older))
         items[:] = [item for item in items if item not in older]
 

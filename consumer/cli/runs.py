@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from consumer.cli.options import ANY_ID, Json, Tenant
+from consumer.cli.options import ANY_ID, Json, Since, Tenant
 from consumer.phases import TransactionPhase
 from domains.incidents.rules import Severity
 from domains.run import RunStatus
@@ -35,12 +35,8 @@ def list_(
             metavar="SEVERITY", help="Only runs whose incident has this severity: NONE, LOW, MEDIUM, HIGH, CRITICAL."
         ),
     ] = None,
-    since: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Only runs received within the last 2h, 30d.")
-    ] = None,
-    until: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Only runs received before the last 2h, 30d.")
-    ] = None,
+    since: Since = None,
+    until: Annotated[str | None, typer.Option(metavar="TIME", help="Only runs received before 2h, 30d ago.")] = None,
     adjusted: Annotated[
         bool, typer.Option("--adjusted", metavar="", help="Only runs whose message had to be adjusted.")
     ] = False,

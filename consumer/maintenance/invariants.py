@@ -1,12 +1,12 @@
 """The invariants of every run, as conditions on the rows of a source, or as statements that find the violations.
 
-A table is read in slices, by one of two placeholders: ``SLICE(alias)`` stands for a range of keys, ``ROWS(alias)`` for
-a part of the table in its physical order, where a condition needs more than the keys. ``ALSO(alias)`` restricts a table
-that is joined to the slice. A condition asks for another table's row with a scalar subquery, which PostgreSQL evaluates
-by index, and only for the few rows that the rest of the condition leaves.
+A condition asks for another table's row with a scalar subquery, which PostgreSQL evaluates by index, and only for the
+few rows that the rest of the condition leaves.
 """
 
 from typing import NamedTuple
+
+from consumer.maintenance.sources import KEYS, RUNS, TRACES, WAITING
 
 
 class Invariant(NamedTuple):
@@ -33,30 +33,6 @@ class Statement(NamedTuple):
     sql: str
     # Whether it reads rows that belong to no run.
     of_orphans: bool = False
-
-
-# The rows of the inbox.
-RUNS = "FROM governance.run_completions r WHERE ROWS(r)"
-# The rows of the traces.
-TRACES = "FROM governance.traces t WHERE ROWS(t)"
-# The keys of the inbox, with those of the other tables. Only indexes are read.
-KEYS = """
-      FROM governance.run_completions r
-      LEFT JOIN (SELECT i.tenant_id, i.run_id FROM governance.incidents i WHERE ALSO(i)) i USING (tenant_id, run_id)
-      LEFT JOIN (SELECT p.tenant_id, p.run_id FROM governance.prevention_records p WHERE ALSO(p)) p
-           USING (tenant_id, run_id)
-      LEFT JOIN (SELECT e.tenant_id, e.run_id FROM governance.policy_evaluations e WHERE ALSO(e)) e
-           USING (tenant_id, run_id)
-      LEFT JOIN (SELECT t.tenant_id, t.run_id FROM governance.traces t WHERE ALSO(t)) t USING (tenant_id, run_id)
-     WHERE SLICE(r)
-"""
-# The runs with events in the outbox.
-WAITING = """
-      FROM (SELECT o.tenant_id, o.run_id, count(*) AS waiting FROM governance.outbox_events o
-             WHERE SLICE(o) GROUP BY o.tenant_id, o.run_id) o
-     WHERE true
-"""
-SOURCES = {RUNS: "r", TRACES: "t", KEYS: "r", WAITING: "o"}
 
 
 def _then(condition: str, value: str) -> str:

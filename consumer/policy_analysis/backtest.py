@@ -72,9 +72,9 @@ async def backtest(
         about = await estimate(conn, since=since, until=until, tenant=tenant)
         found = spans(conn, since=since, until=until, tenant=tenant, size=_RUNS_A_SPAN)
         if sample_size is not None:
-            keys = await sample(conn, sample_size, among=about, since=since, until=until, tenant=tenant)
+            keys, is_all = await sample(conn, sample_size, among=about, since=since, until=until, tenant=tenant)
             parts = _sampled(conn, evaluation, keys)
-            sample_of, about = (about if len(keys) == sample_size else None), len(keys)
+            sample_of, about = (None if is_all else about), len(keys)
         elif processes is not None and about >= _RUNS_FOR_PROCESSES:
             parts = processes.evaluate(evaluation, found)
         else:

@@ -33,8 +33,8 @@ from domains.run import RunKey
 
 Name = tuple[str | None, str]
 
-# Remembered answers of one policy: a few MB.
-_ANSWERS_MAX = 10_000
+# Remembered answers of one policy, and characters of a key: 10 MB at most.
+_ANSWERS_MAX, _KEY_MAX = 10_000, 500
 
 
 @dataclass(slots=True)
@@ -97,6 +97,11 @@ class Evaluation:
         """Compiled conditions cannot be copied to another process: it compiles them again."""
         drafts, names, tenant, limit = self._parameters
         return _evaluation, (drafts, names, tenant, limit)
+
+    @property
+    def remembered(self) -> list[int]:
+        """The number of answers that each policy remembers."""
+        return [policy.remembered for policy in self._policies]
 
     def none(self) -> Results:
         """Return the results on no run."""
@@ -188,14 +193,19 @@ class _Policy:
         for (tenant, kind, did), number in kinds.items():
             hits.tenants.setdefault(tenant, Count()).note(kind, did=did, runs=number)
 
+    @property
+    def remembered(self) -> int:
+        return len(self._known)
+
     def _ask(self, row: StoredRow, visible: Visible) -> Answer:
-        """Return the answer on *row*, and remember it if it has a key."""
+        """Return the answer on *row*, and remember it if it has a short key."""
         answer = ask(self._condition, visible).answer
         with suppress(NoKeyError):
             key = self._key_of(row)
             if len(self._known) >= _ANSWERS_MAX:
                 self._known.clear()
-            self._known[key] = answer
+            if len(repr(key)) <= _KEY_MAX:
+                self._known[key] = answer
         return answer
 
 

@@ -13,8 +13,8 @@ from domains.run import VISIBLE_STEPS
 
 # The key of a row; raises NoKeyError.
 RowKey = Callable[[StoredRow], Hashable]
-# Remembered texts of metadata.
-_TEXTS_MAX = 1_000
+# Remembered texts of metadata, and characters of one.
+_TEXTS_MAX, _TEXT_MAX = 1_000, 2_000
 _SCALARS = (str, int, float, type(None))
 
 
@@ -61,9 +61,16 @@ def _steps_key(names: Sequence[str], columns: Columns) -> RowKey:
 
 
 def _metadata_key(paths: Sequence[Path], columns: Columns) -> RowKey:
-    # Runs of one agent often have the same metadata.
-    values = lru_cache(_TEXTS_MAX)(lambda text: _plain_values(decoded_metadata(text), paths))
-    return lambda row: values(row[columns.metadata_at])
+    def values(text: str) -> Hashable:
+        return _plain_values(decoded_metadata(text), paths)
+
+    remembered = lru_cache(_TEXTS_MAX)(values)  # runs of one agent often have the same metadata
+
+    def key(row: StoredRow) -> Hashable:
+        text = row[columns.metadata_at]
+        return remembered(text) if len(text) <= _TEXT_MAX else values(text)
+
+    return key
 
 
 def _plain_values(metadata: dict[str, Any], paths: Sequence[Path]) -> Hashable:

@@ -86,15 +86,16 @@ def in_span(span: Span, tenant: str | None) -> Select[tuple[datetime, str, UUID]
 
 async def sample(
     conn: AsyncConnection, number: int, *, among: int, since: datetime, until: datetime, tenant: str | None = None
-) -> list[RunKey]:
-    """Return at most *number* random runs of the period, of which there are about *among*.
+) -> tuple[list[RunKey], bool]:
+    """Return at most *number* random runs of the period, of which there are about *among*, and whether these are all.
 
     Of many runs, random pages of the table are read, with some thirty times as many runs: neighbours on a page were
     received together and may be alike. Of few runs, all are read.
     """
     runs = run_completions
     share = 100 * number * _READ_PER_SAMPLED / max(among, 1)
-    table = runs.tablesample(func.system(share)) if share < _LARGEST_SHARE else runs
+    by_page = share < _LARGEST_SHARE
+    table = runs.tablesample(func.system(share)) if by_page else runs
     query = (
         select(table.c.tenant_id, table.c.run_id)
         .where(table.c.received_at >= since, table.c.received_at < until, table.c.committed_at.is_not(None))
@@ -103,7 +104,7 @@ async def sample(
     )
     rows = (await conn.execute(query if tenant is None else query.where(table.c.tenant_id == tenant))).all()
     await conn.commit()
-    return [RunKey(*row) for row in rows]
+    return [RunKey(*row) for row in rows], not by_page and len(rows) < number
 
 
 _Page = TypeVar("_Page")

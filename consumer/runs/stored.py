@@ -40,7 +40,6 @@ _violations = msgspec.json.Decoder(list[dict[str, Any]])
 # Keys are looked up by index: a hash join would read complete tables for each page.
 _SETTINGS = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
 
-
 # A row of the statement of Columns.of().
 StoredRow = Sequence[Any]
 
@@ -89,10 +88,10 @@ async def read_span(
     driver = cast("asyncpg.Connection", (await conn.get_raw_connection()).driver_connection)
     while True:
         started = monotonic()
-        text, values = for_driver(columns.of(in_span(span, tenant)).order_by(*_PLACE))
+        sql, values = for_driver(columns.of(in_span(span, tenant)).order_by(*_PLACE))
         # SQLAlchemy's rows would take a third of the time.
         async with driver.transaction(isolation="repeatable_read", readonly=True):
-            cursor = await driver.cursor(text, *values)
+            cursor = await driver.cursor(sql, *values)
             while rows := await cursor.fetch(_RUNS_A_FETCH):
                 yield cast("list[StoredRow]", rows)
                 if monotonic() - started >= TRANSACTION_SECONDS:

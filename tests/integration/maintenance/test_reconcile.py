@@ -16,8 +16,10 @@ from consumer import TransactionFailed, create_transaction_coordinator
 from consumer.closeout.inbox import Arrival
 from consumer.closeout.legacy import LegacyCloseOut
 from consumer.maintenance import reconcile as module
-from consumer.maintenance.invariants import INVARIANTS, SOURCES, Statement
+from consumer.maintenance import slices
+from consumer.maintenance.invariants import INVARIANTS, Statement
 from consumer.maintenance.reconcile import Finding, reconcile
+from consumer.maintenance.sources import SOURCES
 from domains.policies.book import PolicyBook
 from domains.run import CompletedRun
 from tests.support import run_messages as runs
@@ -175,7 +177,7 @@ async def test_each_broken_invariant_is_reported_alone_with_its_run(engine, what
 
 async def test_every_page_of_a_table_is_read(engine, monkeypatch):
     """Each slice is one page; the runs fill several."""
-    monkeypatch.setattr(module, "_PAGES_A_SLICE", 1)
+    monkeypatch.setattr(slices, "PAGES_A_SLICE", 1)
     await close_out(engine, 100)
     async with engine.begin() as conn:
         await conn.execute(text("UPDATE governance.run_completions SET committed_at = NULL"))
@@ -205,7 +207,7 @@ async def test_only_runs_received_since_a_time_are_checked(engine, size):
     for hours, found in ((0.5, 3), (1.5, 6), (2.5, 9)):
         since = datetime.now(UTC) - timedelta(hours=hours)
         assert broken(await checked(engine, since=since, runs_a_slice=size)) == {"one-evaluation": found}
-    assert broken(await checked(engine, since=datetime.now(UTC) - timedelta(hours=3), tenant="nobody")) == {}
+    assert broken(await checked(engine, since=datetime.now(UTC) - timedelta(hours=3), tenant="unknown")) == {}
 
 
 async def test_no_row_is_looked_up_without_need(engine):
@@ -221,16 +223,16 @@ async def test_no_row_is_looked_up_without_need(engine):
 
 
 def _statements() -> list[tuple[str, dict[str, Any]]]:
-    everything = module._Keys(None, None, None)
+    everything = slices.Keys(None, None, None)
     checks = [check for invariant in INVARIANTS for check in invariant.checks]
     sources = [module._Checker([Finding(one) for one in INVARIANTS], 300, 20).statement(source) for source in SOURCES]
     statements = [check.sql for check in checks if isinstance(check, Statement)]
-    return [(str(module._bind(sql, everything)), {"older_than": 300} if ":older_than" in sql else {})
+    return [(str(slices.bind(sql, everything)), {"older_than": 300} if ":older_than" in sql else {})
             for sql in (*sources, *statements)]  # fmt: skip
 
 
 async def _plan(conn: AsyncConnection, sql: str, values: dict[str, Any]) -> list[str]:
-    for name in module._BY_RANGE:
+    for name in slices.BY_RANGE:
         await conn.execute(text(f"SET LOCAL {name} = off"))
     return [row[0] for row in await conn.execute(text(f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) {sql}"), values)]
 

@@ -1,6 +1,8 @@
 """``closeout policies backtest``: a file's policies over stored runs, read-only, and the enforced ones."""
 
+import asyncio
 import json
+import sys
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -8,6 +10,7 @@ from multiprocessing import active_children
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -34,6 +37,7 @@ from domains.run import RunKey
 from domains.tables import metadata
 from tests.support import run_messages as runs
 from tests.support.command_line import closeout_blocking
+from tests.support.waiting import PATIENCE
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 KEYS = stored.Columns(frozenset())
@@ -334,6 +338,59 @@ async def test_processes_give_the_same_results_as_one(engine, database_url, monk
         assert (alone.tenants, alone.examples) == (tally.tenants, tally.examples)
 
 
+async def test_large_values_are_not_remembered(engine):
+    """Otherwise the memory of a backtest would grow with the runs."""
+    await close_out(engine, *(runs.run(metadata={"note": f"{index} {'x' * 5_000}"}) for index in range(20)))
+    evaluation = Evaluation(
+        [draft(condition="run.metadata.note.startsWith('1')"), draft(condition="run.status == 'failed'")],
+        {}, tenant=None, limit=0,
+    )  # fmt: skip
+    async with reading(engine) as conn:
+        (span,) = [span async for span in spans(conn, **MONTH)]
+        results = await evaluation.of_span(conn, span)
+    assert results.policies[0].tenants["acme"].hits == 11
+    assert evaluation.remembered == [0, 1]
+
+
+async def test_processes_end_with_a_parent_that_is_killed(database_url, engine):
+    await close_out(engine, *(runs.run() for _ in range(20)))
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _PARENT, database_url, stdout=asyncio.subprocess.PIPE
+    )
+    assert parent.stdout
+    children = [psutil.Process(int(pid)) for pid in (await parent.stdout.readline()).split()]
+    assert len(children) == 2
+    parent.kill()
+    await parent.wait()
+    _, left = psutil.wait_procs(children, timeout=PATIENCE)
+    assert left == []
+
+
+# A program that evaluates in two processes, prints their ids and waits.
+_PARENT = """
+import asyncio, sys, multiprocessing
+from datetime import UTC, datetime, timedelta
+from consumer.policy_analysis.evaluation import Evaluation
+from consumer.policy_analysis.processes import Processes
+from consumer.postgres.engine import create_engine
+from consumer.runs.pages import spans
+from consumer.runs.stored import reading
+
+async def main():
+    until = datetime(2026, 11, 20, 12, tzinfo=UTC)
+    async with reading(create_engine(sys.argv[1])) as conn:
+        evaluation = Evaluation([], {}, tenant=None, limit=0)
+        month = spans(conn, since=until - timedelta(days=30), until=until, size=1)
+        found = Processes(sys.argv[1], 2).evaluate(evaluation, month)
+        await anext(found)
+        print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+        await asyncio.sleep(600)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
 async def test_a_killed_process_is_reported_and_no_process_is_left(engine, database_url):
     await close_out(engine, *(runs.run() for _ in range(20)))
     evaluation = Evaluation([draft()], {}, tenant=None, limit=0)
@@ -384,9 +441,12 @@ async def test_a_sample_of_many_runs_reads_random_pages(engine):
     """Enough runs for several pages of the table."""
     await close_out(engine, *(runs.run() for _ in range(500)))
     async with reading(engine) as conn:
-        one = await sample(conn, 2, among=200, **MONTH)
-        other = [key for _ in range(10) for key in await sample(conn, 2, among=200, **MONTH)]
+        one, is_all = await sample(conn, 2, among=200, **MONTH)
+        other = [key for _ in range(10) for key in (await sample(conn, 2, among=200, **MONTH))[0]]
+        # Even if fewer are found than were asked for, because there are fewer than was estimated.
+        assert not (await sample(conn, 1_000, among=10**6, **MONTH))[1]
     assert len(one) <= 2
+    assert not is_all
     assert set(other) - set(one)
 
 

@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from consumer import create_transaction_coordinator
 from consumer.closeout.inbox import Arrival
@@ -19,7 +20,7 @@ NOW = datetime.now(UTC)
 # Each filter, and whether a run with these fields matches. Every one selects some of the runs and not all of them.
 FILTERS: dict[str, tuple[Any, Callable[..., bool]]] = {
     "tenant": ("globex", lambda run, _: run.tenant_id == "globex"),
-    "phase": (TransactionPhase.COMMITTED, lambda *_: True),
+    "phase": (TransactionPhase.COMMITTED, lambda run, _: run.agent_id != "agent-1"),
     "status": ("failed", lambda run, _: run.status == "failed"),
     "session": ("s-1", lambda run, _: run.session_id == "s-1"),
     "agent": ("agent-2", lambda run, _: run.agent_id == "agent-2"),
@@ -48,6 +49,10 @@ async def stored(engine):
         made.append((run, index / 5 if index < 50 else 24 * (index - 48)))
     arrivals = [Arrival.of(run)._replace(received_at=NOW - timedelta(hours=hours, seconds=1)) for run, hours in made]
     await create_transaction_coordinator(engine=engine).execute_many(arrivals)
+    async with engine.begin() as conn:
+        await conn.execute(
+            text("UPDATE governance.run_completions SET phase = 'EVENTS_PUBLISHED' WHERE agent_id = 'agent-1'")
+        )
     return made
 
 
